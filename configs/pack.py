@@ -1,0 +1,88 @@
+"""Configuration of the packer: what a clip is, how videos are split, how shards are cut."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+from pydantic_settings import CliPositionalArg
+
+from configs.load import Section
+
+
+class ClipConfig(Section):
+    """What one clip is: kept in the manifest and with the model, so that training and serving cannot differ."""
+
+    num_frames: int = Field(16, ge=1, le=1000)
+    """Frames per clip, equally spaced from the first to the last."""
+    short_side_px: int = Field(128, ge=0, le=4096)
+    """Stored frames are shrunk to this short side, never enlarged; 0 keeps the video's own size."""
+    jpeg_quality: int = Field(90, ge=1, le=100)
+    """JPEG quality of the stored frames."""
+
+
+class DecodeLimits(Section):
+    """What one video may cost before it is given up; it is then rejected and listed, and harms no other."""
+
+    max_frames: int = Field(1_000_000, ge=1)
+    """Most frames a video may have."""
+    max_pixels: int = Field(8192 * 4320, ge=1)
+    """Most pixels a frame may have (8K by default)."""
+    timeout_seconds: float = Field(600.0, gt=0)
+    """Longest wall time for one video."""
+    memory_bytes: int = Field(4 * 2**30, ge=2**28)
+    """Most memory that decoding one video may take."""
+
+
+class SplitConfig(Section):
+    """How videos are divided into train, val and test; videos of equal content always stay together."""
+
+    method: Literal["stratified"] = "stratified"
+    """stratified: every class is divided by the fractions below."""
+    val_fraction: float = Field(0.15, ge=0, lt=1)
+    """Share of the videos for choosing the model."""
+    test_fraction: float = Field(0.15, ge=0, lt=1)
+    """Share of the videos for the final figure; ignored when `num_folds` is set."""
+    num_folds: int = Field(0, ge=0)
+    """Set to k for k-fold cross-validation: the test split is then fold `fold` of k."""
+    fold: int = Field(0, ge=0)
+    """Which fold is the test split, from 0."""
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> "SplitConfig":
+        if self.num_folds == 1:
+            raise ValueError("num_folds (1) must be 0 (no folds) or at least 2")
+        if self.num_folds and self.fold >= self.num_folds:
+            raise ValueError(f"fold ({self.fold}) must be below num_folds ({self.num_folds}): folds count from 0")
+        test_fraction = 1 / self.num_folds if self.num_folds else self.test_fraction
+        if self.val_fraction + test_fraction >= 1:
+            raise ValueError(
+                f"val_fraction ({self.val_fraction}) and test ({test_fraction:g}) leave nothing to train on"
+            )
+        return self
+
+
+class ShardConfig(Section):
+    """How a split is cut into tar files."""
+
+    max_samples: int = Field(1000, ge=1)
+    """Most samples in one shard."""
+    max_bytes: int = Field(256 * 2**20, ge=2**20)
+    """Most bytes in one shard; a shard holds at least one sample."""
+    min_train_shards: int = Field(8, ge=1)
+    """Fewest train shards, where there are as many samples."""
+
+
+class PackConfig(Section):
+    """Everything `python -m packer` can be told."""
+
+    source: CliPositionalArg[str] = Field(description="folder with one folder of videos per class")
+    target: CliPositionalArg[str] = Field(description="folder for the shards; it is created")
+    clip: ClipConfig = ClipConfig()
+    limits: DecodeLimits = DecodeLimits()
+    split: SplitConfig = SplitConfig()
+    shards: ShardConfig = ShardConfig()
+    seed: int = Field(0, ge=0)
+    """Seed of the split and of the order of samples."""
+    workers: int = Field(0, ge=0)
+    """Processes that decode videos; 0: one per core. The bytes written do not depend on it."""
+    max_rejected_fraction: float = Field(0.05, ge=0, le=1)
+    """Above this share of rejected videos the exit code is 1, though the shards are complete."""

@@ -1,0 +1,114 @@
+#!/usr/bin/env bash
+# Starts or stops a Ray cluster of one machine: `make cluster` and `make cluster-stop`.
+#
+# Its job server listens on loopback and asks for a token, as do Ray's inner ports, which know only all interfaces.
+# It takes free ports and a temporary folder of its own, so that it stands beside any other Ray cluster, and it is
+# stopped by the id of the process started here (`ray stop` would end every cluster of the user). State lies in
+# $CLIPSTREAM_HOME/.ray: pid, temp, token, log, and `env` for the user's shell.
+set -euo pipefail
+
+project=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+mkdir -p "${CLIPSTREAM_HOME:-$project}"
+CLIPSTREAM_HOME=$(cd "${CLIPSTREAM_HOME:-$project}" && pwd)
+export CLIPSTREAM_HOME
+export PATH="$project/.venv/bin:$PATH"
+state=$CLIPSTREAM_HOME/.ray
+
+# True while the process started here lives; its temporary folder's name tells it from a later one of the same id.
+is_running() {
+    [ -f "$state/pid" ] && ps -o args= -p "$(cat "$state/pid")" 2>/dev/null | grep -qF -- "$(cat "$state/temp")"
+}
+
+free_ports() {
+    python - <<'PYTHON'
+import socket
+
+sockets = [socket.socket() for _ in range(4)]
+try:
+    sockets[0].bind(("127.0.0.1", 8265))
+except OSError:
+    pass
+for one in sockets:
+    if one.getsockname()[1] == 0:
+        one.bind(("127.0.0.1", 0))
+print(*(one.getsockname()[1] for one in sockets))
+PYTHON
+}
+
+write_env() {
+    cat >"$state/env" <<ENV
+export PATH="$project/.venv/bin:\$PATH"
+export CLIPSTREAM_HOME="$CLIPSTREAM_HOME"
+export RAY_API_SERVER_ADDRESS="http://127.0.0.1:$1"
+export RAY_AUTH_MODE=token
+export RAY_AUTH_TOKEN_PATH="$state/token"
+ENV
+}
+
+start() {
+    if is_running; then
+        echo "cluster: already running; . $state/env, or make cluster-stop" >&2
+        exit 1
+    fi
+    mkdir -p "$state"
+    # Not below the project: a socket's path may have 107 bytes, and Ray needs 65 of them.
+    mktemp -d /tmp/clipstream-XXXXXX >"$state/temp"
+    (umask 077 && python -c 'import secrets; print(secrets.token_hex(32), end="")' >"$state/token")
+    read -r dashboard gcs client agent < <(free_ports)
+    write_env "$dashboard"
+    # shellcheck source=/dev/null
+    . "$state/env"
+
+    # So that `ray job stop` sends Ctrl-C's signal and gives a training run time for its last checkpoint.
+    export RAY_JOB_STOP_SIGNAL=SIGINT RAY_JOB_STOP_WAIT_TIME_S=30
+    export RAY_TRAIN_ENABLE_PRINT_PATCH=0 # Ray Train would print each line of a worker twice
+    export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0
+
+    set -m # a process group of its own, which Ctrl-C in this terminal does not reach
+    nohup ray start --head --block --disable-usage-stats --port "$gcs" \
+        --dashboard-host 127.0.0.1 --dashboard-port "$dashboard" --dashboard-agent-listen-port "$agent" \
+        --ray-client-server-port "$client" --temp-dir "$(cat "$state/temp")" >"$state/log" 2>&1 </dev/null &
+    echo $! >"$state/pid"
+    set +m
+    await_start
+    cat <<TEXT
+cluster ready: http://127.0.0.1:$dashboard
+
+  . ${state#"$PWD"/}/env                           in each shell, once: the cluster's address and token, and PATH
+  ray job submit -- python -m trainer    train; \`ray job submit --working-dir . -- ...\` uploads your edits
+  make cluster-stop                      when done
+TEXT
+}
+
+await_start() {
+    for _ in $(seq 240); do
+        grep -q "Ray runtime started" "$state/log" && return
+        is_running || break
+        sleep 0.5
+    done
+    echo "cluster: Ray did not start; the end of $state/log says why:" >&2
+    tail -n 20 "$state/log" >&2
+    stop
+    exit 1
+}
+
+stop() {
+    if is_running; then
+        pid=$(cat "$state/pid")
+        kill -TERM "$pid"
+        for _ in $(seq 60); do
+            is_running || break
+            sleep 0.5
+        done
+        if is_running; then kill -KILL -- "-$pid"; fi
+    fi
+    if [ -f "$state/temp" ]; then rm -rf "$(cat "$state/temp")"; fi
+    rm -f "$state"/{pid,temp,token,env,log}
+    rmdir "$state" 2>/dev/null || true
+}
+
+case "${1:-}" in
+    start) start ;;
+    stop) stop ;;
+    *) echo "usage: $0 start|stop" >&2 && exit 2 ;;
+esac

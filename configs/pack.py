@@ -71,18 +71,28 @@ class ShardConfig(Section):
     """Fewest train shards, where there are as many samples."""
 
 
-class PackConfig(Section):
-    """Everything `python -m packer` can be told."""
+class PackRecipe(Section):
+    """What decides the bytes of a pack, given the videos; kept in the manifest."""
 
-    source: CliPositionalArg[str] = Field(description="folder with one folder of videos per class")
-    target: CliPositionalArg[str] = Field(description="folder for the shards; it is created")
     clip: ClipConfig = ClipConfig()
     limits: DecodeLimits = DecodeLimits()
     split: SplitConfig = SplitConfig()
     shards: ShardConfig = ShardConfig()
     seed: int = Field(0, ge=0)
     """Seed of the split and of the order of samples."""
+
+
+class PackConfig(PackRecipe):
+    """Everything `python -m packer` can be told."""
+
+    source: CliPositionalArg[str] = Field(description="folder with one folder of videos per class")
+    target: CliPositionalArg[str] = Field(description="folder for the shards; it is created")
     workers: int = Field(0, ge=0)
     """Processes that decode videos; 0: one per core. The bytes written do not depend on it."""
     max_rejected_fraction: float = Field(0.05, ge=0, le=1)
     """Above this share of rejected videos the exit code is 1, though the shards are complete."""
+
+    @property
+    def recipe(self) -> PackRecipe:
+        """The part of the configuration that decides the bytes."""
+        return PackRecipe(**{name: getattr(self, name) for name in PackRecipe.model_fields})

@@ -1,0 +1,277 @@
+"""Turns one video into one clip: T equally spaced frames, exact, as JPEGs.
+
+Packing and serving both call `read_clip`, so a served video is sampled, turned, shrunk and compressed just as a packed
+one. Frames are counted by decoding all of them: containers state wrong counts in every genuine HMDB51 clip we have.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import BinaryIO, Generic, TypeVar
+
+import av
+from av.container import InputContainer
+from av.video.reformatter import VideoReformatter
+from av.video.stream import VideoStream
+
+from configs.pack import ClipConfig, DecodeLimits
+from packer.container import VideoError as VideoError
+from packer.container import (
+    check_num_frames,
+    check_pixels,
+    open_container,
+    open_source,
+    translated_errors,
+    video_stream,
+)
+from packer.jpeg import Planes, encode, to_planes
+
+SAMPLING_RULE = "index_i = (2*i*(N-1) + (T-1)) // (2*(T-1)), i = 0..T-1; T = 1: (N-1) // 2"
+"""How T frames are chosen of the N that a full decode gives; kept in the manifest."""
+
+KeptT = TypeVar("KeptT")
+
+
+@dataclass(frozen=True)
+class Clip:
+    """T frames of one video, and what is known about the video."""
+
+    jpegs: tuple[bytes, ...]
+    """The frames in display order, all of one size."""
+    height_px: int
+    width_px: int
+    source_height_px: int
+    """Height of the first frame as coded: before rotation, squaring of the pixels and shrinking."""
+    source_width_px: int
+    num_frames: int
+    """Frames that a full decode gives."""
+    num_frames_claimed: int
+    """Frames that the container states; 0: it states none."""
+    num_bad_packets: int
+    """Packets that could not be decoded and were passed over; 0 for an undamaged video."""
+    fps: float
+    """Mean frames per second as the container states them; 0: it states none."""
+    duration_seconds: float
+    frame_indices: tuple[int, ...]
+    """Which of the `num_frames` frames the clip holds."""
+    decode_road: str
+    """How the frames were reached; `full`: every frame was decoded."""
+
+
+@dataclass(frozen=True)
+class Picked(Generic[KeptT]):
+    """The frames that the sampling rule wants of one video, and the video's facts."""
+
+    frames: tuple[KeptT, ...]
+    frame_indices: tuple[int, ...]
+    num_frames: int
+    num_frames_claimed: int
+    num_bad_packets: int
+    fps: float
+    duration_seconds: float
+
+
+def frame_indices(num_frames_available: int, num_frames: int) -> tuple[int, ...]:
+    """Returns which frames a clip holds: equally spaced from the first to the last, in integers so that nothing rounds.
+
+    A 10-frame video gives a clip of 4 the frames (0, 3, 6, 9), a clip of 1 the frame (4,); a 3-frame video gives a clip
+    of 5 the frames (0, 1, 1, 2, 2): a short video repeats frames.
+
+    Args:
+        num_frames_available: Frames in the video, N.
+        num_frames: Frames in the clip, T.
+
+    Raises:
+        ValueError: One of the counts is below 1.
+    """
+    if num_frames_available < 1 or num_frames < 1:
+        raise ValueError(
+            f"num_frames_available ({num_frames_available}) and num_frames ({num_frames}) must be at least 1"
+        )
+    last, gaps = num_frames_available - 1, num_frames - 1
+    if not gaps:
+        return (last // 2,)
+    return tuple((2 * i * last + gaps) // (2 * gaps) for i in range(num_frames))
+
+
+def stored_size(height_px: int, width_px: int, pixel_aspect: Fraction, short_side_px: int) -> tuple[int, int]:
+    """Returns (height, width) of the stored frame before it is turned: square pixels, shrunk, never enlarged.
+
+    Sides are even, as 4:2:0 colour wants, except a side of 1. 240 x 320 at short side 128 gives (128, 170); 576 x 720
+    with pixels 16:15 wide gives (128, 170) too, and (540, 720) when the size is kept.
+
+    Args:
+        height_px: Height of the decoded frame.
+        width_px: Width of the decoded frame.
+        pixel_aspect: Width of a pixel divided by its height.
+        short_side_px: Longest allowed short side; 0: any.
+    """
+    shape = Fraction(width_px, height_px) * pixel_aspect
+    width = min(Fraction(width_px), height_px * shape)
+    height = width / shape
+    if short_side_px:
+        scale = min(Fraction(1), short_side_px / min(width, height))
+        width, height = width * scale, height * scale
+    return _even(height, height_px), _even(width, width_px)
+
+
+def _even(side: Fraction, limit_px: int) -> int:
+    return 1 if limit_px == 1 else max(2, min(2 * round(side / 2), limit_px - limit_px % 2))
+
+
+def read_clip(source: str | Path | bytes, clip: ClipConfig, limits: DecodeLimits) -> Clip:
+    """Returns the clip of one video: a file's path, or the file's bytes, which give the same clip.
+
+    Raises:
+        VideoError: The video gives no clip.
+    """
+    resizer = _Resizer(clip.short_side_px)
+    picked = pick_frames(source, clip.num_frames, limits, resizer)
+    with translated_errors():
+        jpegs = [encode(planes, clip.jpeg_quality) for planes in picked.frames]
+    height_px, width_px = picked.frames[0][0].shape
+    return Clip(
+        jpegs=tuple(jpegs),
+        height_px=height_px,
+        width_px=width_px,
+        source_height_px=resizer.source_size[0],
+        source_width_px=resizer.source_size[1],
+        num_frames=picked.num_frames,
+        num_frames_claimed=picked.num_frames_claimed,
+        num_bad_packets=picked.num_bad_packets,
+        fps=picked.fps,
+        duration_seconds=picked.duration_seconds,
+        frame_indices=picked.frame_indices,
+        decode_road="full",
+    )
+
+
+class _Resizer:
+    """Makes the planes of every frame of a video alike: the video's first frame sets the size and the turn."""
+
+    def __init__(self, short_side_px: int) -> None:
+        self._short_side_px = short_side_px
+        self._reformatter = VideoReformatter()
+        self._quarter_turns = 0
+        self._size = (0, 0)
+        self.source_size = (0, 0)
+
+    def __call__(self, frame: av.VideoFrame, stream: VideoStream) -> Planes:
+        if not self.source_size[0]:
+            self.source_size = (frame.height, frame.width)
+            aspect = stream.sample_aspect_ratio or Fraction(1)
+            self._size = stored_size(frame.height, frame.width, aspect, self._short_side_px)
+            self._quarter_turns = round(frame.rotation / 90) % 4
+        return to_planes(frame, self._reformatter, *self._size, self._quarter_turns)
+
+
+def pick_frames(
+    source: str | Path | bytes,
+    num_frames: int,
+    limits: DecodeLimits,
+    keep: Callable[[av.VideoFrame, VideoStream], KeptT],
+) -> Picked[KeptT]:
+    """Returns the frames of the sampling rule out of a full decode.
+
+    The packets are counted first, so that the decode can drop most frames at once. Real files have as many frames as
+    packets or one fewer (DivX packed bitstreams); only another number costs a second decode.
+
+    Args:
+        source: The file's path, or the file's bytes.
+        num_frames: Frames wanted, T.
+        limits: Frames and pixels that a video may have.
+        keep: What to keep of a frame; called once, in display order, for the video's first frame and for every frame
+            that may be wanted.
+
+    Raises:
+        VideoError: The video gives no clip.
+    """
+    with open_source(source) as file:
+        num_packets = _count_packets(file, limits)
+        guesses = {max(1, num_packets), max(1, num_packets - 1)}
+        wanted = {index for guess in guesses for index in frame_indices(guess, num_frames)}
+        picked = _Pass(limits, keep, wanted)
+        picked.run(file)
+        if not picked.num_frames:
+            raise VideoError("undecodable", "not one frame of the video can be decoded")
+        indices = frame_indices(picked.num_frames, num_frames)
+        if not picked.kept.keys() >= set(indices):
+            picked = _Pass(limits, keep, set(indices))
+            picked.run(file)
+    return Picked(
+        frames=tuple(picked.kept[index] for index in indices),
+        frame_indices=indices,
+        num_frames=picked.num_frames,
+        num_frames_claimed=picked.num_frames_claimed,
+        num_bad_packets=picked.num_bad_packets,
+        fps=picked.fps,
+        duration_seconds=picked.duration_seconds or (picked.num_frames / picked.fps if picked.fps else 0.0),
+    )
+
+
+class _Pass(Generic[KeptT]):
+    """One decode of all frames, of which it keeps the first and the wanted ones."""
+
+    def __init__(
+        self, limits: DecodeLimits, keep: Callable[[av.VideoFrame, VideoStream], KeptT], wanted: set[int]
+    ) -> None:
+        self._limits = limits
+        self._keep = keep
+        self._wanted = wanted | {0}
+        self.kept: dict[int, KeptT] = {}
+        self.num_frames = 0
+        self.num_frames_claimed = 0
+        self.num_bad_packets = 0
+        self.fps = 0.0
+        self.duration_seconds = 0.0
+
+    def run(self, file: BinaryIO) -> None:
+        with open_container(file) as container, translated_errors():
+            stream = video_stream(container, self._limits)
+            self.num_frames_claimed = stream.frames
+            self.fps = float(stream.average_rate or 0)
+            self.duration_seconds = _duration_seconds(container, stream)
+            for frame in self._frames(container, stream):
+                check_pixels(frame.width, frame.height, self._limits)
+                if self.num_frames in self._wanted:
+                    self.kept[self.num_frames] = self._keep(frame, stream)
+                self.num_frames += 1
+                check_num_frames(self.num_frames, self._limits)
+
+    def _frames(self, container: InputContainer, stream: VideoStream) -> Iterator[av.VideoFrame]:
+        packets = container.demux(stream)
+        ended = False
+        while not ended:
+            try:
+                packet = next((packet for packet in packets if packet.size), None)
+                ended = packet is None
+                yield from stream.decode(packet)
+            except av.error.EOFError:
+                return
+            except av.error.MemoryError:
+                raise
+            except av.FFmpegError:
+                # Damage is passed over, as the ffmpeg program does: one bad packet does not cost the video.
+                self.num_bad_packets += 1
+
+
+def _count_packets(file: BinaryIO, limits: DecodeLimits) -> int:
+    with open_container(file) as container, translated_errors():
+        num_packets = 0
+        stream = video_stream(container, limits)
+        try:
+            for packet in container.demux(stream):
+                num_packets += bool(packet.size) and not packet.is_discard
+                check_num_frames(num_packets, limits)
+        except av.error.MemoryError:
+            raise
+        except av.FFmpegError:
+            pass  # the decode meets the same damage, and counts it
+        return num_packets
+
+
+def _duration_seconds(container: InputContainer, stream: VideoStream) -> float:
+    if stream.duration and stream.time_base:
+        return float(stream.duration * stream.time_base)
+    return container.duration / av.time_base if container.duration else 0.0

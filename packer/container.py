@@ -1,0 +1,132 @@
+"""Opens a video that nobody vouches for.
+
+Only real video containers are opened, from an open file and never from a name or an address: FFmpeg would take a text
+file for a video (tty), and a text that lists other files would make it read those (concat, hls). Whatever PyAV raises
+becomes a `VideoError`.
+"""
+
+import io
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import av
+from av.container import InputContainer
+from av.stream import Disposition
+from av.video.stream import VideoStream
+
+from configs.pack import DecodeLimits
+
+CONTAINERS = (
+    "3gp,asf,av1,avi,dirac,dv,flv,h261,h263,h264,hevc,ivf,m4v,matroska,mjpeg,mov,mp4,mpeg,mpegts,mpegvideo,mxf,nut,nuv,"
+    "obu,ogg,rm,vc1,vvc,webm,wtv,yuv4mpegpipe"
+)
+"""The FFmpeg demuxers that may read a file."""
+
+_READ_BYTES = 1 << 18
+_PYAV_ERRORS = (av.FFmpegError, ValueError, LookupError, AttributeError, EOFError, OverflowError, TypeError)
+
+
+class VideoError(ValueError):
+    """A video that gives no clip.
+
+    Attributes:
+        reason: A stable code: not_a_video, no_video_stream, undecodable, unreadable, too_large, timeout, out_of_memory
+            or decoder_crash.
+    """
+
+    def __init__(self, reason: str, sentence: str) -> None:
+        """Takes the code and one sentence, without paths, for the user."""
+        super().__init__(reason, sentence)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        """Returns the sentence."""
+        return str(self.args[1])
+
+
+@contextmanager
+def open_source(source: str | Path | bytes) -> Iterator[BinaryIO]:
+    """Yields the video as a file without a name, so that FFmpeg judges by content whatever road the video came.
+
+    Raises:
+        VideoError: The file cannot be read, or is empty.
+    """
+    try:
+        file = io.BytesIO(source) if isinstance(source, bytes) else os.fdopen(os.open(source, os.O_RDONLY), "rb", 0)
+    except (OSError, ValueError) as error:
+        raise VideoError("unreadable", f"the file cannot be read: {_plain(error)}") from error
+    with file:
+        if not file.seek(0, io.SEEK_END):
+            raise VideoError("not_a_video", "the file is empty")
+        yield file
+
+
+@contextmanager
+def open_container(file: BinaryIO) -> Iterator[InputContainer]:
+    """Yields the container in `file`.
+
+    Raises:
+        VideoError: It is none of `CONTAINERS`, or its header is damaged.
+    """
+    file.seek(0)
+    options = {"format_whitelist": CONTAINERS, "protocol_whitelist": ""}
+    with translated_errors("not_a_video", "no video container, or its header is missing or damaged"):
+        # Real HMDB51 clips have metadata that is not UTF-8: without "ignore" they cannot be opened.
+        container = av.open(file, "r", options=options, metadata_errors="ignore", buffer_size=_READ_BYTES)
+    with container:
+        yield container
+
+
+def video_stream(container: InputContainer, limits: DecodeLimits) -> VideoStream:
+    """Returns the first video stream that is not a cover picture, set to decode on one thread.
+
+    Raises:
+        VideoError: There is none, its codec is unknown, or its frames are too large.
+    """
+    pictures = Disposition.attached_pic
+    stream = next((stream for stream in container.streams.video if not stream.disposition & pictures), None)
+    if stream is None:
+        raise VideoError("no_video_stream", "the file holds no video stream")
+    context = stream.codec_context
+    if context is None:
+        raise VideoError("undecodable", "there is no decoder for the video's codec")
+    check_pixels(context.width, context.height, limits)
+    context.thread_count = 1  # one process per core decodes more videos per second than threads do
+    return stream
+
+
+def check_num_frames(num_frames: int, limits: DecodeLimits) -> None:
+    """Raises VideoError where a video has more frames than it may have."""
+    if num_frames > limits.max_frames:
+        raise VideoError("too_large", f"the video has more than {limits.max_frames} frames (limits.max_frames)")
+
+
+def check_pixels(width_px: int, height_px: int, limits: DecodeLimits) -> None:
+    """Raises VideoError where a frame has more pixels than it may have."""
+    if width_px * height_px > limits.max_pixels:
+        raise VideoError(
+            "too_large",
+            f"a frame has {width_px} x {height_px} pixels, more than {limits.max_pixels} (limits.max_pixels)",
+        )
+
+
+@contextmanager
+def translated_errors(reason: str = "undecodable", sentence: str = "the video cannot be decoded") -> Iterator[None]:
+    """Turns whatever PyAV raises into a VideoError; on mutated files it was seen to raise each of these."""
+    try:
+        yield
+    except VideoError:
+        raise
+    except MemoryError as error:
+        raise VideoError("out_of_memory", "decoding the video takes more memory than allowed") from error
+    except _PYAV_ERRORS as error:
+        raise VideoError(reason, f"{sentence}: {_plain(error)}") from error
+    except OSError as error:
+        raise VideoError("unreadable", f"the file cannot be read: {_plain(error)}") from error
+
+
+def _plain(error: Exception) -> str:
+    return getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__

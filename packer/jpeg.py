@@ -1,0 +1,78 @@
+"""Turns decoded frames into JPEGs and JPEGs back into pixels.
+
+A frame goes from the decoder's planes to full-range BT.601 4:2:0 planes, which is what a JPEG stores, in one swscale
+step: no RGB picture is made on the way, which is 1.4x faster than PIL and rounds once less. The bytes depend on the
+pixels alone, not on the number of threads.
+"""
+
+from collections.abc import Sequence
+
+import av
+import numpy as np
+import simplejpeg
+from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
+from numpy.typing import NDArray
+
+Planes = tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]
+"""Y `(H, W)`, U and V `(ceil(H/2), ceil(W/2))`: uint8 in [0, 255], BT.601, as JFIF has it."""
+
+_SCALING = Interpolation.AREA | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
+
+
+def to_planes(
+    frame: av.VideoFrame, reformatter: VideoReformatter, height_px: int, width_px: int, quarter_turns: int
+) -> Planes:
+    """Returns a frame, of any pixel format and colour space, resized and then turned.
+
+    A frame without a stated colour matrix is taken as BT.601, as FFmpeg does whatever its size.
+
+    Args:
+        frame: The decoded frame.
+        reformatter: Keeps swscale's tables between the frames of a video.
+        height_px: Height before the turn.
+        width_px: Width before the turn.
+        quarter_turns: How often to turn by 90 degrees counter-clockwise.
+    """
+    resized = reformatter.reformat(
+        frame,
+        width=width_px,
+        height=height_px,
+        format="yuv420p",
+        dst_colorspace=Colorspace.ITU601,
+        dst_color_range=ColorRange.JPEG,
+        interpolation=_SCALING,
+        threads=1,  # the default, one per core, is 1.6x slower on small frames
+    )
+    luma, blue, red = (_turned(plane, quarter_turns) for plane in resized.planes)
+    return luma, blue, red
+
+
+def _turned(plane: av.video.plane.VideoPlane, quarter_turns: int) -> NDArray[np.uint8]:
+    # PyAV's stubs do not say that a plane is a buffer.
+    rows: NDArray[np.uint8] = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)  # type: ignore[call-overload]
+    # A copy: the rows lie in FFmpeg's memory, padded to its line size.
+    return np.rot90(rows[: plane.height, : plane.width], quarter_turns).copy()
+
+
+def encode(planes: Planes, quality: int) -> bytes:
+    """Returns the JPEG (4:2:0) of one frame."""
+    jpeg: bytes = simplejpeg.encode_jpeg_yuv_planes(*planes, quality=quality)
+    return jpeg
+
+
+def decode_frames(jpegs: Sequence[bytes]) -> NDArray[np.uint8]:
+    """Returns the frames of a clip, `(T, H, W, 3)` uint8 RGB in [0, 255].
+
+    Raises:
+        ValueError: There are no JPEGs, one of them is damaged, or their sizes differ.
+    """
+    if not jpegs:
+        raise ValueError("jpegs (0 of them) must hold at least one frame")
+    sizes = [simplejpeg.decode_jpeg_header(jpeg)[:2] for jpeg in jpegs]
+    if len(set(sizes)) > 1:
+        raise ValueError(f"jpegs must be of one size, got (height, width) {sorted(set(sizes))}")
+    height_px, width_px = sizes[0]
+    frames = np.empty((len(jpegs), height_px, width_px, 3), np.uint8)
+    for jpeg, frame in zip(jpegs, frames, strict=True):
+        simplejpeg.decode_jpeg(jpeg, "RGB", buffer=frame)
+    return frames

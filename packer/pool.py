@@ -1,0 +1,199 @@
+"""Decodes videos in processes that can be killed: a video that crashes, hangs or swells harms itself alone.
+
+Each decoder is a plain `python -m packer.pool` process at the end of a socket, driven by a thread that waits, kills
+and starts anew. `multiprocessing` (and pebble on top of it) was refused: a spawned worker first runs the caller's main
+script again, which in a Ray replica imports Ray into every decoder.
+"""
+
+import os
+import queue
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import Future
+from multiprocessing.connection import Connection, Pipe
+from types import TracebackType
+
+import psutil
+
+from configs.pack import ClipConfig, DecodeLimits
+from packer.clip import Clip, VideoError, read_clip
+
+_START_SECONDS = 60.0
+_PARENT_CHECK_SECONDS = 1.0
+
+_Task = tuple["Future[Clip]", str | bytes, ClipConfig]
+
+
+class DecodePool:
+    """A fixed number of decoder processes, started when first needed.
+
+    Example:
+        with DecodePool(2, DecodeLimits()) as pool:
+            clip = pool.submit("video.mp4", ClipConfig()).result()
+    """
+
+    def __init__(self, num_workers: int, limits: DecodeLimits) -> None:
+        """Takes the number of processes and what one video may cost."""
+        self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
+        self._decoders = [_Decoder(limits) for _ in range(num_workers)]
+        self._threads = [
+            threading.Thread(target=self._drive, args=(decoder,), name="decoder", daemon=True)
+            for decoder in self._decoders
+        ]
+        self._closing = False
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, source: str | bytes, clip: ClipConfig) -> "Future[Clip]":
+        """Returns the future clip of a video, given as a path or as the file's bytes; it fails with VideoError.
+
+        Raises:
+            RuntimeError: The pool is closed.
+        """
+        if self._closing:
+            raise RuntimeError("the decode pool is closed: it takes no more videos")
+        future: Future[Clip] = Future()
+        self._tasks.put((future, source, clip))
+        return future
+
+    def close(self) -> None:
+        """Kills the decoders; a video that waits or is being decoded is cancelled or fails as a crash."""
+        self._closing = True
+        for _ in self._threads:
+            self._tasks.put(None)
+        for decoder, thread in zip(self._decoders, self._threads, strict=True):
+            decoder.close()
+            thread.join()
+
+    def __enter__(self) -> "DecodePool":
+        """Returns the pool, to be closed at the end of the block."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Closes the pool."""
+        self.close()
+
+    def _drive(self, decoder: "_Decoder") -> None:
+        while (task := self._tasks.get()) is not None:
+            future, source, clip = task
+            if self._closing:
+                future.cancel()
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                future.set_result(decoder.read_clip(source, clip))
+            except Exception as error:  # whatever happens, the caller that waits must hear of it
+                future.set_exception(error)
+
+
+class _Decoder:
+    """One decoder process as its driving thread sees it; killed and started anew when a video has spoilt it."""
+
+    def __init__(self, limits: DecodeLimits) -> None:
+        self._limits = limits
+        self._process: subprocess.Popen[bytes] | None = None
+        self._lock = threading.Lock()
+        self._closed = False
+        self._connection: Connection
+
+    def read_clip(self, source: str | bytes, clip: ClipConfig) -> Clip:
+        if self._process is None or self._process.poll() is not None:
+            self._start()
+        try:
+            self._connection.send((source, clip, self._limits))
+            if not self._connection.poll(self._limits.timeout_seconds):
+                self.kill()
+                raise VideoError(
+                    "timeout", f"the video took longer than {self._limits.timeout_seconds:g} s (limits.timeout_seconds)"
+                )
+            answer: Clip | VideoError = self._connection.recv()
+        except (EOFError, OSError) as error:
+            raise self._crash() from error
+        if isinstance(answer, VideoError):
+            raise answer
+        return answer
+
+    def close(self) -> None:
+        self._closed = True
+        self.kill()
+
+    def kill(self) -> None:
+        with self._lock:
+            if self._process is not None:
+                self._process.kill()
+                self._process.wait()
+                self._process = None
+                # The connection stays open until the next start: its thread may be waiting on it.
+
+    def _start(self) -> None:
+        ours, theirs = Pipe()
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("the decode pool is closed")
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "packer.pool", str(theirs.fileno()), str(os.getpid())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+            )
+        theirs.close()
+        self._connection = ours
+        try:
+            started = ours.poll(_START_SECONDS) and ours.recv()
+        except EOFError:
+            started = False
+        if not started:  # no video is to blame: the whole pack must stop
+            self.kill()
+            raise RuntimeError("a decoder process did not start: its own message is above")
+
+    def _crash(self) -> VideoError:
+        process = self._process
+        exit_code = process.wait() if process is not None else None
+        self.kill()
+        if exit_code == -signal.SIGKILL:
+            return VideoError("out_of_memory", "the decoder was killed by the system, most likely for want of memory")
+        return VideoError("decoder_crash", f"the decoder crashed on the video (exit code {exit_code})")
+
+
+def _serve(connection: Connection, parent: int) -> None:
+    """Runs in the decoder process: answers each video until the parent closes the connection or dies."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its decoders
+    threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    overhead_bytes = psutil.Process().memory_info().vms
+    connection.send(True)
+    while True:
+        try:
+            source, clip, limits = connection.recv()
+        except EOFError:
+            return
+        _limit_memory(overhead_bytes + limits.memory_bytes)
+        try:
+            answer: Clip | VideoError = read_clip(source, clip, limits)
+        except VideoError as error:
+            answer = VideoError(error.reason, str(error))  # without the cause, which need not pickle
+        connection.send(answer)
+
+
+def _limit_memory(num_bytes: int) -> None:
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    resource.setrlimit(
+        resource.RLIMIT_AS, (num_bytes if hard == resource.RLIM_INFINITY else min(num_bytes, hard), hard)
+    )
+
+
+def _die_with(parent: int) -> None:
+    # A decoder in the middle of an endless video would not notice that its connection has closed.
+    while os.getppid() == parent:
+        time.sleep(_PARENT_CHECK_SECONDS)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    _serve(Connection(int(sys.argv[1])), int(sys.argv[2]))

@@ -2,7 +2,8 @@
 
 A shape moves over a torus (what leaves on one side enters on the other) from a uniformly random place. Adding any
 path to a uniform place on a torus gives a uniform place again, so that every frame of every class has the same
-distribution; only the order of frames tells the class. The shape's look and the background know nothing of the class.
+distribution. The classes come in pairs, each the other played backwards, so that frames without their order tell only
+the pair. The shape's look and the background know nothing of the class.
 """
 
 import sys
@@ -89,12 +90,13 @@ MOTIONS: dict[str, Path2D] = {
     "clockwise": circle(1),
     "counterclockwise": circle(-1),
     "down": line(0, 1),
+    "up": line(0, -1),
     "left": line(-1, 0),
     "right": line(1, 0),
-    "slant_down": line(1, 1),
-    "slant_up": line(1, -1),
-    "up": line(0, -1),
+    "down_right": line(1, 1),
+    "up_left": line(-1, -1),
 }
+"""Class names and paths, in pairs: one is the other played backwards, so that frames without order tell only pairs."""
 
 
 def draw_scene(random: np.random.Generator) -> Scene:

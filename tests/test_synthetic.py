@@ -83,6 +83,19 @@ def test_motions_differ_in_time(class_name: str) -> None:
         assert np.abs(positions(class_name, scene) - positions(other, scene)).max() > 0.05
 
 
+def test_classes_come_in_pairs_that_are_each_other_played_backwards() -> None:
+    names = list(MOTIONS)
+    for scene in scenes(5):
+        for one, other in zip(names[::2], names[1::2], strict=True):
+            backwards = positions(one, scene)[::-1]
+            # The same path from another start and phase, both of which are uniform.
+            start = scene.start + positions(one, scene)[-1] - positions(one, scene)[0]
+            phase = (scene.phase + scene.extent) % 1.0
+            again = positions(other, replace(scene, start=start if "clock" not in one else scene.start, phase=phase))
+            difference = backwards - again
+            np.testing.assert_allclose(np.abs(difference - np.round(difference)), 0, atol=1e-9)
+
+
 def test_wrong_option_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path), "--side-px", "33"]) == 2
     assert capsys.readouterr().err == (

@@ -1,0 +1,76 @@
+"""Names and members of a sample: the record that a shard holds per clip, and its row in the index."""
+
+import hashlib
+import json
+import re
+
+from configs.load import Section
+from packer.catalog import Video
+from packer.clip import Clip
+
+_MAX_CLASS, _MAX_STEM, _HASH = 24, 40, 12
+"""A key has at most 24 + 1 + 40 + 1 + 12 = 78 bytes: a tar member's name has room for 100."""
+
+
+class SampleRow(Section):
+    """One sample as the index (`samples.parquet`) and the shard's record list it."""
+
+    key: str
+    split: str
+    shard: str
+    """File name of the tar."""
+    offset: int
+    """Where the sample's first tar header starts, in bytes."""
+    num_bytes: int
+    """From there to the end of its last member, padding included."""
+    member_offsets: tuple[int, ...]
+    """Where the data of each member starts, from `offset`: the JPEGs, then cls, then json."""
+    member_sizes: tuple[int, ...]
+    class_index: int
+    class_name: str
+    source: str
+    source_sha256: str
+    num_frames: int
+    num_frames_claimed: int
+    num_bad_packets: int
+    fps: float
+    duration_seconds: float
+    source_width_px: int
+    source_height_px: int
+    width_px: int
+    height_px: int
+    frame_indices: tuple[int, ...]
+    decode_road: str
+
+
+def sample_key(video: Video) -> str:
+    """Returns the key of a video: unique, ASCII [a-z0-9_-], and the same whatever other videos there are.
+
+    WebDataset cuts a member's name at its first dot, which real file names hold:
+    `clap/Clap #2 (a.b).avi` gives `clap-clap_2_a_b-` and twelve digits of the path's hash.
+    """
+    stem = video.source.rpartition("/")[2].rpartition(".")[0] or video.source.rpartition("/")[2]
+    digest = hashlib.sha256(video.source.encode()).hexdigest()
+    return f"{_plain(video.class_name, _MAX_CLASS)}-{_plain(stem, _MAX_STEM)}-{digest[:_HASH]}"
+
+
+def _plain(text: str, num_chars: int) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")[:num_chars].strip("_") or "x"
+
+
+def sample_members(video: Video, source_sha256: str, class_index: int, clip: Clip) -> list[tuple[str, bytes]]:
+    """Returns what a sample holds as (extension, bytes), in the order of the tar."""
+    facts = {
+        "class_name": video.class_name,
+        "source": video.source,
+        "source_sha256": source_sha256,
+        **clip_facts(clip),
+    }
+    text = json.dumps(facts, sort_keys=True, ensure_ascii=False)
+    frames = [(f"{number:03d}.jpg", jpeg) for number, jpeg in enumerate(clip.jpegs)]
+    return [*frames, ("cls", str(class_index).encode()), ("json", text.encode())]
+
+
+def clip_facts(clip: Clip) -> dict[str, object]:
+    """Returns what is known about a clip and its video, without the JPEGs."""
+    return {name: value for name, value in vars(clip).items() if name != "jpegs"}

@@ -1,0 +1,157 @@
+"""Writes one shard: its tar files, each whole or absent, then the record that says the shard is done."""
+
+import io
+import tarfile
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+
+from pydantic import ValidationError
+
+from configs.load import Section
+from packer.catalog import Video
+from packer.clip import Clip, VideoError
+from packer.manifest import RejectedRow, ShardSummary, file_sha256
+from packer.plan import PlannedShard
+from packer.sample import SampleRow, clip_facts, sample_key, sample_members
+from packer.storage import write_atomically
+
+RECORDS = ".pack"
+"""Folder in the target for the shards' records, the plan's fingerprint and the lock."""
+
+
+class ShardRecord(Section):
+    """What one planned shard became; more than one tar where `max_bytes` did not hold all samples."""
+
+    shards: tuple[ShardSummary, ...]
+    rows: tuple[SampleRow, ...]
+    rejected: tuple[RejectedRow, ...]
+
+
+class ShardWriter:
+    """Writes the samples of one planned shard in order; the record is written where the block ends well."""
+
+    def __init__(self, folder: Path, planned: PlannedShard, max_bytes: int) -> None:
+        """Takes the pack's folder and the most bytes in one tar, which nevertheless holds at least one sample."""
+        self._folder = folder
+        self._planned = planned
+        self._max_bytes = max_bytes
+        self._open = ExitStack()
+        self._tar: tarfile.TarFile | None = None
+        self._tar_rows: list[SampleRow] = []
+        self._shards: list[ShardSummary] = []
+        self._rows: list[SampleRow] = []
+        self._rejected: list[RejectedRow] = []
+
+    def add(self, video: Video, source_sha256: str, class_index: int, clip: Clip) -> None:
+        """Appends a sample."""
+        members = sample_members(video, source_sha256, class_index, clip)
+        num_bytes = sum(tarfile.BLOCKSIZE + _padded(len(data)) for _, data in members)
+        tar = self._tar_with_room(num_bytes)
+        offset = tar.offset
+        key = sample_key(video)
+        member_offsets = []
+        for extension, data in members:
+            member_offsets.append(tar.offset - offset + tarfile.BLOCKSIZE)
+            tar.addfile(_member(f"{key}.{extension}", len(data)), io.BytesIO(data))
+        self._tar_rows.append(
+            SampleRow.model_validate(
+                {
+                    "key": key,
+                    "split": self._planned.split,
+                    "shard": self._tar_name,
+                    "offset": offset,
+                    "num_bytes": num_bytes,
+                    "member_offsets": member_offsets,
+                    "member_sizes": [len(data) for _, data in members],
+                    "class_index": class_index,
+                    "class_name": video.class_name,
+                    "source": video.source,
+                    "source_sha256": source_sha256,
+                    **clip_facts(clip),
+                }
+            )
+        )
+
+    def reject(self, video: Video, error: VideoError) -> None:
+        """Lists a video that gave no clip."""
+        self._rejected.append(
+            RejectedRow(
+                source=video.source,
+                class_name=video.class_name,
+                split=self._planned.split,
+                reason=error.reason,
+                message=str(error),
+            )
+        )
+
+    def __enter__(self) -> "ShardWriter":
+        """Returns the writer."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Closes the last tar and writes the record; after an error, leaves neither."""
+        if error is not None:
+            self._open.__exit__(kind, error, trace)
+            return
+        self._close_tar()
+        record = ShardRecord(shards=tuple(self._shards), rows=tuple(self._rows), rejected=tuple(self._rejected))
+        with write_atomically(_record_path(self._folder, self._planned)) as file:
+            file.write(record.model_dump_json().encode())
+
+    @property
+    def _tar_name(self) -> str:
+        part = len(self._shards)
+        return f"{self._planned.name}_{part}.tar" if part else f"{self._planned.name}.tar"
+
+    def _tar_with_room(self, num_bytes: int) -> tarfile.TarFile:
+        if self._tar is not None and self._tar.offset + num_bytes + tarfile.RECORDSIZE > self._max_bytes:
+            self._close_tar()
+        if self._tar is None:
+            file = self._open.enter_context(write_atomically(self._folder / self._tar_name))
+            self._tar = tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
+        return self._tar
+
+    def _close_tar(self) -> None:
+        if self._tar is None:
+            return
+        self._tar.close()
+        self._open.close()
+        path = self._folder / self._tar_name
+        self._shards.append(
+            ShardSummary(
+                name=path.name,
+                num_samples=len(self._tar_rows),
+                num_bytes=path.stat().st_size,
+                sha256=file_sha256(path),
+            )
+        )
+        self._rows += self._tar_rows
+        self._tar, self._tar_rows = None, []
+
+
+def read_record(folder: Path, planned: PlannedShard) -> ShardRecord | None:
+    """Returns the record of a shard that is done; None where a tar or the record is missing or not as recorded."""
+    try:
+        record = ShardRecord.model_validate_json(_record_path(folder, planned).read_bytes())
+        whole = all(file_sha256(folder / shard.name) == shard.sha256 for shard in record.shards)
+    except (FileNotFoundError, ValidationError):
+        return None
+    return record if whole else None
+
+
+def _record_path(folder: Path, planned: PlannedShard) -> Path:
+    return folder / RECORDS / f"{planned.name}.json"
+
+
+def _member(name: str, num_bytes: int) -> tarfile.TarInfo:
+    member = tarfile.TarInfo(name)  # its time, owner and group are 0: the same input gives the same bytes
+    member.size = num_bytes
+    member.mode = 0o644
+    return member
+
+
+def _padded(num_bytes: int) -> int:
+    return -(-num_bytes // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE

@@ -48,10 +48,9 @@ def _pack(config: PackConfig) -> int:
         print(f"{PROG}: {error}", file=sys.stderr)
         return 1
     print(format_report(result))
-    share = sum(result.manifest.rejected.values()) / result.manifest.num_videos
-    if share > config.max_rejected_fraction:
+    if result.rejected_fraction > config.max_rejected_fraction:
         print(
-            f"{PROG}: {share:.1%} of the videos were rejected, more than max_rejected_fraction "
+            f"{PROG}: {result.rejected_fraction:.1%} of the videos were rejected, more than max_rejected_fraction "
             f"({config.max_rejected_fraction:.1%}): see rejected.csv; the shards are complete",
             file=sys.stderr,
         )

@@ -1,7 +1,8 @@
 """Finds the candidate videos: every file below a class folder, whatever its name.
 
-Whether a file is a video is found by decoding it, not by its extension. What is passed over (hidden files, files beside
-the class folders, sockets and the like) is counted, so that the report can say so.
+Whether a file is a video is found by opening it, not by its extension. Annotations and pictures that lie among the
+videos are set aside here, so that they take no place in a split; what is passed over (hidden files, files beside the
+class folders, sockets and the like) is counted, so that the report can say so.
 """
 
 import os
@@ -11,6 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from configs.load import UsageError
+from packer.container import VideoError, open_container, open_source
+
+_HEAD_BYTES = 512
+_PICTURE_HEADS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"RIFF", b"II*\0", b"MM\0*")
 
 
 @dataclass(frozen=True)
@@ -27,18 +32,23 @@ class Video:
 
 @dataclass(frozen=True)
 class Catalog:
-    """The classes in index order, the candidates ordered by `source`, and how many entries were passed over, by why."""
+    """What a data folder holds."""
 
     class_names: tuple[str, ...]
+    """In the order of the class indices."""
     videos: tuple[Video, ...]
+    """The candidates, ordered by `source`."""
+    non_videos: tuple[tuple[Video, VideoError], ...]
+    """Files in class folders that are texts, pictures or empty."""
     num_skipped: dict[str, int]
+    """How many entries were passed over, by why."""
 
 
 def find_videos(folder: Path) -> Catalog:
     """Returns the catalog of a folder that has one folder per class; folders within a class folder are searched too.
 
     Raises:
-        UsageError: There is no such folder, or no candidate in it.
+        UsageError: The folder cannot be read, or no file in it can be a video.
     """
     skipped: Counter[str] = Counter()
     class_names = []
@@ -52,11 +62,31 @@ def find_videos(folder: Path) -> Catalog:
         for file in _files(Path(entry.path), skipped, frozenset()):
             source = _text(os.path.relpath(file.path, folder)).replace(os.sep, "/")
             videos.append(Video(file.path, source, class_name, _num_bytes(file)))
-    if not videos:
-        raise UsageError(f"{folder} holds no videos: it must hold one folder per class, and those the videos")
     if len(set(class_names)) < len(class_names):
         raise UsageError(f"{folder} has class folders whose names differ only in bytes that are not text: rename them")
-    return Catalog(tuple(sorted(class_names)), tuple(sorted(videos, key=lambda video: video.source)), dict(skipped))
+    videos.sort(key=lambda video: video.source)
+    verdicts = [(video, _not_a_video(video.path)) for video in videos]
+    if all(error is not None for _, error in verdicts):
+        raise UsageError(f"{folder} holds no videos: it must hold one folder per class, and those the videos")
+    return Catalog(
+        class_names=tuple(sorted(class_names)),
+        videos=tuple(video for video, error in verdicts if error is None),
+        non_videos=tuple((video, error) for video, error in verdicts if error is not None),
+        num_skipped=dict(skipped),
+    )
+
+
+def _not_a_video(path: str) -> VideoError | None:
+    """Returns why a file that looks like a text or a picture is none; only such files are opened, for speed."""
+    try:
+        with open_source(path) as file:
+            head = file.read(_HEAD_BYTES)
+            if b"\0" not in head or head.startswith(_PICTURE_HEADS):
+                with open_container(file):
+                    pass
+    except VideoError as error:
+        return error if error.reason == "not_a_video" else None
+    return None
 
 
 def _files(folder: Path, skipped: Counter[str], above: frozenset[str]) -> Iterator[os.DirEntry[str]]:

@@ -20,6 +20,7 @@ from packer.container import VideoError as VideoError
 from packer.container import (
     check_num_frames,
     check_pixels,
+    is_picture,
     open_container,
     open_source,
     translated_errors,
@@ -238,6 +239,8 @@ class _Pass(Generic[KeptT]):
                     self.kept[self.num_frames] = self._keep(frame, stream)
                 self.num_frames += 1
                 check_num_frames(self.num_frames, self._limits)
+            if is_picture(container, self.num_frames):
+                raise VideoError("not_a_video", "the file is a picture")
 
     def _frames(self, container: InputContainer, stream: VideoStream) -> Iterator[av.VideoFrame]:
         packets = container.demux(stream)

@@ -20,7 +20,7 @@ from av.video.stream import VideoStream
 from configs.pack import DecodeLimits
 
 CONTAINERS = (
-    "3gp,asf,av1,avi,dirac,dv,flv,h261,h263,h264,hevc,ivf,m4v,matroska,mjpeg,mov,mp4,mpeg,mpegts,mpegvideo,mxf,nut,nuv,"
+    "3gp,asf,av1,avi,dirac,dv,flv,gif,h261,h263,h264,hevc,ivf,m4v,matroska,mjpeg,mov,mp4,mpeg,mpegts,mpegvideo,mxf,nut,nuv,"
     "obu,ogg,rm,vc1,vvc,webm,wtv,yuv4mpegpipe"
 )
 """The FFmpeg demuxers that may read a file."""
@@ -73,7 +73,7 @@ def open_container(file: BinaryIO) -> Iterator[InputContainer]:
     """
     file.seek(0)
     options = {"format_whitelist": CONTAINERS, "protocol_whitelist": ""}
-    with translated_errors("not_a_video", "no video container, or its header is missing or damaged"):
+    with translated_errors("not_a_video", "no known video container, or its header is missing or damaged"):
         # Real HMDB51 clips have metadata that is not UTF-8: without "ignore" they cannot be opened.
         container = av.open(file, "r", options=options, metadata_errors="ignore", buffer_size=_READ_BYTES)
     with container:
@@ -96,6 +96,12 @@ def video_stream(container: InputContainer, limits: DecodeLimits) -> VideoStream
     check_pixels(context.width, context.height, limits)
     context.thread_count = 1  # one process per core decodes more videos per second than threads do
     return stream
+
+
+def is_picture(container: InputContainer, num_frames: int) -> bool:
+    """Tells whether a container that holds videos and pictures alike (GIF, and MP4's cousins AVIF and HEIC) is one."""
+    brand = container.metadata.get("major_brand")
+    return num_frames == 1 and (container.format.name == "gif" or brand in {"avif", "heic", "heix", "mif1"})
 
 
 def check_num_frames(num_frames: int, limits: DecodeLimits) -> None:

@@ -15,6 +15,8 @@ from pydantic import ValidationError
 
 from configs.load import Section, describe
 from configs.pack import ClipConfig, PackRecipe
+from packer.catalog import Video
+from packer.container import VideoError
 from packer.sample import SampleRow
 from packer.storage import write_atomically
 
@@ -81,6 +83,13 @@ class RejectedRow(Section):
     split: str
     reason: str
     message: str
+
+
+def rejected_row(video: Video, split: str, error: VideoError) -> RejectedRow:
+    """Returns the row for a video; the split is empty for what was set aside before the split."""
+    return RejectedRow(
+        source=video.source, class_name=video.class_name, split=split, reason=error.reason, message=str(error)
+    )
 
 
 class Manifest(Section):

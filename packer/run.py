@@ -30,6 +30,7 @@ from packer.manifest import (
     SplitSummary,
     file_sha256,
     read_manifest,
+    rejected_row,
     write_manifest,
     write_rejected,
     write_samples,
@@ -57,6 +58,8 @@ class PackResult:
 
     manifest: Manifest
     num_skipped: dict[str, int]
+    rejected_fraction: float
+    """Share of the videos that gave no clip; texts and pictures among them do not count."""
     num_videos_now: int
     """Videos that this run decoded; fewer than all where it continued a stopped pack."""
     seconds: float
@@ -84,8 +87,13 @@ def pack(config: PackConfig) -> PackResult:
         _pack_shards(target, plan, missing, config)
         records = [done.get(shard.name) or _record(target, shard) for shard in plan.shards]
         manifest = _finish(target, catalog, plan, records, config)
-    num_videos_now = sum(len(shard.videos) for shard in missing)
-    return PackResult(manifest, catalog.num_skipped, num_videos_now, time.monotonic() - started)
+    return PackResult(
+        manifest=manifest,
+        num_skipped=catalog.num_skipped,
+        rejected_fraction=sum(len(record.rejected) for record in records) / len(catalog.videos),
+        num_videos_now=sum(len(shard.videos) for shard in missing),
+        seconds=time.monotonic() - started,
+    )
 
 
 def _check_folders(source: Path, target: Path) -> None:
@@ -218,14 +226,15 @@ def _finish(target: Path, catalog: Catalog, plan: Plan, records: Sequence[ShardR
             num_per_class={name: num_per_class[name] for name in plan.class_names},
             shards=tuple(shard for record in of_split for shard in record.shards),
         )
-    rejected = [row for record in records for row in record.rejected]
+    rejected = [rejected_row(video, "", error) for video, error in catalog.non_videos]
+    rejected += [row for record in records for row in record.rejected]
     write_rejected(target, rejected)
     manifest = Manifest(
         class_names=plan.class_names,
         sampling_rule=SAMPLING_RULE,
         config=config.recipe,
         versions=dict(plan.versions),
-        num_videos=len(catalog.videos),
+        num_videos=len(catalog.videos) + len(catalog.non_videos),
         rejected=dict(sorted(Counter(row.reason for row in rejected).items())),
         splits=splits,
         samples_sha256=write_samples(target, (row for record in records for row in record.rows)),

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from configs.load import Section
 from packer.catalog import Video
 from packer.clip import Clip, VideoError
-from packer.manifest import RejectedRow, ShardSummary, file_sha256
+from packer.manifest import RejectedRow, ShardSummary, file_sha256, rejected_row
 from packer.plan import PlannedShard
 from packer.sample import SampleRow, clip_facts, sample_key, sample_members
 from packer.storage import write_atomically
@@ -75,15 +75,7 @@ class ShardWriter:
 
     def reject(self, video: Video, error: VideoError) -> None:
         """Lists a video that gave no clip."""
-        self._rejected.append(
-            RejectedRow(
-                source=video.source,
-                class_name=video.class_name,
-                split=self._planned.split,
-                reason=error.reason,
-                message=str(error),
-            )
-        )
+        self._rejected.append(rejected_row(video, self._planned.split, error))
 
     def __enter__(self) -> "ShardWriter":
         """Returns the writer."""

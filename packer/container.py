@@ -61,6 +61,7 @@ def open_source(source: str | Path | bytes) -> Iterator[BinaryIO]:
     with file:
         if not file.seek(0, io.SEEK_END):
             raise VideoError("not_a_video", "the file is empty")
+        file.seek(0)
         yield file
 
 

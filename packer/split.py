@@ -87,7 +87,7 @@ def _share(groups: Sequence[int], labels: Sequence[str], fraction: float, seed: 
 def share_counts(num_per_class: Mapping[str, int], fraction: float) -> dict[str, int]:
     """Returns how many of each class a split gets: rounded down, at least 1, the rest to the largest remainders.
 
-    {"a": 10, "b": 10, "c": 3} at 0.15 gives {"a": 2, "b": 1, "c": 1}: 4 of 23, where a share of 0.15 would be 3.45.
+    {"a": 10, "b": 10} at 0.15 gives {"a": 2, "b": 1}, together the 3 that 0.15 of 20 are.
     """
     wanted = {name: count * fraction for name, count in num_per_class.items()}
     counts = {name: max(1, int(share)) for name, share in wanted.items()}

@@ -1,0 +1,37 @@
+"""What every test shares: a scrubbed environment, the data for tests, the system's programs."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+_KEPT = {"CLIPSTREAM_TEST_DATA", "CLIPSTREAM_REQUIRE_SYSTEM"}
+
+
+@pytest.fixture(autouse=True)
+def _scrubbed_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test sees the settings of whoever runs it."""
+    for name in os.environ:
+        if name.startswith(("CLIPSTREAM_", "MLFLOW_", "RAY_")) and name not in _KEPT:
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """The folder of real videos that CLIPSTREAM_TEST_DATA names."""
+    folder = os.environ.get("CLIPSTREAM_TEST_DATA")
+    if not folder:
+        pytest.skip("CLIPSTREAM_TEST_DATA is not set: it names the folder of real videos")
+    return Path(folder)
+
+
+def system_program(name: str) -> str:
+    """Returns the path of a program; without it the test is skipped, or fails where CLIPSTREAM_REQUIRE_SYSTEM=1."""
+    path = shutil.which(name)
+    if path is None:
+        message = f"the program {name} is not installed"
+        if os.environ.get("CLIPSTREAM_REQUIRE_SYSTEM") == "1":
+            pytest.fail(message)
+        pytest.skip(message)
+    return path

@@ -1,0 +1,140 @@
+"""A video that hangs, swells or kills its decoder costs itself alone, and no decoder outlives its parent."""
+
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import CancelledError
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from configs.pack import ClipConfig, DecodeLimits
+from packer.clip import VideoError, read_clip
+from packer.pool import DecodePool
+from tests.videos import write_numbered_video, write_video
+
+CLIP = ClipConfig()
+
+
+@pytest.fixture(scope="module")
+def short_video(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(write_numbered_video(tmp_path_factory.mktemp("pool") / "short.mp4", 10))
+
+
+@pytest.fixture(scope="module")
+def long_video(tmp_path_factory: pytest.TempPathFactory) -> str:
+    # MPEG transport streams may be laid end to end.
+    path = write_numbered_video(tmp_path_factory.mktemp("pool") / "long.ts", 30, height_px=720, width_px=1280)
+    path.write_bytes(path.read_bytes() * 300)
+    return str(path)
+
+
+def decoders() -> list[psutil.Process]:
+    return [child for child in psutil.Process().children() if "packer.pool" in child.cmdline()]
+
+
+def wait_for_decoder() -> psutil.Process:
+    deadline = time.monotonic() + 30
+    while not (found := decoders()):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return found[0]
+
+
+def test_pool_gives_what_read_clip_gives(short_video: str) -> None:
+    with DecodePool(2, DecodeLimits()) as pool:
+        sources = [short_video, Path(short_video).read_bytes()] * 4
+        clips = [future.result(60) for future in [pool.submit(source, CLIP) for source in sources]]
+        assert clips == [read_clip(short_video, CLIP, DecodeLimits())] * 8
+        with pytest.raises(VideoError, match="no known video container") as caught:
+            pool.submit(b"no video", CLIP).result(60)
+        assert caught.value.reason == "not_a_video"
+        for decoder in decoders():
+            mapped = {Path(found.path).name for found in decoder.memory_maps()}
+            assert not [name for name in mapped if name.startswith(("libtorch", "_raylet"))]
+    assert not decoders()
+
+
+def test_a_video_that_takes_too_long_is_given_up(short_video: str, long_video: str) -> None:
+    with DecodePool(1, DecodeLimits(timeout_seconds=1)) as pool:
+        slow, quick = pool.submit(long_video, ClipConfig(short_side_px=0)), pool.submit(short_video, CLIP)
+        with pytest.raises(VideoError, match=r"took longer than 1 s \(limits.timeout_seconds\)") as caught:
+            slow.result(60)
+        assert caught.value.reason == "timeout"
+        assert quick.result(60).num_frames == 10
+
+
+def test_a_video_that_takes_too_much_memory_is_given_up(tmp_path: Path, short_video: str) -> None:
+    picture = np.zeros((9000, 12_000, 3), np.uint8)
+    path = write_video(tmp_path / "large.mov", [picture], codec="png", pixel_format="rgb24")
+    limits = DecodeLimits(memory_bytes=2**28, max_pixels=2 * 10**8)
+    with DecodePool(1, limits) as pool:
+        with pytest.raises(VideoError, match="more memory than allowed") as caught:
+            pool.submit(str(path), CLIP).result(60)
+        assert caught.value.reason == "out_of_memory"
+        assert pool.submit(short_video, CLIP).result(60).num_frames == 10
+
+
+@pytest.mark.parametrize(("end", "reason"), [(signal.SIGSEGV, "decoder_crash"), (signal.SIGKILL, "out_of_memory")])
+def test_a_video_that_kills_its_decoder_costs_itself_alone(
+    short_video: str, long_video: str, end: signal.Signals, reason: str
+) -> None:
+    with DecodePool(1, DecodeLimits()) as pool:
+        pool.submit(short_video, CLIP).result(60)
+        doomed, spared = pool.submit(long_video, CLIP), pool.submit(short_video, CLIP)
+        while not doomed.running():
+            time.sleep(0.01)
+        time.sleep(0.3)
+        wait_for_decoder().send_signal(end)
+        with pytest.raises(VideoError) as caught:
+            doomed.result(60)
+        assert caught.value.reason == reason
+        assert spared.result(60).num_frames == 10
+
+
+def test_a_decoder_that_died_idle_costs_no_video(short_video: str) -> None:
+    with DecodePool(1, DecodeLimits()) as pool:
+        pool.submit(short_video, CLIP).result(60)
+        decoder = wait_for_decoder()
+        decoder.kill()
+        while decoder.is_running() and decoder.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.01)
+        assert pool.submit(short_video, CLIP).result(60).num_frames == 10
+
+
+def test_closing_ends_work_at_once(long_video: str) -> None:
+    pool = DecodePool(1, DecodeLimits())
+    running, waiting = pool.submit(long_video, CLIP), pool.submit(long_video, CLIP)
+    wait_for_decoder()
+    pool.close()
+    with pytest.raises((VideoError, RuntimeError)):
+        running.result(10)
+    with pytest.raises(CancelledError):
+        waiting.result(10)
+    assert not decoders()
+    with pytest.raises(RuntimeError, match="the decode pool is closed"):
+        pool.submit(long_video, CLIP)
+
+
+def test_decoders_die_with_their_parent(long_video: str) -> None:
+    code = (
+        "import sys, time; from configs.pack import *; from packer.pool import DecodePool\n"
+        "pool = DecodePool(2, DecodeLimits())\n"
+        "for _ in range(9): pool.submit(sys.argv[1], ClipConfig())\n"
+        "print('up', flush=True); time.sleep(60)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code, long_video], stdout=subprocess.PIPE)
+    with parent:
+        assert parent.stdout is not None
+        parent.stdout.readline()
+        process = psutil.Process(parent.pid)
+        deadline = time.monotonic() + 30
+        while len(children := process.children()) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        parent.kill()
+    _, alive = psutil.wait_procs(children, timeout=15)
+    assert not alive

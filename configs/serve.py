@@ -1,0 +1,73 @@
+"""Configuration of the server: which model, what one request may cost, how many processes do the work.
+
+`ServeConfig` is what the application itself takes: `applications[0].args` of serve.yaml. `ServeCommand` adds what
+only `python -m serve` needs; a Ray cluster reads those from the top level of the same file.
+"""
+
+from pydantic import Field
+
+from configs.load import Section
+from configs.pack import DecodeLimits
+from configs.train import CHAMPION, REGISTERED_MODEL
+
+API_KEY_VARIABLE = "CLIPSTREAM_API_KEY"
+
+
+class UploadLimits(DecodeLimits):
+    """What decoding one uploaded video may cost; tighter than the packer's, because anybody may send it."""
+
+    max_frames: int = Field(36_000, ge=1)
+    """Most frames a video may have (10 minutes at 60 per second by default)."""
+    max_pixels: int = Field(4096 * 2304, ge=1)
+    """Most pixels a frame may have (4K by default)."""
+    timeout_seconds: float = Field(20.0, gt=0)
+    """Longest wall time for one video."""
+    memory_bytes: int = Field(2 * 2**30, ge=2**28)
+    """Most memory that decoding one video may take."""
+
+
+class ServeConfig(Section):
+    """Everything the served application can be told."""
+
+    registered_model: str = REGISTERED_MODEL
+    """Name in the MLflow registry."""
+    alias: str = CHAMPION
+    """The version with this alias is served; moving the alias swaps the model."""
+    alias_poll_seconds: float = Field(10.0, gt=0)
+    """How often the alias is looked up."""
+    tracking_uri: str | None = None
+    """MLflow store; by default MLFLOW_TRACKING_URI, else mlflow.db in the project's folder, as for the trainer."""
+    num_replicas: int = Field(1, ge=1)
+    """Model replicas: processes that hold the model."""
+    gpus_per_replica: float = Field(0.0, ge=0)
+    """Share of a GPU per replica; 0 runs the model on the CPU."""
+    cpu_threads: int = Field(1, ge=1)
+    """CPU cores and torch threads per replica; one is best for throughput, more for the latency of one request."""
+    decoder_processes: int = Field(1, ge=1)
+    """Processes per replica that decode videos."""
+    max_batch_size: int = Field(16, ge=1)
+    """Most clips per forward pass."""
+    max_queued: int = Field(64, ge=1)
+    """Most videos that a replica works on or keeps waiting; above it the answer is 503."""
+    max_body_bytes: int = Field(64 * 2**20, ge=1)
+    """Most bytes of one request, all files together; above it the answer is 413."""
+    max_files: int = Field(16, ge=1)
+    """Most files of one request."""
+    deadline_seconds: float = Field(60.0, gt=0)
+    """Longest time for one request, from its headers to its answer; a client cannot raise it."""
+    top_k: int = Field(5, ge=1)
+    """Classes in an answer, unless the request names another number."""
+    api_key_file: str | None = None
+    """File with one API key per line; keys may also stand in CLIPSTREAM_API_KEY, separated by commas."""
+    allow_unauthenticated: bool = False
+    """Serve without a key to programs of this machine; `python -m serve` sets it on a loopback host."""
+    limits: UploadLimits = UploadLimits()
+
+
+class ServeCommand(ServeConfig):
+    """Everything `python -m serve` can be told."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on; any but a loopback address needs an API key."""
+    port: int = Field(8000, ge=1, le=65535)
+    """Port to listen on."""

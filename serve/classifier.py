@@ -1,0 +1,146 @@
+"""Classifies videos: decode in killable processes, batch, forward; and keeps up with the registry's alias.
+
+Plain asyncio, no Ray: a model replica is this class with a queue in front. The heavy imports (torch, MLflow) happen
+when the first model is loaded, so that the HTTP side, which imports this module for its types, stays small.
+"""
+
+import asyncio
+import base64
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from configs.pack import ClipConfig
+from configs.serve import ServeConfig
+from packer.clip import Clip, VideoError
+from packer.pool import DecodePool
+from serve.batcher import GreedyBatcher
+from serve.refusal import Refusal
+from serve.schema import Answer, ClassProbability, ClipFacts, ModelFacts, ModelName, ModelStatus
+from serve.watch import AliasWatch
+
+if TYPE_CHECKING:
+    from serve.predictor import FramesTHWC, Predictor, ProbabilitiesK
+
+
+class ServedModel:
+    """One version of the model with a batcher of its own, so that a batch never mixes versions."""
+
+    def __init__(self, version: str, predictor: "Predictor", executor: ThreadPoolExecutor, config: ServeConfig) -> None:
+        self.version = version
+        self.predictor = predictor
+        self._executor = executor
+        self.batcher: GreedyBatcher[FramesTHWC, ProbabilitiesK] = GreedyBatcher(self._predict, config.max_batch_size)
+
+    async def _predict(self, clips: "list[FramesTHWC]") -> "Sequence[ProbabilitiesK]":
+        return await asyncio.get_running_loop().run_in_executor(self._executor, self.predictor.predict, clips)
+
+
+class Classifier:
+    """Answers videos with classes; `start` it before use and `close` it after.
+
+    Args:
+        config: Which model, from which store, and the limits.
+    """
+
+    def __init__(self, config: ServeConfig) -> None:
+        self._config = config
+        self._pool = DecodePool(config.decoder_processes, config.limits)
+        self._executor = ThreadPoolExecutor(1, "model")  # one forward pass at a time, of whichever version
+        self._watch = AliasWatch(self._resolve, self._load, config.alias_poll_seconds)
+        self._num_admitted = 0
+
+    async def start(self) -> None:
+        """Returns when the first attempt to load the model has ended; goes on following the alias."""
+        await self._watch.start()
+
+    async def close(self) -> None:
+        """Ends the watching and the decoder processes."""
+        self._watch.close()
+        self._executor.shutdown(cancel_futures=True)
+        await asyncio.to_thread(self._pool.close)
+
+    async def status(self) -> ModelStatus:
+        """Returns what is served now, and what keeps the newest version from it."""
+        model = self._watch.model
+        if model is None:
+            return ModelStatus(problem=self._watch.problem)
+        contract = model.predictor.contract
+        facts = ModelFacts(
+            name=self._config.registered_model,
+            version=model.version,
+            alias=self._config.alias,
+            class_names=list(contract.class_names),
+            num_frames=contract.clip.num_frames,
+            size_px=contract.view.size_px,
+            select_by=contract.select_by,
+            val_metric=contract.val_metric,
+            code_version=contract.code_version,
+        )
+        return ModelStatus(model=facts, problem=self._watch.problem)
+
+    async def classify(self, video: bytes, top_k: int, with_frames: bool) -> Answer:
+        """Returns the `top_k` most probable classes of a video file.
+
+        Raises:
+            Refusal: There is no model (503), too much waits already (503), or the video cannot be used (422).
+        """
+        model = self._watch.model  # the same one to the end, even if the alias moves meanwhile
+        if model is None:
+            raise Refusal(503, "no_model", str(self._watch.problem), retry_after_seconds=10)
+        if self._num_admitted >= self._config.max_queued:
+            raise Refusal(503, "overloaded", "the server has all the videos it can take", retry_after_seconds=1)
+        self._num_admitted += 1
+        try:
+            clip = await self._decode(video, model.predictor.contract.clip)
+            frames = await asyncio.to_thread(model.predictor.view, clip)
+            probabilities = await model.batcher.submit(frames)
+        finally:
+            self._num_admitted -= 1
+        name = ModelName(name=self._config.registered_model, version=model.version)
+        predictions = _top(probabilities, model.predictor.contract.class_names, top_k)
+        return Answer(model=name, predictions=predictions, clip=_facts(clip), frames=_frames(clip, with_frames))
+
+    async def _decode(self, video: bytes, clip: ClipConfig) -> Clip:
+        try:
+            return await asyncio.wrap_future(self._pool.submit(video, clip))
+        except VideoError as error:
+            raise Refusal(422, error.reason, str(error)) from error
+
+    def _resolve(self) -> str:
+        from serve.registry import resolve_version
+
+        return resolve_version(self._config)
+
+    def _load(self, version: str) -> ServedModel:
+        from serve.predictor import Predictor
+        from serve.registry import load_model
+
+        module, contract = load_model(self._config, version)
+        device = "cuda" if self._config.gpus_per_replica else "cpu"
+        predictor = Predictor(module, contract, device, self._config.cpu_threads)
+        return ServedModel(version, predictor, self._executor, self._config)
+
+
+def _top(probabilities: NDArray[np.float64], class_names: Sequence[str], top_k: int) -> list[ClassProbability]:
+    order = np.argsort(-probabilities, kind="stable")[:top_k]
+    return [ClassProbability(**{"class": class_names[i], "probability": float(probabilities[i])}) for i in order]
+
+
+def _facts(clip: Clip) -> ClipFacts:
+    return ClipFacts(
+        num_frames=clip.num_frames,
+        frame_indices=list(clip.frame_indices),
+        fps=clip.fps,
+        duration_seconds=clip.duration_seconds,
+        width_px=clip.source_width_px,
+        height_px=clip.source_height_px,
+        decode_road=clip.decode_road,
+    )
+
+
+def _frames(clip: Clip, wanted: bool) -> list[str] | None:
+    return [base64.b64encode(jpeg).decode() for jpeg in clip.jpegs] if wanted else None

@@ -1,0 +1,86 @@
+"""A loaded model and everything done with one: from stored frames to class probabilities.
+
+A clip goes through the trainer's own decode and view, and the model normalises inside, so that a served video meets
+exactly what an evaluated sample met.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from configs.train import ModelContract
+from packer.clip import Clip
+from packer.jpeg import decode_frames
+from trainer.augment import eval_view
+
+FramesTHWC = NDArray[np.uint8]
+ProbabilitiesK = NDArray[np.float64]
+
+BATCH_TOLERANCE = 1e-2
+"""How far logits may differ between a clip alone and the same clip in a batch: other kernels round otherwise."""
+
+
+class Predictor:
+    """A model that has been checked against its contract.
+
+    Args:
+        module: Maps `(B, T, 3, S, S) uint8` to `(B, K) float32` logits.
+        contract: What the model was trained on.
+        device: Where the model runs.
+        num_threads: Torch threads of a forward pass on the CPU.
+
+    Raises:
+        ValueError: The module does not do what the contract says.
+    """
+
+    def __init__(self, module: torch.nn.Module, contract: ModelContract, device: str, num_threads: int) -> None:
+        self.contract = contract
+        self._module = module.to(device)
+        self._device = device
+        self._num_threads = num_threads
+        self._check()
+
+    def view(self, clip: Clip) -> FramesTHWC:
+        """Returns what the model sees of a clip, `(T, S, S, 3) uint8 RGB`.
+
+        Raises:
+            ValueError: A frame cannot be read, or is too small for the view.
+        """
+        frames = np.ascontiguousarray(eval_view(decode_frames(clip.jpegs), self.contract.view))
+        if frames.shape != self._frames_shape():
+            raise ValueError(f"a clip of shape {frames.shape} does not fit the model's {self._frames_shape()}")
+        return frames
+
+    def predict(self, clips: Sequence[FramesTHWC]) -> list[ProbabilitiesK]:
+        """Returns the probability of each class, one `(K,) float64` array that sums to 1 per clip of `view`."""
+        logits = self._logits(np.stack(clips))
+        return list(torch.softmax(logits.double(), dim=1).numpy())
+
+    def _logits(self, frames_BTHWC: NDArray[np.uint8]) -> torch.Tensor:
+        torch.set_num_threads(self._num_threads)  # OpenMP keeps the number per calling thread
+        frames_BTCHW = torch.from_numpy(frames_BTHWC).permute(0, 1, 4, 2, 3).contiguous()
+        with torch.inference_mode():
+            logits_BK: torch.Tensor = self._module(frames_BTCHW.to(self._device))
+        return logits_BK.float().cpu()
+
+    def _frames_shape(self) -> tuple[int, int, int, int]:
+        size_px = self.contract.view.size_px
+        return (self.contract.clip.num_frames, size_px, size_px, 3)
+
+    def _check(self) -> None:
+        """Runs batches of 1 and 3, which warms the model up as well."""
+        frames = np.random.default_rng(0).integers(0, 256, (3, *self._frames_shape()), dtype=np.uint8)
+        alone, together = self._logits(frames[:1]), self._logits(frames)
+        num_classes = len(self.contract.class_names)
+        if alone.shape != (1, num_classes) or together.shape != (3, num_classes):
+            raise ValueError(
+                f"the model's logits have the shapes {tuple(alone.shape)} and {tuple(together.shape)} for batches of "
+                f"1 and 3: its contract names {num_classes} classes"
+            )
+        if not torch.isfinite(together).all():
+            raise ValueError("the model's logits are not finite")
+        difference = float((alone[0] - together[0]).abs().max())
+        if difference > BATCH_TOLERANCE:
+            raise ValueError(f"the logits of a clip alone and in a batch differ by {difference:.3g}")

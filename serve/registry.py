@@ -1,0 +1,60 @@
+"""Finds the model in the MLflow registry and loads it; every way to fail becomes one sentence for clients."""
+
+from pathlib import Path
+
+from mlflow.exceptions import MlflowException
+from pydantic import ValidationError
+from torch import nn
+
+from configs.load import describe
+from configs.serve import ServeConfig
+from configs.train import METADATA_KEY, ModelContract
+from serve.watch import ModelUnavailable
+from trainer.registry import Registry, tracking_uri
+
+
+def resolve_version(config: ServeConfig) -> str:
+    """Returns the version of the registered model that the alias points at.
+
+    Raises:
+        ModelUnavailable: The registry cannot be reached, or has no such model or alias.
+    """
+    registry = _registry(config)
+    missing = ModelUnavailable(
+        f"the registry has no model {config.registered_model} with the alias {config.alias}: train one by "
+        "`python -m trainer`, or set the alias by `python -m trainer promote VERSION`"
+    )
+    if _is_absent_file(registry.uri):
+        raise missing
+    try:
+        return str(registry.client.get_model_version_by_alias(registry.name, config.alias).version)
+    except MlflowException as error:
+        if error.error_code in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
+            raise missing from error
+        raise ModelUnavailable("the model registry does not answer") from error
+
+
+def load_model(config: ServeConfig, version: str) -> tuple[nn.Module, ModelContract]:
+    """Returns a version of the registered model and its contract; pickles are refused.
+
+    Raises:
+        ModelUnavailable: It was not written by this project's trainer, or by a newer one, or cannot be read.
+    """
+    try:
+        return _registry(config).load(f"models:/{config.registered_model}/{version}")
+    except KeyError as error:
+        raise ModelUnavailable(f"the model has no {METADATA_KEY} metadata: `python -m trainer` writes it") from error
+    except ValidationError as error:
+        raise ModelUnavailable(f"the model's contract cannot be read: {describe(error)}") from error
+    except (MlflowException, OSError, RuntimeError) as error:
+        raise ModelUnavailable("the model's files cannot be read: see the server's log") from error
+
+
+def _registry(config: ServeConfig) -> Registry:
+    return Registry(config.tracking_uri or tracking_uri(), config.registered_model)
+
+
+def _is_absent_file(uri: str) -> bool:
+    """MLflow would create a SQLite store that is not there, only to find it empty."""
+    path = uri.removeprefix("sqlite:///")
+    return path != uri and not Path(path).exists()

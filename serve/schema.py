@@ -1,0 +1,92 @@
+"""The JSON that the server answers with: the HTTP contract, and what `/docs` shows."""
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from serve.refusal import Refusal
+
+
+class ModelName(BaseModel):
+    """The registered model that gave an answer."""
+
+    name: str = Field(examples=["clipstream"])
+    version: str = Field(examples=["3"])
+
+
+class ClassProbability(BaseModel):
+    """A class and the probability that the model gives it."""
+
+    model_config = ConfigDict(serialize_by_alias=True)
+
+    class_name: str = Field(alias="class", examples=["wave"])
+    probability: float = Field(ge=0, le=1, examples=[0.97])
+
+
+class ClipFacts(BaseModel):
+    """What the server saw of the video."""
+
+    num_frames: int = Field(description="frames that the video decodes to", examples=[120])
+    frame_indices: list[int] = Field(description="frames that the model saw, in display order, from 0")
+    fps: float = Field(examples=[30.0])
+    duration_seconds: float = Field(examples=[4.0])
+    width_px: int = Field(examples=[640])
+    height_px: int = Field(examples=[360])
+    decode_road: str = Field(examples=["full"])
+
+
+class Answer(BaseModel):
+    """The classes of one video, most probable first; over all classes the probabilities sum to 1."""
+
+    model: ModelName
+    predictions: list[ClassProbability]
+    clip: ClipFacts
+    frames: list[str] | None = Field(None, description="with `?frames=1`: the frames that were seen, base64 JPEGs")
+
+
+class ErrorDetail(BaseModel):
+    """Why a request or a file was refused."""
+
+    code: str = Field(description="stable name of the reason", examples=["not_a_video"])
+    message: str = Field(description="one sentence for people")
+
+
+class ErrorAnswer(BaseModel):
+    """The answer to a refused request, and the result of a refused file."""
+
+    error: ErrorDetail
+
+    @classmethod
+    def of(cls, refusal: Refusal) -> "ErrorAnswer":
+        """Returns the answer that tells a refusal."""
+        return cls(error=ErrorDetail(code=refusal.code, message=refusal.message))
+
+
+class Results(BaseModel):
+    """One result per file, in the order of the files."""
+
+    results: list[Answer | ErrorAnswer]
+
+
+class ModelFacts(ModelName):
+    """What is served now."""
+
+    alias: str = Field(examples=["champion"])
+    class_names: list[str] = Field(description="in the order of the logits")
+    num_frames: int = Field(description="frames that the model sees of a video", examples=[16])
+    size_px: int = Field(description="side of the square picture that the model sees", examples=[112])
+    select_by: str = Field(description="the val metric that chose this model", examples=["macro_f1"])
+    val_metric: float = Field(examples=[0.91])
+    code_version: str = Field(description="the code that trained it")
+
+
+class ModelStatus(BaseModel):
+    """Whether a model is served, and what keeps the newest one from it."""
+
+    model: ModelFacts | None = None
+    problem: str | None = None
+
+
+class Health(BaseModel):
+    """State of the server."""
+
+    status: str = Field(examples=["ready"])
+    problem: str | None = Field(None, description="why the newest model is not served, though an older one is")

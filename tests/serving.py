@@ -1,0 +1,89 @@
+"""Asks a served application over real HTTP, and serves one in this process, without Ray."""
+
+import asyncio
+import http.client
+import json
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import uvicorn
+
+from configs.serve import ServeConfig
+from serve.classifier import Classifier
+from serve.http import make_app
+
+
+@dataclass(frozen=True)
+class Reply:
+    status: int
+    headers: http.client.HTTPMessage
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def code(self) -> str:
+        """The error's code; every error answer has one, and a sentence, and nothing else."""
+        answer = self.json
+        assert set(answer) == {"error"}
+        assert set(answer["error"]) == {"code", "message"}
+        assert "Traceback" not in answer["error"]["message"]
+        return str(answer["error"]["code"])
+
+
+def ask(
+    port: int,
+    method: str,
+    path: str,
+    body: bytes | Iterable[bytes] | None = None,
+    headers: dict[str, str] | None = None,
+) -> Reply:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    try:
+        connection.request(method, path, body, headers or {})
+        response = connection.getresponse()
+        return Reply(response.status, response.headers, response.read())
+    finally:
+        connection.close()
+
+
+def form(*files: bytes, field: str = "file") -> tuple[bytes, dict[str, str]]:
+    """Returns the body and the headers of a multipart form with these files."""
+    parts = [
+        f'--edge\r\nContent-Disposition: form-data; name="{field}"; filename="{i}.mp4"\r\n\r\n'.encode()
+        + file
+        + b"\r\n"
+        for i, file in enumerate(files)
+    ]
+    return b"".join(parts) + b"--edge--\r\n", {"Content-Type": "multipart/form-data; boundary=edge"}
+
+
+@contextmanager
+def served(config: ServeConfig, keys: tuple[str, ...] = ()) -> Iterator[int]:
+    """Serves a real classifier by uvicorn for as long as the block runs; yields its port."""
+    ready, server = threading.Event(), uvicorn.Server(uvicorn.Config("", port=0, ws="none", log_level="warning"))
+
+    async def serve() -> None:
+        classifier = Classifier(config)
+        await classifier.start()
+        server.config.app = make_app(classifier, config, keys)
+        task = asyncio.create_task(server.serve())
+        while not server.started:
+            await asyncio.sleep(0.01)
+        ready.set()
+        await task
+        await classifier.close()
+
+    thread = threading.Thread(target=lambda: asyncio.run(serve()))
+    thread.start()
+    try:
+        assert ready.wait(60)
+        yield server.servers[0].sockets[0].getsockname()[1]
+    finally:
+        server.should_exit = True
+        thread.join()

@@ -1,0 +1,228 @@
+"""The HTTP rules, by real requests to the application with a real model, without Ray."""
+
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from configs.serve import ServeConfig
+from tests.registry import CLASS_NAMES, CLIP, MLFLOW_WARNINGS, register, store_uri
+from tests.serving import Reply, ask, form, served
+from tests.videos import write_numbered_video, write_video
+
+pytestmark = MLFLOW_WARNINGS
+
+CAP_BYTES = 200_000
+Post = Callable[..., Reply]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("store")
+    register(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bright(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    pictures = [np.full((48, 64, 3), 250, np.uint8)] * 10
+    return write_video(tmp_path_factory.mktemp("video") / "bright.mp4", pictures, fps=10).read_bytes()
+
+
+def config(store: Path, **changes: object) -> ServeConfig:
+    values = {"tracking_uri": store_uri(store), "allow_unauthenticated": True, "max_files": 3}
+    return ServeConfig.model_validate(values | {"max_body_bytes": CAP_BYTES, "deadline_seconds": 30} | changes)
+
+
+@pytest.fixture(scope="module")
+def port(store: Path) -> Iterator[int]:
+    with served(config(store)) as port:
+        yield port
+
+
+@pytest.fixture
+def post(port: int) -> Post:
+    def post(body: object, headers: dict[str, str] | None = None, query: str = "") -> Reply:
+        return ask(port, "POST", f"/v1/predict{query}", body, headers)  # type: ignore[arg-type]
+
+    return post
+
+
+def test_a_raw_body_gives_the_answer(post: Post, bright: bytes) -> None:
+    reply = post(bright, {"Content-Type": "application/x-www-form-urlencoded"})  # what plain curl says
+    assert reply.status == 200
+    answer = reply.json
+    assert answer["model"] == {"name": "clipstream", "version": "1"}
+    assert [row["class"] for row in answer["predictions"]] == ["bright", "middle", "dark"]
+    assert sum(row["probability"] for row in answer["predictions"]) == pytest.approx(1)
+    assert answer["clip"] == {
+        "num_frames": 10,
+        "frame_indices": [0, 3, 6, 9],
+        "fps": 10.0,
+        "duration_seconds": 1.0,
+        "width_px": 64,
+        "height_px": 48,
+        "decode_road": "full",
+    }
+
+
+def test_top_k_and_frames(post: Post, bright: bytes) -> None:
+    answer = post(bright, query="?top_k=1&frames=1").json
+    assert [row["class"] for row in answer["predictions"]] == ["bright"]
+    assert len(answer["frames"]) == CLIP.num_frames
+    assert all(frame.startswith("/9j/") for frame in answer["frames"])  # base64 of a JPEG's first bytes
+    assert len(post(bright, query="?top_k=99").json["predictions"]) == len(CLASS_NAMES)
+
+
+def test_one_file_of_a_form_is_like_a_raw_body(post: Post, bright: bytes) -> None:
+    assert post(*form(bright)).json == post(bright).json
+
+
+def test_of_several_files_a_bad_one_has_an_error_of_its_own(post: Post, bright: bytes) -> None:
+    reply = post(*form(bright, b"not a video", b""))
+    assert reply.status == 200
+    good, bad, empty = reply.json["results"]
+    assert good == post(bright).json
+    assert bad["error"]["code"] == "not_a_video"
+    assert empty["error"]["code"] == "empty_file"
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "query", "status", "code"),
+    [
+        (b"", {}, "", 400, "empty_body"),
+        (*form(), "", 400, "empty_body"),
+        (*form(b"x", field="other"), "", 400, "empty_body"),
+        (*form(b"x", b"x", b"x", b"x"), "", 400, "bad_form"),
+        (b"x", {"Content-Type": "multipart/form-data"}, "", 400, "bad_form"),
+        (b"{}", {"Content-Type": "application/json"}, "", 415, "unsupported_media_type"),
+        (b"http://127.0.0.1/video.mp4", {"Content-Type": "text/plain"}, "", 415, "unsupported_media_type"),
+        (b"not a video", {}, "", 422, "not_a_video"),
+        (b"x", {}, "?top_k=0", 422, "bad_parameter"),
+        (b"x", {}, "?top_k=many", 422, "bad_parameter"),
+        (b"x" * (CAP_BYTES + 1), {}, "", 413, "too_large"),
+        (*form(b"x" * CAP_BYTES, b"x" * CAP_BYTES), "", 413, "too_large"),
+    ],
+    ids=["none", "no-file", "field", "many", "no-edge", "json", "text", "bytes", "zero", "word", "large", "large-form"],
+)
+def test_refusals(post: Post, body: bytes, headers: dict[str, str], query: str, status: int, code: str) -> None:
+    reply = post(body, headers, query)
+    assert (reply.status, reply.code) == (status, code)
+
+
+def test_a_streamed_body_is_cut_off_at_the_cap(post: Post) -> None:
+    sent = 0
+
+    def chunks() -> Iterator[bytes]:
+        nonlocal sent
+        while sent < 100 * 2**20:
+            sent += 2**16
+            yield b"x" * 2**16
+
+    try:
+        reply = post(chunks())
+    except (BrokenPipeError, ConnectionResetError):
+        pass  # the server has answered and closed while this side was still sending
+    else:
+        assert (reply.status, reply.code) == (413, "too_large")
+    assert sent < 50 * 2**20
+
+
+def test_unknown_paths_and_methods_are_json_too(port: int) -> None:
+    for method, path, status, code in [
+        ("GET", "/v2", 404, "not_found"),
+        ("GET", "/v1/predict", 405, "method_not_allowed"),
+    ]:
+        reply = ask(port, method, path)
+        assert (reply.status, reply.code) == (status, code)
+
+
+def test_the_model_and_the_docs_are_told(port: int) -> None:
+    assert ask(port, "GET", "/v1/model").json["class_names"] == list(CLASS_NAMES)
+    assert ask(port, "GET", "/docs").status == 200
+    api = ask(port, "GET", "/openapi.json").json
+    predict = api["paths"]["/v1/predict"]["post"]
+    assert set(predict["requestBody"]["content"]) == {"application/octet-stream", "multipart/form-data"}
+    assert {"200", "400", "401", "403", "408", "413", "415", "422", "500", "503"} <= set(predict["responses"])
+
+
+def test_the_page_loads_nothing_from_elsewhere(port: int) -> None:
+    page = ask(port, "GET", "/")
+    assert page.status == 200
+    assert page.headers["Content-Security-Policy"].startswith("default-src 'none'")
+    files = [page, ask(port, "GET", "/page.js"), ask(port, "GET", "/page.css")]
+    assert [file.status for file in files] == [200] * 3
+    assert all(b"//" not in file.body.replace(b" // ", b"") for file in files)
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1:9", "[::1]:8000"])
+def test_without_a_key_loopback_names_are_served(port: int, host: str) -> None:
+    assert ask(port, "GET", "/v1/model", headers={"Host": host, "Origin": f"http://{host}"}).status == 200
+
+
+@pytest.mark.parametrize(
+    ("headers", "code"),
+    [
+        ({"Host": "rebound.example"}, "foreign_host"),
+        ({"Host": "127.0.0.1.example:80"}, "foreign_host"),
+        ({"Host": ""}, "foreign_host"),
+        ({"Host": "localhost:8000", "Origin": "http://evil.example"}, "foreign_origin"),
+        ({"Host": "localhost:8000", "Origin": "http://localhost:3000"}, "foreign_origin"),
+        ({"Host": "localhost:8000", "Origin": "null"}, "foreign_origin"),
+    ],
+)
+def test_without_a_key_other_web_pages_are_refused(port: int, headers: dict[str, str], code: str) -> None:
+    reply = ask(port, "GET", "/v1/model", headers=headers)
+    assert (reply.status, reply.code) == (403, code)
+
+
+def test_with_keys_each_opens_and_nothing_else_does(store: Path) -> None:
+    with served(config(store), keys=("first", "second")) as port:
+        for key in ("first", "second"):
+            headers = {"Authorization": f"Bearer {key}", "Host": "clips.example", "Origin": "http://other.example"}
+            assert ask(port, "GET", "/v1/model", headers=headers).status == 200
+        for authorization in ("", "Bearer", "Bearer third", "Basic first", "first"):
+            reply = ask(port, "GET", "/v1/model", headers={"Authorization": authorization})
+            assert (reply.status, reply.code) == (401, "unauthorized")
+            assert reply.headers["WWW-Authenticate"] == "Bearer"
+        assert [ask(port, "GET", path).status for path in ("/", "/healthz", "/readyz")] == [200] * 3
+        assert "1" not in ask(port, "GET", "/readyz").body.decode()  # no version for strangers
+
+
+def test_a_body_that_does_not_arrive_is_given_up(store: Path) -> None:
+    with served(config(store, deadline_seconds=0.5)) as port, socket.create_connection(("127.0.0.1", port)) as link:
+        link.sendall(
+            b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n"
+            b"x-request-timeout-seconds: 3600\r\n\r\nhalf"
+        )
+        link.settimeout(30)
+        reply = link.recv(10_000)
+    assert reply.startswith(b"HTTP/1.1 408 ")
+    assert b"connection: close" in reply.lower()
+
+
+def test_a_video_that_outlasts_the_deadline_is_given_up(store: Path, tmp_path: Path) -> None:
+    long = write_numbered_video(tmp_path / "long.mp4", 3000).read_bytes()
+    with served(config(store, deadline_seconds=0.2, max_body_bytes=2**24)) as port:
+        reply = ask(port, "POST", "/v1/predict", long)
+    assert (reply.status, reply.code) == (503, "deadline_exceeded")
+    assert reply.headers["Retry-After"]
+
+
+def test_above_the_queues_bound_the_answer_is_503_at_once(store: Path, bright: bytes) -> None:
+    with served(config(store, max_queued=1)) as port:
+        results = ask(port, "POST", "/v1/predict", *form(bright, bright, bright)).json["results"]
+    assert [result.get("error", {}).get("code") for result in results] == [None, "overloaded", "overloaded"]
+
+
+def test_without_a_model_the_server_lives_and_says_so(tmp_path: Path, bright: bytes) -> None:
+    with served(config(tmp_path)) as port:
+        assert ask(port, "GET", "/healthz").status == 200
+        for method, path in [("GET", "/readyz"), ("GET", "/v1/model"), ("POST", "/v1/predict")]:
+            reply = ask(port, method, path, bright)
+            assert (reply.status, reply.code) == (503, "no_model")
+            assert reply.headers["Retry-After"]
+            assert str(tmp_path) not in reply.body.decode()
+    assert not list(tmp_path.iterdir())  # and makes no store of its own

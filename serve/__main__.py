@@ -1,0 +1,123 @@
+"""The command `python -m serve`: a local Ray with the application on it, on a loopback address, until it is stopped.
+
+It starts no dashboard and no gRPC server and leaves no process behind. Ray's own ports listen on every address
+whatever one says, so they are kept behind a token of this run.
+"""
+
+import logging
+import os
+import secrets
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+from configs.load import UsageError, config_option, fail, find_config, parse, read_yaml
+from configs.serve import ServeCommand
+from serve.guard import LOOPBACK_NAMES, read_keys
+
+PROG = "python -m serve"
+DESCRIPTION = "Serves the registered model over HTTP: POST a video to /v1/predict, or open the address in a browser."
+EXIT_INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        command = parse(
+            ServeCommand,
+            argv,
+            prog=PROG,
+            description=DESCRIPTION,
+            env_prefix="CLIPSTREAM_SERVE_",
+            yaml_values=_deploy_config_values(config_option(argv)),
+        )
+        if command.host in LOOPBACK_NAMES:
+            command = command.model_copy(update={"allow_unauthenticated": True})
+        read_keys(command)
+        _check_port(command.host, command.port)
+    except UsageError as error:
+        return fail(PROG, error)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    return _serve(command)
+
+
+def _deploy_config_values(name: str | None) -> dict[str, Any]:
+    """Returns the fields that a Ray Serve deploy config holds for `ServeCommand`."""
+    if name is None:
+        return {}
+    values = read_yaml(find_config(name))
+    try:
+        args = values["applications"][0].get("args") or {}
+        http_options = values.get("http_options") or {}
+        return {**args, **{field: http_options[field] for field in ("host", "port") if field in http_options}}
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise UsageError(f"{name} is not a Ray Serve deploy config: it needs applications[0].args") from error
+
+
+def _check_port(host: str, port: int) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise UsageError(f"cannot listen on {host}:{port} ({error.strerror}): choose another --port") from error
+
+
+def _serve(command: ServeCommand) -> int:
+    signal.signal(signal.SIGTERM, _raise_exit)
+    try:
+        _start(command)
+        signal.signal(signal.SIGTERM, _raise_exit)  # Ray has put its own handler there
+        logger = logging.getLogger("serve")
+        logger.info("listening url=http://%s:%d model=%s", command.host, command.port, command.registered_model)
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    finally:
+        _stop()
+    return 0
+
+
+def _start(command: ServeCommand) -> None:
+    os.environ["RAY_AUTH_MODE"] = "token"
+    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray  # here, for a fast --help
+    from ray import serve as ray_serve
+
+    from serve.app import build
+
+    num_cpus = max(os.cpu_count() or 1, command.num_replicas * command.cpu_threads)
+    quiet = {"log_level": "WARNING"}  # Ray tells every request and every replica otherwise
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    ray.init(address="local", include_dashboard=False, num_cpus=num_cpus, logging_level=logging.WARNING)
+    ray_serve.start(
+        proxy_location="HeadOnly",
+        http_options={"host": command.host, "port": command.port},
+        logging_config=quiet,
+    )
+    ray_serve.run(build(command), name="clipstream", logging_config=quiet)
+
+
+def _stop() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C would leave processes behind
+    import ray
+    from ray import serve as ray_serve
+
+    if ray.is_initialized():
+        ray_serve.shutdown()  # type: ignore[no-untyped-call]
+    ray.shutdown(wait_for_processes=True)
+
+
+def _raise_exit(number: int, frame: object) -> None:
+    raise SystemExit(0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,160 @@
+"""`python -m serve` as a user meets it: its own Ray, a real store, real HTTP; and the deploy config."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import yaml
+
+from configs.load import UsageError, find_config
+from configs.serve import API_KEY_VARIABLE, ServeConfig
+from serve.__main__ import main
+from serve.guard import read_keys
+from tests.registry import MLFLOW_WARNINGS, register
+from tests.serving import Reply, ask, form
+from tests.videos import write_video
+
+pytestmark = MLFLOW_WARNINGS
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def until(condition: Callable[[], bool], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def reply_or_none(port: int, path: str) -> Reply | None:
+    try:
+        return ask(port, "GET", path)
+    except OSError:
+        return None
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    port, log = free_port(), tmp_path / "serve.log"
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("CLIPSTREAM_", "MLFLOW_", "RAY_"))
+    }
+    command = ["-m", "serve", "--port", str(port), "--alias-poll-seconds", "0.5", "--max-body-bytes", "200000"]
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, *command],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment | {"CLIPSTREAM_HOME": str(tmp_path)},
+        )
+    try:
+        yield process, port
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait(60)
+        print(log.read_text())  # shown if the test fails
+
+
+@pytest.mark.integration
+def test_the_whole_life_of_a_server(server: tuple[subprocess.Popen[bytes], int], tmp_path: Path) -> None:
+    process, port = server
+    video = write_video(tmp_path / "bright.mp4", [np.full((48, 64, 3), 250, np.uint8)] * 10).read_bytes()
+
+    def code(path: str) -> str | None:
+        reply = reply_or_none(port, path)
+        return reply.code if reply and reply.status == 503 else None
+
+    until(lambda: code("/readyz") == "no_model")
+    assert ask(port, "POST", "/v1/predict", video).code == "no_model"
+
+    register(tmp_path)
+    until(lambda: ask(port, "GET", "/readyz").status == 200)
+    answer = ask(port, "POST", "/v1/predict", video, {"X-Request-ID": "mine"})
+    assert answer.headers.get_all("X-Request-ID") == ["mine"]
+    assert answer.json["model"] == {"name": "clipstream", "version": "1"}
+    assert answer.json["predictions"][0]["class"] == "bright"
+
+    several = ask(port, "POST", "/v1/predict", *form(video, b"not a video")).json["results"]
+    assert several[0] == answer.json
+    assert several[1]["error"]["code"] == "not_a_video"
+    assert ask(port, "POST", "/v1/predict", b"").code == "empty_body"
+    assert ask(port, "POST", "/v1/predict", b"x" * 200_001).code == "too_large"
+    assert ask(port, "GET", "/docs", headers={"Host": "rebound.example"}).code == "foreign_host"
+    assert ask(port, "GET", "/docs").status == 200
+
+    register(tmp_path)
+    until(lambda: ask(port, "POST", "/v1/predict", video).json["model"]["version"] == "2")
+
+    family = psutil.Process(process.pid).children(recursive=True)
+    assert family
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    _, alive = psutil.wait_procs(family, timeout=10)
+    assert not alive
+
+
+def test_the_deploy_config_is_rays_and_ours() -> None:
+    from ray.serve.schema import ServeDeploySchema
+
+    values = yaml.safe_load(find_config("serve.yaml").read_text())
+    schema = ServeDeploySchema.model_validate(values)
+    assert schema.http_options.host == "127.0.0.1"
+    assert schema.grpc_options.grpc_servicer_functions == []
+    config = ServeConfig.model_validate(schema.applications[0].args)
+    assert not config.allow_unauthenticated
+
+
+def test_the_application_is_not_built_without_a_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from serve.app import build
+
+    with pytest.raises(UsageError, match="no API key: set CLIPSTREAM_API_KEY"):
+        build(ServeConfig())
+    monkeypatch.setenv(API_KEY_VARIABLE, "one, two")
+    file = tmp_path / "keys"
+    file.write_text("three\n\n")
+    assert read_keys(ServeConfig(api_key_file=str(file))) == ("one", "two", "three")
+    assert build(ServeConfig())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--host", "0.0.0.0"], "no API key"),
+        (["--config", "absent.yaml"], "no config file absent.yaml"),
+        (["--top-k", "0"], "top_k: Input should be greater than or equal to 1"),
+        (["--api-key-file", "absent"], "api_key_file .absent. cannot be read"),
+    ],
+)
+def test_what_cannot_be_served_is_one_sentence(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    output = capsys.readouterr().err
+    assert output.count("\n") == 1
+    assert re.search(message, output)
+
+
+def test_a_taken_port_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert main(["--port", str(taken.getsockname()[1])]) == 2
+    assert "choose another --port" in capsys.readouterr().err
+
+
+def test_the_gateway_imports_neither_torch_nor_mlflow() -> None:
+    script = "import sys, serve.app; print(sorted({'torch', 'mlflow'} & set(sys.modules)))"
+    output = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert output == "[]\n"

@@ -65,5 +65,14 @@ def register(store: Path, class_names: tuple[str, ...] = CLASS_NAMES) -> str:
     return version
 
 
+def register_again(store: Path) -> str:
+    """Registers version 1 once more, moves the champion's alias to the new version and returns it."""
+    registry = Registry(store_uri(store), "clipstream")
+    first = registry.client.get_model_version("clipstream", "1")
+    version = registry.register(first.source, first.run_id, contract())
+    registry.client.set_registered_model_alias(registry.name, CHAMPION, version)
+    return version
+
+
 def store_uri(store: Path) -> str:
     return f"sqlite:///{store / 'mlflow.db'}"

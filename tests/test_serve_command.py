@@ -19,7 +19,7 @@ from configs.load import UsageError, find_config
 from configs.serve import API_KEY_VARIABLE, ServeConfig
 from serve.__main__ import main
 from serve.guard import read_keys
-from tests.registry import MLFLOW_WARNINGS, register
+from tests.registry import MLFLOW_WARNINGS, register, register_again
 from tests.serving import Reply, ask, form
 from tests.videos import write_video
 
@@ -96,8 +96,8 @@ def test_the_whole_life_of_a_server(server: tuple[subprocess.Popen[bytes], int],
     assert ask(port, "GET", "/docs", headers={"Host": "rebound.example"}).code == "foreign_host"
     assert ask(port, "GET", "/docs").status == 200
 
-    register(tmp_path)
-    until(lambda: ask(port, "POST", "/v1/predict", video).json["model"]["version"] == "2")
+    version = register_again(tmp_path)
+    until(lambda: ask(port, "POST", "/v1/predict", video).json["model"]["version"] == version)
 
     family = psutil.Process(process.pid).children(recursive=True)
     assert family

@@ -24,6 +24,7 @@ from packer.clip import Clip, VideoError, read_clip
 
 _START_SECONDS = 60.0
 _PARENT_CHECK_SECONDS = 1.0
+_CLOSED = "the decode pool is closed: it takes no more videos"
 
 _Task = tuple["Future[Clip]", str | bytes, ClipConfig]
 
@@ -55,7 +56,7 @@ class DecodePool:
             RuntimeError: The pool is closed.
         """
         if self._closing:
-            raise RuntimeError("the decode pool is closed: it takes no more videos")
+            raise RuntimeError(_CLOSED)
         future: Future[Clip] = Future()
         self._tasks.put((future, source, clip))
         return future
@@ -135,7 +136,7 @@ class _Decoder:
         ours, theirs = Pipe()
         with self._lock:
             if self._closed:
-                raise RuntimeError("the decode pool is closed")
+                raise RuntimeError(_CLOSED)
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "packer.pool", str(theirs.fileno()), str(os.getpid())],
                 pass_fds=[theirs.fileno()],
@@ -150,7 +151,9 @@ class _Decoder:
             started = False
         if not started:  # no video is to blame: the whole pack must stop
             self.kill()
-            raise RuntimeError("a decoder process did not start: its own message is above")
+            if self._closed:
+                raise RuntimeError(_CLOSED)
+            raise ChildProcessError("a decoder process did not start: its own message is above")
 
     def _crash(self) -> VideoError:
         process = self._process

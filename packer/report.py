@@ -20,16 +20,14 @@ def format_report(result: PackResult) -> str:
     lines.append(f"{'share wanted':<{width}} " + " ".join(f"{wanted[name]:>8.3f}" for name in names))
     num_bytes = sum(shard.num_bytes for split in manifest.splits.values() for shard in split.shards)
     num_shards = sum(len(split.shards) for split in manifest.splits.values())
-    rate = (
-        f"{result.num_videos_now / result.seconds:.1f} videos/s" if result.num_videos_now else "nothing left to decode"
-    )
     lines += [
         "",
         f"videos    {manifest.num_videos}: {sum(totals)} packed, {sum(manifest.rejected.values())} rejected",
         *(f"rejected  {count} {reason} (rejected.csv)" for reason, count in manifest.rejected.items()),
+        f"damaged   {result.num_damaged} of the packed (samples.parquet: num_bad_packets, num_frames_claimed)",
         *(f"passed by {count} {what}" for what, count in sorted(result.num_skipped.items())),
         f"written   {num_bytes:,} bytes in {num_shards} shards",
-        f"took      {result.seconds:.1f} s, {rate}",
+        f"took      {result.seconds:.1f} s, {result.num_videos_now / result.seconds:.1f} videos/s",
     ]
     return "\n".join(lines)
 

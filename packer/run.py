@@ -37,6 +37,7 @@ from packer.manifest import (
 )
 from packer.plan import Plan, PlannedShard, make_plan
 from packer.pool import DecodePool
+from packer.sample import SampleRow
 from packer.shard import RECORDS, ShardRecord, ShardWriter, read_record
 from packer.split import SPLITS
 from packer.storage import PARTIAL_SUFFIX, write_atomically
@@ -44,6 +45,7 @@ from packer.storage import PARTIAL_SUFFIX, write_atomically
 logger = logging.getLogger(__name__)
 
 _WINDOW_PER_WORKER = 4
+_WHOLE_SHARE = 0.9
 _LOAD_REASONS = frozenset({"timeout", "out_of_memory"})
 """Reasons that may lie with the machine's load rather than with the video."""
 
@@ -60,6 +62,8 @@ class PackResult:
     num_skipped: dict[str, int]
     rejected_fraction: float
     """Share of the videos that gave no clip; texts and pictures among them do not count."""
+    num_damaged: int
+    """Packed videos with damage: packets that could not be decoded, or far fewer frames than the container states."""
     num_videos_now: int
     """Videos that this run decoded; fewer than all where it continued a stopped pack."""
     seconds: float
@@ -71,7 +75,7 @@ def pack(config: PackConfig) -> PackResult:
     Raises:
         UsageError: The command cannot be carried out as given; nothing was written.
         PackError: A class lost all its videos of a split, so the pack was not declared complete.
-        OSError: The target cannot be written to, such as a full disk.
+        OSError: The target cannot be written to (a full disk), or no decoder process can be started.
     """
     source, target = resolve(config.source), resolve(config.target)
     _check_folders(source, target)
@@ -91,9 +95,15 @@ def pack(config: PackConfig) -> PackResult:
         manifest=manifest,
         num_skipped=catalog.num_skipped,
         rejected_fraction=sum(len(record.rejected) for record in records) / len(catalog.videos),
+        num_damaged=sum(_is_damaged(row) for record in records for row in record.rows),
         num_videos_now=sum(len(shard.videos) for shard in missing),
         seconds=time.monotonic() - started,
     )
+
+
+def _is_damaged(row: SampleRow) -> bool:
+    # Whole files miss a frame or three of those stated; one cut in its middle misses half.
+    return row.num_bad_packets > 0 or row.num_frames < _WHOLE_SHARE * row.num_frames_claimed
 
 
 def _check_folders(source: Path, target: Path) -> None:

@@ -3,6 +3,7 @@
 import csv
 import filecmp
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -124,7 +125,7 @@ def test_a_killed_pack_is_continued(data: Path, shards: Path, tmp_path: Path) ->
 
 def test_a_damaged_shard_is_packed_again(data: Path, shards: Path, tmp_path: Path) -> None:
     target = tmp_path / "shards"
-    assert main([str(data), str(target)]) == 0
+    shutil.copytree(shards, target)
     (target / "manifest.json").unlink()
     tar = target / "train-000001.tar"
     tar.write_bytes(tar.read_bytes()[:-1000])
@@ -135,7 +136,7 @@ def test_a_damaged_shard_is_packed_again(data: Path, shards: Path, tmp_path: Pat
 
 def test_a_torn_index_is_rebuilt(data: Path, shards: Path, tmp_path: Path) -> None:
     target = tmp_path / "shards"
-    assert main([str(data), str(target)]) == 0
+    shutil.copytree(shards, target)
     (target / "samples.parquet").write_bytes(b"torn")
     assert main([str(data), str(target)]) == 0
     assert_same_pack(target, shards)
@@ -172,9 +173,11 @@ def test_what_cannot_be_done_is_refused(
     assert not target.exists()
 
 
-def test_other_settings_are_not_mixed(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_settings_are_not_mixed(
+    data: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     target = tmp_path / "shards"
-    assert main([str(data), str(target)]) == 0
+    shutil.copytree(shards, target)
     (target / "manifest.json").unlink()
     before = files(target)
     message = refused([data, target, "--clip.num-frames", "8"], capsys)
@@ -218,7 +221,11 @@ def test_rejected_videos_are_listed_and_may_fail_the_command(
     assert [(row["source"], row["class_name"], row["reason"]) for row in rows] == [
         ('a/cut, and "quoted".mp4', "a", "not_a_video")
     ]
+    half = write_numbered_video(tmp_path / "half.avi", 60, codec="mpeg4", options={"g": "5"}).read_bytes()
+    (folder / "a/half.avi").write_bytes(half[: len(half) * 4 // 5])
+    capsys.readouterr()
     assert main([str(folder), str(tmp_path / "again"), "--max-rejected-fraction", "0.1"]) == 0
+    assert "damaged   1 of the packed" in capsys.readouterr().out
 
 
 def test_a_class_emptied_by_rejection_is_not_declared_complete(
@@ -238,9 +245,9 @@ def test_no_argument_prints_help_and_fails(capsys: pytest.CaptureFixture[str]) -
     assert "--max-rejected-fraction" in capsys.readouterr().out
 
 
-def test_verify_names_the_bad_shard(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_names_the_bad_shard(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     target = tmp_path / "shards"
-    assert main([str(data), str(target)]) == 0
+    shutil.copytree(shards, target)
     assert main(["verify", str(target)]) == 0
     row = read_samples(target, "train").to_pylist()[0]
     with (target / row["shard"]).open("r+b") as file:

@@ -9,6 +9,8 @@ from configs.pack import ClipConfig
 
 REGISTERED_MODEL = "clipstream"
 CHAMPION = "champion"
+METADATA_KEY = "clipstream"
+"""Where a registered model keeps its contract, in its MLflow metadata."""
 
 
 class ViewConfig(Section):
@@ -42,10 +44,12 @@ class ModelConfig(Section):
 
     backbone: str = "resnet18"
     """A torchvision ResNet by name, or `narrow`: a ResNet-10 of `width` channels for CPUs."""
-    width: int = Field(16, ge=4)
+    width: int = Field(16, ge=8)
     """Channels of the first stage of the `narrow` backbone."""
     weights: str = "imagenet"
     """imagenet (torchvision's, downloaded once), none (random), or the path of a local state_dict."""
+    temporal_shift: bool = False
+    """Lets each block of the backbone see the frames before and after (TSM): motion is learnt from far fewer clips."""
     grid: int = Field(1, ge=1, le=8)
     """Frame features are averaged to grid x grid places; 1: one average over the whole frame."""
     feature_size: int = Field(256, ge=8)
@@ -98,10 +102,11 @@ class TrainConfig(Section):
     """Most clips per forward pass and worker; gradients are summed. 0: the worker's whole share."""
     num_workers: int | None = Field(None, ge=1)
     """Training workers; by default one per GPU of the cluster, or one CPU worker where there is none."""
-    threads_per_worker: int = Field(0, ge=0)
-    """CPU threads of a training worker; 0: the cores shared between the workers."""
-    loader_workers: int = Field(1, ge=0)
-    """Processes per training worker that read and decode clips; results do not depend on it."""
+    threads_per_worker: int | None = Field(None, ge=1)
+    """CPU threads of a training worker, by default the machine's cores shared between its workers."""
+    loader_workers: int | None = Field(None, ge=0)
+    """Processes per training worker that read and decode clips, by default the cores that are left, at most 8; results
+    do not depend on it."""
     seed: int = Field(0, ge=0)
     """Seed of the order, the augmentation and the model's first weights."""
     shuffle_block: int = Field(2000, ge=1)
@@ -116,6 +121,8 @@ class TrainConfig(Section):
     """Name in the MLflow registry; the server's default is the same."""
     experiment: str = "clipstream"
     """MLflow experiment."""
+    log_every_steps: int = Field(10, ge=1)
+    """Steps between two points of the training curves; each point is the mean over them."""
     select_by: Literal["top1", "macro_f1", "mean_class_accuracy"] = "macro_f1"
     """Val metric by which the best epoch is kept and the champion chosen."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -129,7 +136,7 @@ class TrainConfig(Section):
 class ModelContract(Section):
     """What a registered model carries as metadata: enough to prepare a video exactly as in training.
 
-    Written by the trainer as the MLflow model's `metadata["clipstream"]`, read by the server.
+    Written by the trainer into the MLflow model's metadata under `METADATA_KEY`, read by the server.
     """
 
     format_version: Literal[1] = 1

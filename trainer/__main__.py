@@ -1,0 +1,68 @@
+"""`python -m trainer`: trains on packed shards, on the Ray cluster that is there or on one of its own."""
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from configs.load import Section, UsageError, fail, parse
+from configs.train import REGISTERED_MODEL, TrainConfig
+
+PROG = "python -m trainer"
+ENV_PREFIX = "CLIPSTREAM_TRAIN_"
+DESCRIPTION = """Train a video classifier on the shards that `python -m packer` wrote.
+
+It runs on the Ray cluster that is reachable, or on a local one that it starts. The run is tracked in MLflow, the best
+epoch's model is registered, and the alias `champion` moves to it if it is better than the one before.
+`python -m trainer promote VERSION` moves the alias by hand."""
+
+
+class PromoteConfig(Section):
+    """What `python -m trainer promote` can be told."""
+
+    registered_model: str = REGISTERED_MODEL
+    """Name in the MLflow registry."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit code: 0 done, 1 failed, 2 a wrong command, 130 stopped by the user."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    try:
+        if arguments[:1] == ["promote"]:
+            return _promote(arguments[1:])
+        config = parse(TrainConfig, arguments, prog=PROG, description=DESCRIPTION, env_prefix=ENV_PREFIX)
+        logging.info("trainer interpreter=%s package=%s", sys.executable, Path(__file__).parent)
+        # Imported here: torch and Ray take seconds, which --help and a wrong option should not.
+        from packer.manifest import ManifestError
+        from trainer.job import train
+
+        os.environ.setdefault("WDS_SECURE", "1")
+        try:
+            return train(config)
+        except ManifestError as error:
+            raise UsageError(str(error)) from error
+    except UsageError as error:
+        return fail(PROG, error)
+
+
+def _promote(arguments: list[str]) -> int:
+    version = arguments[0] if arguments and not arguments[0].startswith("-") else None
+    config = parse(
+        PromoteConfig,
+        arguments[1:] if version else arguments,
+        prog=f"{PROG} promote VERSION",
+        description="Move the alias `champion` of a registered model to VERSION, forward or back.",
+        env_prefix=ENV_PREFIX,
+    )
+    if version is None:
+        raise UsageError("promote needs a version: python -m trainer promote VERSION")
+    from trainer.registry import Registry, tracking_uri
+
+    print(Registry(tracking_uri(), config.registered_model).promote(version))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

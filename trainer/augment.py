@@ -1,0 +1,109 @@
+"""What happens to a stored clip before the model sees it: the random view of training, the fixed view of evaluation.
+
+`eval_view` is the only way from stored frames to the model's picture outside of training: evaluation, the check of an
+exported model and the server all call it. Every random choice is a function of (seed, epoch, sample), so a clip is
+changed in the same way whichever rank or loader worker handles it, and all frames of a clip in the same way.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torchvision.transforms.v2.functional import resize
+
+from configs.train import AugmentConfig, ViewConfig
+from trainer.schedule import Row
+
+FramesTHWC = NDArray[np.uint8]
+
+
+def eval_view(frames: FramesTHWC, view: ViewConfig) -> FramesTHWC:
+    """Returns the fixed view of a clip: its centre square, or the whole frame squashed to the square.
+
+    Args:
+        frames: `(T, H, W, 3) uint8 RGB`, as stored.
+        view: Size of the picture, and how it is cut.
+
+    Returns:
+        `(T, size_px, size_px, 3) uint8 RGB`; a view of `frames` where nothing had to be resized.
+    """
+    if view.mode == "squash":
+        return _resize(frames, view.size_px, view.size_px)
+    frames = _to_short_side(frames, view.short_side_px)
+    height, width = frames.shape[1:3]
+    return _crop(frames, (height - view.size_px) // 2, (width - view.size_px) // 2, view.size_px)
+
+
+@dataclass(frozen=True)
+class EvalView:
+    """`eval_view` as a stage of the stream."""
+
+    view: ViewConfig
+
+    def __call__(self, frames: FramesTHWC, row: Row) -> FramesTHWC:
+        """Returns the `(T, size_px, size_px, 3) uint8 RGB` view of a clip, the same for every row."""
+        return eval_view(frames, self.view)
+
+
+@dataclass(frozen=True)
+class TrainView:
+    """A random view of a clip, one choice for all its frames.
+
+    The default, a square cut at a random place out of a slightly larger stored frame, resizes nothing and is the
+    recipe of the 3-D CNNs (Tran et al. 2018: 112 out of 128).
+    """
+
+    view: ViewConfig
+    augment: AugmentConfig
+    seed: int
+
+    def __call__(self, frames: FramesTHWC, row: Row) -> FramesTHWC:
+        """Returns a `(T, size_px, size_px, 3) uint8 RGB` view of `(T, H, W, 3)` stored frames; its strides vary."""
+        generator = np.random.Generator(np.random.PCG64([self.seed, row.epoch, row.index]))
+        size_px = self.view.size_px
+        if self.view.mode == "squash":
+            frames = _resize(frames, size_px, size_px)
+        elif self.augment.min_scale < 1:
+            frames = _random_resized_crop(frames, size_px, self.augment.min_scale, generator)
+        else:
+            frames = _random_crop(_to_short_side(frames, self.view.short_side_px), size_px, generator)
+        if self.augment.horizontal_flip and generator.random() < 0.5:
+            frames = frames[:, :, ::-1]
+        return frames
+
+
+def _random_crop(frames: FramesTHWC, side_px: int, generator: np.random.Generator) -> FramesTHWC:
+    height, width = frames.shape[1:3]
+    top = int(generator.integers(height - side_px + 1))
+    left = int(generator.integers(width - side_px + 1))
+    return _crop(frames, top, left, side_px)
+
+
+def _random_resized_crop(
+    frames: FramesTHWC, size_px: int, min_scale: float, generator: np.random.Generator
+) -> FramesTHWC:
+    short_side_px = min(frames.shape[1:3])
+    side_px = max(1, round(short_side_px * float(generator.uniform(min_scale, 1.0)) ** 0.5))
+    return _resize(_random_crop(frames, side_px, generator), size_px, size_px)
+
+
+def _to_short_side(frames: FramesTHWC, short_side_px: int) -> FramesTHWC:
+    height, width = frames.shape[1:3]
+    short = min(height, width)
+    if short == short_side_px:
+        return frames
+    return _resize(frames, round(height * short_side_px / short), round(width * short_side_px / short))
+
+
+def _crop(frames: FramesTHWC, top: int, left: int, side_px: int) -> FramesTHWC:
+    return frames[:, top : top + side_px, left : left + side_px]
+
+
+def _resize(frames: FramesTHWC, height: int, width: int) -> FramesTHWC:
+    if frames.shape[1:3] == (height, width):
+        return frames
+    # A channels_last view: torchvision then resizes uint8 without a copy to planes and back.
+    pictures = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2)
+    resized: NDArray[np.uint8] = resize(pictures, [height, width], antialias=True).permute(0, 2, 3, 1).numpy()
+    return resized

@@ -1,0 +1,125 @@
+"""Checkpoints on shared storage: written whole or not at all, found by looking at the storage itself.
+
+A checkpoint is a folder `step-<global step>` with `state.pt` and `COMPLETE.json`, which lists the file's size and
+sha256. It counts only where both match, so a kill, a full disk or a torn copy at any moment leaves the one before it as
+the newest. Only tensors and plain values are stored: `torch.load(weights_only=True)` reads them.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from configs.load import UsageError
+
+logger = logging.getLogger(__name__)
+
+STATE_FILE = "state.pt"
+COMPLETE_FILE = "COMPLETE.json"
+NUM_KEPT = 2
+
+State = dict[str, Any]
+
+
+class CheckpointStore:
+    """The checkpoints of one run, in `<folder>/step-<global step>`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def save(self, state: State, global_step: int, best_step: int | None) -> Path:
+        """Writes a checkpoint and returns its folder; then deletes all but the newest two and the best.
+
+        Args:
+            state: Tensors, numbers, strings, lists and dicts.
+            global_step: Optimizer steps that the run has taken.
+            best_step: Global step of the checkpoint that must be kept too.
+
+        Raises:
+            OSError: The storage refused; the checkpoints before this one are untouched.
+        """
+        target = self.folder / _name(global_step)
+        writing = self.folder / f".{target.name}.writing"
+        shutil.rmtree(writing, ignore_errors=True)
+        writing.mkdir(parents=True)
+        with (writing / STATE_FILE).open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        complete = {STATE_FILE: _describe(writing / STATE_FILE)}
+        with (writing / COMPLETE_FILE).open("w", encoding="utf-8") as file:
+            json.dump(complete, file)
+            file.flush()
+            os.fsync(file.fileno())
+        if target.exists():  # the same step again, after a restart from an earlier checkpoint
+            shutil.rmtree(target)
+        writing.rename(target)
+        _sync_folder(self.folder)
+        self._delete_old(best_step)
+        return target
+
+    def steps(self) -> list[int]:
+        """Returns the global steps that a checkpoint folder exists for, newest first, whole or not."""
+        if not self.folder.is_dir():
+            return []
+        return sorted((int(path.name.partition("-")[2]) for path in self.folder.glob("step-*")), reverse=True)
+
+    def load_newest(self) -> State | None:
+        """Returns the state of the newest whole checkpoint, or None; broken ones are named in the log."""
+        for step in self.steps():
+            state = self._load_if_whole(step)
+            if state is not None:
+                return state
+        return None
+
+    def load(self, global_step: int) -> State:
+        """Returns the state of one checkpoint.
+
+        Raises:
+            UsageError: It is not there, or it is broken.
+        """
+        state = self._load_if_whole(global_step)
+        if state is None:
+            raise UsageError(f"{self.folder / _name(global_step)} is not a whole checkpoint: start the run anew")
+        return state
+
+    def _load_if_whole(self, step: int) -> State | None:
+        path = self.folder / _name(step)
+        try:
+            complete = json.loads((path / COMPLETE_FILE).read_text(encoding="utf-8"))
+            found = {name: _describe(path / name) for name in complete}
+        except (OSError, ValueError) as error:
+            logger.warning("checkpoint ignored path=%s reason=%s", path, error)
+            return None
+        if not complete or found != complete:
+            logger.warning("checkpoint ignored path=%s reason=its files are not those that were written", path)
+            return None
+        state: State = torch.load(path / STATE_FILE, map_location="cpu", weights_only=True)
+        return state
+
+    def _delete_old(self, best_step: int | None) -> None:
+        for step in self.steps()[NUM_KEPT:]:
+            if step != best_step:
+                shutil.rmtree(self.folder / _name(step))
+
+
+def _name(step: int) -> str:
+    return f"step-{step:010d}"
+
+
+def _describe(path: Path) -> dict[str, int | str]:
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

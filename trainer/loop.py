@@ -1,0 +1,208 @@
+"""Training and evaluation steps in plain torch: the exact gradient of a global batch, whatever it is divided into.
+
+The loss of a step is the weighted mean of the cross entropies over the *global* batch. Ranks hold different numbers of
+rows, some at weight 0, and may take theirs in several pieces; so before the first backward pass the ranks add up the
+batch's mass A, the sum of its rows' weights, and each piece's loss is world_size * sum(weight * cross_entropy) / A.
+DDP's mean over the ranks is then the mean over the batch, not a mean of means.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel
+
+from configs.train import OptimizerConfig
+from trainer.metrics import TOP_K, Evaluation
+from trainer.stream import Batch
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The processes of a run, and the one small sum over them that each step needs."""
+
+    rank: int = 0
+    world_size: int = 1
+    group: Any = None
+    """A CPU group: the sum must not wait for the GPU's queue."""
+
+    def sum(self, values: list[float]) -> list[float]:
+        """Returns the element-wise sums of `values` over all ranks."""
+        if self.world_size == 1:
+            return values
+        total = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(total, group=self.group)
+        return [float(value) for value in total]
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Cross entropy with class weights and label smoothing, as a sum that can be divided among ranks and pieces."""
+
+    class_weights: Tensor | None = None
+    """`(K,) float32`, on the model's device."""
+    label_smoothing: float = 0.0
+
+    def mass(self, labels_B: Tensor, weights_B: Tensor) -> float:
+        """Returns what the rows add to the divisor of the mean: the sum of weight times class weight."""
+        if self.class_weights is not None:
+            weights_B = weights_B * self.class_weights.to(labels_B.device)[labels_B]
+        return float(weights_B.sum())
+
+    def sum(self, logits_BK: Tensor, labels_B: Tensor, weights_B: Tensor) -> Tensor:
+        """Returns the scalar sum of weight times cross entropy, in nats."""
+        losses_B = functional.cross_entropy(
+            logits_BK, labels_B, self.class_weights, reduction="none", label_smoothing=self.label_smoothing
+        )
+        return (losses_B * weights_B).sum()
+
+
+@dataclass
+class Learner:
+    """A model with its optimizer, as one rank holds them; `step` is one optimizer step over the global batch."""
+
+    model: nn.Module
+    """The model, wrapped by DDP where there are several ranks."""
+    optimizer: torch.optim.Optimizer
+    loss: Loss
+    ranks: Ranks
+    device: torch.device
+    micro_batch: int = 0
+    """Most rows per forward pass; 0: all at once."""
+    max_grad_norm: float = 1.0
+    autocast_dtype: torch.dtype | None = None
+    last_loss: float = field(default=math.nan, init=False)
+    """This rank's part of the newest step's loss sum."""
+
+    def step(self, batch: Batch, mass: float, learning_rate: float) -> float:
+        """Takes one optimizer step and returns the gradient's norm before clipping; 0 for a batch without mass.
+
+        Args:
+            batch: This rank's rows.
+            mass: Sum of `Loss.mass` over all ranks.
+            learning_rate: For this step.
+
+        Raises:
+            FloatingPointError: The gradient is not finite; every rank sees the same, and stops.
+        """
+        self.last_loss = 0.0
+        if mass == 0:
+            return 0.0
+        self.model.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        pieces = list(self._pieces(batch))
+        for number, (clips, labels, weights) in enumerate(pieces):
+            with self._no_sync() if number < len(pieces) - 1 else nullcontext():
+                loss = self.loss.sum(self._forward(clips), labels, weights) * (self.ranks.world_size / mass)
+                loss.backward()  # type: ignore[no-untyped-call]
+            self.last_loss += float(loss.detach()) / self.ranks.world_size
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
+        if not norm.isfinite():
+            raise FloatingPointError(f"the gradient's norm became {float(norm)}: lower --optimizer.learning-rate")
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.optimizer.step()
+        return float(norm)
+
+    def _pieces(self, batch: Batch) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        size = self.micro_batch or len(batch.labels)
+        for start in range(0, len(batch.labels), size):
+            piece = slice(start, start + size)
+            yield (
+                batch.clips[piece].to(self.device, non_blocking=True),
+                batch.labels[piece].to(self.device, non_blocking=True),
+                batch.weights[piece].to(self.device, non_blocking=True),
+            )
+
+    def _forward(self, clips_BTCHW: Tensor) -> Tensor:
+        with autocast(self.device, self.autocast_dtype):
+            logits_BK: Tensor = self.model(clips_BTCHW)
+        return logits_BK
+
+    def _no_sync(self) -> AbstractContextManager[None]:
+        if isinstance(self.model, DistributedDataParallel):
+            context: AbstractContextManager[None] = self.model.no_sync()
+            return context
+        return nullcontext()
+
+
+def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[object]:
+    """Returns the context in which forward passes run: mixed precision of `dtype`, or plain float32 for None."""
+    return torch.autocast(device.type, dtype) if dtype else nullcontext()
+
+
+def make_optimizer(model: nn.Module, config: OptimizerConfig, device: torch.device) -> torch.optim.AdamW:
+    """Returns AdamW that decays matrices and kernels only; norms, biases and other vectors are left alone."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [one for one in parameters if one.dim() >= 2], "weight_decay": config.weight_decay},
+        {"params": [one for one in parameters if one.dim() < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, fused=device.type == "cuda")
+
+
+def learning_rate(config: OptimizerConfig, position: int, num_positions: int) -> float:
+    """Returns the learning rate of the step that starts at `position` of `num_positions` samples.
+
+    Linear warm-up, then half a cosine down to zero. It depends on the samples used, not on steps taken, so a run that
+    was stopped in mid-epoch goes on where it was.
+    """
+    share = (position + 1) / num_positions
+    if share < config.warmup_fraction:
+        return config.learning_rate * share / config.warmup_fraction
+    decayed = (share - config.warmup_fraction) / (1 - config.warmup_fraction)
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * min(decayed, 1.0)))
+
+
+@torch.no_grad()
+def evaluate(
+    model: Callable[[Tensor], Tensor],
+    batches: Iterable[Batch],
+    num_classes: int,
+    ranks: Ranks,
+    device: torch.device,
+    autocast_dtype: torch.dtype | None = None,
+) -> Evaluation:
+    """Returns what the model does on a split that the ranks share, the same figures on every rank.
+
+    Args:
+        model: In evaluation mode and without DDP, whose forward passes would wait for other ranks.
+        batches: This rank's part of the split.
+        num_classes: K.
+        ranks: The processes that share the split.
+        device: Where the model is.
+        autocast_dtype: Precision of the forward passes; None: float32.
+    """
+    confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
+    num_top_k = loss_sum = num_bad = 0.0
+    for batch in batches:
+        num_bad += len(batch.errors)
+        with autocast(device, autocast_dtype):
+            logits_BK = model(batch.clips.to(device, non_blocking=True)).float().cpu()
+        real = batch.weights > 0
+        logits_BK, labels_B = logits_BK[real], batch.labels[real]
+        best = logits_BK.topk(min(TOP_K, num_classes), dim=1).indices
+        confusion += torch.bincount(labels_B * num_classes + best[:, 0], minlength=num_classes**2).view_as(confusion)
+        num_top_k += float((best == labels_B[:, None]).any(1).sum())
+        loss_sum += float(functional.cross_entropy(logits_BK, labels_B, reduction="sum"))
+    totals = ranks.sum([num_top_k, loss_sum, num_bad, *confusion.flatten().tolist()])
+    return Evaluation(
+        confusion=np.array(totals[3:], dtype=np.int64).reshape(num_classes, num_classes),
+        num_top_k=int(totals[0]),
+        loss_sum=totals[1],
+        num_bad=int(totals[2]),
+    )
+
+
+def share_buffers(model: nn.Module, ranks: Ranks) -> None:
+    """Gives every rank rank 0's buffers: batch norm's running statistics drift apart while training."""
+    if ranks.world_size > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, src=0)

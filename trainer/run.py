@@ -1,0 +1,139 @@
+"""The folder of a run on shared storage: its name, what it is bound to, and whether it may be resumed."""
+
+import fcntl
+import logging
+import os
+import secrets
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import yaml
+from pydantic import ValidationError
+
+import configs
+import packer
+import trainer
+from configs.load import Section, UsageError
+from configs.train import TrainConfig
+from trainer.tracking import flatten, sources_sha256
+
+logger = logging.getLogger(__name__)
+
+RECORD_FILE = "run.json"
+CONFIG_FILE = "config.yaml"
+LOCK_FILE = ".lock"
+# What a run's checkpoints, order and gradients depend on: a resumed run must not change it.
+BOUND_FIELDS = ("global_batch", "seed", "shuffle_block", "view", "model", "registered_model", "experiment")
+
+
+class RunRecord(Section):
+    """What the driver keeps with a run's checkpoints."""
+
+    run_id: str
+    """The MLflow run."""
+    tracking_uri: str
+    manifest_sha256: str
+    bound: dict[str, object]
+    """Fields that a resumed run must not change, by dotted name."""
+    finished_epochs: int = 0
+    """Epochs of the training that was brought to its end; 0 while there is none."""
+
+    def save(self, folder: Path) -> None:
+        """Writes the record, whole or not at all."""
+        writing = folder / f".{RECORD_FILE}.writing"
+        writing.write_text(self.model_dump_json(indent=2), encoding="utf-8")
+        writing.rename(folder / RECORD_FILE)
+
+
+def new_name() -> str:
+    """Returns a name for a run that sorts by time."""
+    return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+
+
+def bound_fields(config: TrainConfig) -> dict[str, object]:
+    """Returns the fields that a resumed run must not change, by dotted name."""
+    return flatten({name: value for name, value in config.model_dump(mode="json").items() if name in BOUND_FIELDS})
+
+
+def find_record(folder: Path, config: TrainConfig, manifest_sha256: str) -> RunRecord | None:
+    """Returns the record of a run that is to be resumed, or None for a new run.
+
+    Raises:
+        UsageError: The run is finished, or was started with other data or settings.
+    """
+    path = folder / RECORD_FILE
+    if not path.exists():
+        return None
+    try:
+        record = RunRecord.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise UsageError(f"{path} cannot be read: give --run another name to start anew") from error
+    if record.finished_epochs >= config.epochs:
+        raise UsageError(
+            f"run {config.run} has finished its {record.finished_epochs} epochs: give more --epochs to train on, or "
+            "another --run to start anew"
+        )
+    if record.manifest_sha256 != manifest_sha256:
+        raise UsageError(
+            f"run {config.run} was started on other shards (manifest {record.manifest_sha256[:12]}, now "
+            f"{manifest_sha256[:12]}): give --shards the folder it was started on, or another --run"
+        )
+    now = bound_fields(config)
+    changed = [
+        f"{name} ({record.bound.get(name)} before, {now.get(name)} now)"
+        for name in sorted(record.bound.keys() | now.keys())
+        if record.bound.get(name) != now.get(name)
+    ]
+    if changed:
+        raise UsageError(
+            f"run {config.run} was started with other settings: {', '.join(changed)}; give them as before, by "
+            f"--config {folder / CONFIG_FILE}, or another --run"
+        )
+    return record
+
+
+def save_config(folder: Path, config: TrainConfig) -> None:
+    """Writes the effective configuration, which `--config` reads again."""
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Holds a run's folder for this process; a killed process lets go of it.
+
+    Raises:
+        UsageError: Another process trains this run, or the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise UsageError(f"{folder} cannot be written ({error.strerror}): give --runs another folder") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise UsageError(
+            f"run {folder.name} is being trained by another process: wait, or give another --run"
+        ) from error
+    finally:
+        os.close(descriptor)
+
+
+def code_version() -> str:
+    """Returns the git commit of the code, with `-dirty` where files were changed, or a digest of the sources."""
+    folders = [Path(str(package.__file__)).parent for package in (configs, packer, trainer)]
+    git = ["git", "-C", str(folders[0].parent)]
+    if (folders[0].parent / ".git").exists():
+        try:
+            commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout
+            status = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
+        except (OSError, subprocess.CalledProcessError) as error:
+            logger.info("code version taken from the sources reason=%s", error)
+        else:
+            return commit.strip() + ("-dirty" if status.strip() else "")
+    return f"sources-{sources_sha256(folders)[:16]}"

@@ -1,0 +1,136 @@
+"""Which sample goes into which row of which batch: pure functions of the seed, never of ranks or loader workers.
+
+A stream is the epochs' orders laid end to end. A step takes the next `global_batch` positions, whatever the number of
+ranks; rank r takes every world_size-th of them. So any world size gives the same global batches, each sample is used
+once per epoch, and one count, the positions used so far, is the whole state.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a batch: which sample of which epoch, and what it weighs (0 for padding)."""
+
+    epoch: int
+    index: int
+    weight: float
+
+
+@dataclass(frozen=True)
+class Shuffle:
+    """How an epoch is mixed; two equal shuffles give equal orders."""
+
+    seed: int
+    block: int
+    """Samples move at most this many places from where their shard stands: locality of reads against mixing."""
+
+
+def epoch_order(shard_sizes: Sequence[int], shuffle: Shuffle, epoch: int) -> NDArray[np.int64]:
+    """Returns the order in which an epoch uses the samples of a split.
+
+    Shards are permuted, then each sample is moved forward by a random part of `shuffle.block`, so that samples of
+    about block / samples-per-shard shards mix while every read stays within that window.
+
+    Args:
+        shard_sizes: Number of samples in each shard; sample indices count through the shards in this order.
+        shuffle: Seed and block.
+        epoch: Number of the epoch, from 0.
+
+    Returns:
+        `(N,) int64` permutation of 0..N-1, the same for the same arguments on every machine.
+
+    Source: the block shuffle of MosaicML Streaming ("py1e"), written anew as one stable argsort.
+    """
+    generator = np.random.Generator(np.random.PCG64([shuffle.seed, epoch]))
+    starts = np.concatenate([[0], np.cumsum(shard_sizes)])
+    permuted = generator.permutation(len(shard_sizes))
+    samples = np.concatenate([np.arange(starts[shard], starts[shard + 1]) for shard in permuted])
+    places = np.arange(len(samples)) + generator.uniform(0, shuffle.block, len(samples))
+    return samples[np.argsort(places, kind="stable")].astype(np.int64)
+
+
+class Schedule:
+    """The steps of a stream: which rows each rank gets at each step.
+
+    Args:
+        shard_sizes: Number of samples in each shard.
+        global_batch: Samples per step, over all ranks.
+        num_epochs: Number of epochs that are laid end to end.
+        start: Positions that finished steps have used: the state that a resumed run starts from.
+        shuffle: How epochs are mixed; without one, samples come in their stored order, as evaluation wants them.
+
+    Raises:
+        ValueError: No sample, no batch, or a start outside of the schedule.
+    """
+
+    def __init__(
+        self,
+        shard_sizes: Sequence[int],
+        global_batch: int,
+        num_epochs: int = 1,
+        start: int = 0,
+        shuffle: Shuffle | None = None,
+    ) -> None:
+        self.shard_sizes = tuple(shard_sizes)
+        self.global_batch = global_batch
+        self.num_epochs = num_epochs
+        self.start = start
+        self.shuffle = shuffle
+        self.num_samples = sum(self.shard_sizes)
+        self.num_positions = self.num_samples * num_epochs
+        self._orders: dict[int, NDArray[np.int64]] = {}
+        if self.num_samples < 1:
+            raise ValueError("shard_sizes hold no sample: a schedule needs at least one")
+        if global_batch < 1:
+            raise ValueError(f"global_batch ({global_batch}) must be at least 1")
+        if not 0 <= start <= self.num_positions:
+            raise ValueError(
+                f"start ({start}) must lie in 0..{self.num_positions}, the positions of {num_epochs} epochs"
+            )
+
+    @property
+    def num_steps(self) -> int:
+        """Steps from `start` to the end; the last one may be padded."""
+        return -(-(self.num_positions - self.start) // self.global_batch)
+
+    def end_of(self, step: int) -> int:
+        """Returns the positions used once `step`, counted from `start`, is finished."""
+        return min(self.start + (step + 1) * self.global_batch, self.num_positions)
+
+    def rows(self, step: int, rank: int, world_size: int) -> tuple[Row, ...]:
+        """Returns the rows of one rank at one step, `step` counting from 0 at `start`.
+
+        With 10 samples, a global batch of 4 and two ranks, step 2 takes positions 8 and 9, then positions 0 and 1 of
+        the next epoch: rank 0 gets 8 and 0, rank 1 gets 9 and 1. After the last epoch a batch is filled up with the
+        samples that open that epoch's order at weight 0, so that every step has the same shape.
+
+        Raises:
+            ValueError: More ranks than rows in a batch.
+        """
+        if world_size > self.global_batch:
+            raise ValueError(
+                f"world_size ({world_size}) must be at most global_batch ({self.global_batch}): every worker needs a "
+                "clip at every step; raise --global-batch or lower --num-workers"
+            )
+        first = self.start + step * self.global_batch
+        return tuple(self._row(position) for position in range(first + rank, first + self.global_batch, world_size))
+
+    def _row(self, position: int) -> Row:
+        epoch, place = divmod(position, self.num_samples)
+        real = epoch < self.num_epochs
+        epoch = min(epoch, self.num_epochs - 1)
+        return Row(epoch=epoch, index=int(self._order(epoch)[place]), weight=float(real))
+
+    def _order(self, epoch: int) -> NDArray[np.int64]:
+        if epoch not in self._orders:
+            # A batch spans at most a few neighbouring epochs: older orders are never asked for again.
+            self._orders = {known: order for known, order in self._orders.items() if known >= epoch - 1}
+            self._orders[epoch] = (
+                epoch_order(self.shard_sizes, self.shuffle, epoch) if self.shuffle else np.arange(self.num_samples)
+            )
+        return self._orders[epoch]

@@ -1,0 +1,29 @@
+"""What Ray Train calls on every worker: it sets the process up and hands over to `Training`."""
+
+import logging
+import sys
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+import torch.distributed as dist
+
+from trainer.loop import Ranks
+from trainer.spec import JobSpec
+from trainer.training import Training
+
+
+def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
+    """Trains until the last epoch or until the driver asks to stop, and returns what `Training.run` returns.
+
+    Args:
+        settings: `{"spec": JobSpec}`.
+    """
+    logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(message)s", force=True)
+    spec: JobSpec = settings["spec"]
+    context = ray.train.get_context()
+    torch.set_num_threads(spec.num_threads)
+    world_size = context.get_world_size()
+    ranks = Ranks(context.get_world_rank(), world_size, dist.new_group(backend="gloo") if world_size > 1 else None)
+    return Training(spec, ranks, ray.train.torch.get_device()).run()

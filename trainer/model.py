@@ -67,13 +67,13 @@ class ShiftedConv2d(nn.Conv2d):
         """Returns the convolution of `(B * T, C, H, W)` maps whose frames lie clip by clip."""
         maps_BTCHW = maps_NCHW.view(-1, self.num_frames, *maps_NCHW.shape[1:])
         count = max(1, self.in_channels // self.SHARE)
-        from_next, from_last, still = maps_BTCHW.split([count, count, self.in_channels - 2 * count], dim=2)
+        from_next, from_last = maps_BTCHW[:, :, :count], maps_BTCHW[:, :, count : 2 * count]
         nothing = torch.zeros_like(from_next[:, :1])
         shifted = torch.cat(
             [
                 torch.cat([from_next[:, 1:], nothing], dim=1),
                 torch.cat([nothing, from_last[:, :-1]], dim=1),
-                still,
+                maps_BTCHW[:, :, 2 * count :],
             ],
             dim=2,
         )

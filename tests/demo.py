@@ -33,8 +33,11 @@ VIDEOS_PER_CLASS = 70
 MIN_TEST_ACCURACY = 0.95
 READY_SECONDS = 180
 STOP_SECONDS = 60
-NOISE = re.compile(r" (cli|sdk|job_manager|worker)\.py:\d+ -- |^Running entrypoint")
-COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+NOISE = re.compile(
+    r" (cli|sdk|job_manager|worker)\.py:\d+ -- |^Running entrypoint|TrainController pid=|Reporting training result"
+    r"|Downloading artifacts|mlflow\.store\.db"
+)
+DECORATION = re.compile(r"\x1b\[[0-9;]*m|^\(RayTrainWorker pid=\d+\) ")
 
 ENVIRONMENT = {
     **os.environ,
@@ -93,7 +96,7 @@ def run(command: str, setup: str = "") -> None:
     try:
         assert process.stdout is not None
         for line in process.stdout:
-            text = COLOUR.sub("", line.rstrip())
+            text = DECORATION.sub("", line.rstrip())
             if text and not NOISE.search(text):
                 say(f"    {text}")
         code = process.wait()
@@ -114,7 +117,7 @@ def check_accuracy() -> None:
 
     client = MlflowClient(f"sqlite:///{HOME / 'mlflow.db'}")
     version = client.get_model_version_by_alias(MODEL, "champion")
-    accuracy = client.get_run(version.run_id).data.metrics["test/top1"]
+    accuracy = client.get_run(version.run_id).data.metrics["test_top1"]
     say(f"{MODEL} version {version.version} is @champion; accuracy on the test split: {accuracy:.3f}\n")
     if accuracy < MIN_TEST_ACCURACY:
         raise DemoError(f"test accuracy ({accuracy:.3f}) is below {MIN_TEST_ACCURACY}")
@@ -171,11 +174,11 @@ def ask(address: str) -> None:
     videos = dict(reversed(list(zip(*(table[name].to_pylist() for name in table.column_names), strict=True))))
     right = 0
     for number, (class_name, source) in enumerate(sorted(videos.items())):
-        answer = post(f"{address}/v1/predict", HOME / "data" / source)
+        answer = post(f"{address}/v1/predict?top_k=2", HOME / "data" / source)
         right += answer["predictions"][0]["class"] == class_name
         if number == 0:
-            say(f"$ curl --data-binary @.demo/data/{source} {address}/v1/predict")
-            say("    " + json.dumps(answer, indent=2).replace("\n", "\n    "))
+            say(f"$ curl --data-binary @.demo/data/{source} '{address}/v1/predict?top_k=2'")
+            say("\n".join(f"    {field}: {json.dumps(value)}" for field, value in answer.items()))
     say(f"\n{right} of {len(videos)} test videos, one of each class, answered rightly over HTTP\n")
     if right < len(videos) - 1:
         raise DemoError(f"the server answered {len(videos) - right} of {len(videos)} test videos wrongly")

@@ -71,13 +71,11 @@ start() {
     echo $! >"$state/pid"
     set +m
     await_start
-    cat <<TEXT
-cluster ready: http://127.0.0.1:$dashboard
-
-  . ${state#"$PWD"/}/env                           in each shell, once: the cluster's address and token, and PATH
-  ray job submit -- python -m trainer    train; \`ray job submit --working-dir . -- ...\` uploads your edits
-  make cluster-stop                      when done
-TEXT
+    echo "cluster ready: http://127.0.0.1:$dashboard"
+    printf '  %-34s  %s\n' \
+        ". ${state#"$PWD"/}/env" "in each shell, once: the address and the token, .venv first on PATH" \
+        "ray job submit -- python -m trainer" "train; --working-dir . before the dashes uploads your edits" \
+        "make cluster-stop" "when done"
 }
 
 await_start() {

@@ -23,7 +23,7 @@ def _row(size_px: int, num_rounds: int) -> Row:
     pixels = torch.randint(256, (NUM_CLIPS, NUM_FRAMES, 3, size_px, size_px), dtype=torch.uint8)
     labels = torch.randint(NUM_CLASSES, (NUM_CLIPS,))
     config = ModelConfig(backbone="resnet18", weights="none", hidden_size=HIDDEN_SIZE)
-    ours = CnnRnn(config, NUM_CLASSES).to(memory_format=torch.channels_last)
+    ours = CnnRnn(config, NUM_CLASSES, NUM_FRAMES).to(memory_format=torch.channels_last)
     contenders = {
         "ours": _stepper(ours, pixels, labels),
         "tutorial": _stepper(FrameByFrame(NUM_CLASSES, HIDDEN_SIZE), (pixels / 255 - 0.45) / 0.225, labels),

@@ -36,7 +36,7 @@ class AugmentConfig(Section):
     horizontal_flip: bool = False
     """Mirror half of the clips; leave off where a class has a direction, as in left and right."""
     min_scale: float = Field(1.0, gt=0, le=1)
-    """1: a crop of the view's size at a random place. Below 1: a crop of min_scale..1 of the area, resized."""
+    """1: a crop of the view's size at a random place. Below 1: a random part of min_scale..1 of the area, resized."""
 
 
 class ModelConfig(Section):

@@ -31,8 +31,8 @@ def eval_view(frames: FramesTHWC, view: ViewConfig) -> FramesTHWC:
     if view.mode == "squash":
         return _resize(frames, view.size_px, view.size_px)
     frames = _to_short_side(frames, view.short_side_px)
-    height, width = frames.shape[1:3]
-    return _crop(frames, (height - view.size_px) // 2, (width - view.size_px) // 2, view.size_px)
+    top, left = ((side - view.size_px) // 2 for side in frames.shape[1:3])
+    return frames[:, top : top + view.size_px, left : left + view.size_px]
 
 
 @dataclass(frozen=True)
@@ -61,31 +61,30 @@ class TrainView:
     def __call__(self, frames: FramesTHWC, row: Row) -> FramesTHWC:
         """Returns a `(T, size_px, size_px, 3) uint8 RGB` view of `(T, H, W, 3)` stored frames; its strides vary."""
         generator = np.random.Generator(np.random.PCG64([self.seed, row.epoch, row.index]))
-        size_px = self.view.size_px
-        if self.view.mode == "squash":
-            frames = _resize(frames, size_px, size_px)
-        elif self.augment.min_scale < 1:
-            frames = _random_resized_crop(frames, size_px, self.augment.min_scale, generator)
+        if self.augment.min_scale < 1 or self.view.mode == "squash":
+            frames = _random_part(frames, self.view, self.augment.min_scale, generator)
         else:
-            frames = _random_crop(_to_short_side(frames, self.view.short_side_px), size_px, generator)
+            frames = _to_short_side(frames, self.view.short_side_px)
+            frames = _random_crop(frames, self.view.size_px, self.view.size_px, generator)
         if self.augment.horizontal_flip and generator.random() < 0.5:
             frames = frames[:, :, ::-1]
         return frames
 
 
-def _random_crop(frames: FramesTHWC, side_px: int, generator: np.random.Generator) -> FramesTHWC:
+def _random_crop(frames: FramesTHWC, height_px: int, width_px: int, generator: np.random.Generator) -> FramesTHWC:
+    top = int(generator.integers(frames.shape[1] - height_px + 1))
+    left = int(generator.integers(frames.shape[2] - width_px + 1))
+    return frames[:, top : top + height_px, left : left + width_px]
+
+
+def _random_part(frames: FramesTHWC, view: ViewConfig, min_scale: float, generator: np.random.Generator) -> FramesTHWC:
+    """Returns min_scale..1 of the area, resized: of a square, or of the whole frame where that is squashed."""
     height, width = frames.shape[1:3]
-    top = int(generator.integers(height - side_px + 1))
-    left = int(generator.integers(width - side_px + 1))
-    return _crop(frames, top, left, side_px)
-
-
-def _random_resized_crop(
-    frames: FramesTHWC, size_px: int, min_scale: float, generator: np.random.Generator
-) -> FramesTHWC:
-    short_side_px = min(frames.shape[1:3])
-    side_px = max(1, round(short_side_px * float(generator.uniform(min_scale, 1.0)) ** 0.5))
-    return _resize(_random_crop(frames, side_px, generator), size_px, size_px)
+    if view.mode == "crop":
+        height = width = min(height, width)
+    scale = float(generator.uniform(min_scale, 1.0)) ** 0.5
+    part = _random_crop(frames, max(1, round(height * scale)), max(1, round(width * scale)), generator)
+    return _resize(part, view.size_px, view.size_px)
 
 
 def _to_short_side(frames: FramesTHWC, short_side_px: int) -> FramesTHWC:
@@ -94,10 +93,6 @@ def _to_short_side(frames: FramesTHWC, short_side_px: int) -> FramesTHWC:
     if short == short_side_px:
         return frames
     return _resize(frames, round(height * short_side_px / short), round(width * short_side_px / short))
-
-
-def _crop(frames: FramesTHWC, top: int, left: int, side_px: int) -> FramesTHWC:
-    return frames[:, top : top + side_px, left : left + side_px]
 
 
 def _resize(frames: FramesTHWC, height: int, width: int) -> FramesTHWC:

@@ -11,7 +11,6 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
@@ -35,7 +34,9 @@ class Window:
     started: float = field(default_factory=time.monotonic)
     waited_seconds: float = 0.0
     num_clips: int = 0
-    losses: list[float] = field(default_factory=list)
+    num_steps: int = 0
+    loss_sum: float = 0.0
+    """This rank's part of the steps' losses."""
 
 
 class Training:
@@ -107,9 +108,7 @@ class Training:
         due = time.monotonic() - self.last_saved_seconds > self.config.checkpoint_interval_seconds
         stop = leads and self.spec.stop_file.exists()
         mass = self.learner.loss.mass(batch.labels, batch.weights)
-        totals = self.ranks.sum([mass, len(batch.errors), float(leads and due), float(stop), self.learner.last_loss])
-        if self.window.num_clips:
-            self.window.losses.append(totals[4])
+        totals = self.ranks.sum([mass, len(batch.errors), float(leads and due), float(stop)])
         return totals[0], int(totals[1]), totals[2] > 0, totals[3] > 0
 
     def _check_bad(self, num_bad: int) -> None:
@@ -123,18 +122,23 @@ class Training:
 
     def _note_step(self, num_clips: int, norm: float, rate: float) -> None:
         self.window.num_clips += num_clips
-        if self.log is None or self.global_step % self.config.log_every_steps or not self.window.losses:
+        self.window.num_steps += 1
+        self.window.loss_sum += self.learner.last_loss
+        if self.global_step % self.config.log_every_steps:
             return
+        num_clips_of_all, loss_sum = self.ranks.sum([self.window.num_clips, self.window.loss_sum])
         seconds = time.monotonic() - self.window.started
         figures = {
-            "train_loss": float(np.mean(self.window.losses)),
+            "train_loss": loss_sum / self.window.num_steps,
             "learning_rate": rate,
             "grad_norm": norm,
-            "clips_per_second": self.window.num_clips * self.ranks.world_size / seconds,
+            "clips_per_second": num_clips_of_all / seconds,
             "data_wait_share": self.window.waited_seconds / seconds,
         }
-        self.log.metrics(figures, self.global_step)
         self.window = Window()
+        if self.log is None:
+            return
+        self.log.metrics(figures, self.global_step)
         if time.monotonic() - self.last_progress_seconds > PROGRESS_INTERVAL_SECONDS:
             self.last_progress_seconds = time.monotonic()
             _say("train", step=self.global_step, epoch=self.position / self.index.num_samples, **figures)
@@ -148,10 +152,8 @@ class Training:
             if self.log:
                 self.log.evaluation("val", evaluation, self.class_names)
         if self.log:
-            _say(
-                "epoch", epoch=epoch, of=self.config.epochs, **{f"val_{name}": value for name, value in figures.items()}
-            )
             named = {f"val_{name}": value for name, value in figures.items()}
+            _say("evaluated", epoch=epoch, of=self.config.epochs, **named)
             self.log.metrics({"epoch": epoch, "num_bad_samples": self.num_bad, **named}, self.global_step)
         self._save()
         self.window = Window()

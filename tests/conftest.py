@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from packer.__main__ import main
+from tests.videos import write_classes
+
 _KEPT = {"CLIPSTREAM_TEST_DATA", "CLIPSTREAM_REQUIRE_SYSTEM"}
 
 
@@ -24,6 +27,19 @@ def test_data() -> Path:
     if not folder:
         pytest.skip("CLIPSTREAM_TEST_DATA is not set: it names the folder of real videos")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small pack of two classes, 4 frames of 32 x 32 per clip, whose shards are of different sizes; copy to change.
+
+    The first number that a clip's frames show is a multiple of 6 and names the clip.
+    """
+    folder = tmp_path_factory.mktemp("packed")
+    data = write_classes(folder / "data", {"a": 17, "b": 14}, num_frames=6)
+    options = ["--workers=1", "--clip.num-frames=4", "--clip.short-side-px=32", "--shards.max-samples=3"]
+    assert main([str(data), str(folder / "shards"), *options]) == 0
+    return folder / "shards"
 
 
 def system_program(name: str) -> str:

@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 STATE_FILE = "state.pt"
 COMPLETE_FILE = "COMPLETE.json"
+WRITING = ".writing"
 NUM_KEPT = 2
 
 State = dict[str, Any]
@@ -44,11 +45,14 @@ class CheckpointStore:
             OSError: The storage refused; the checkpoints before this one are untouched.
         """
         target = self.folder / _name(global_step)
-        writing = self.folder / f".{target.name}.writing"
+        writing = self.folder / WRITING
         shutil.rmtree(writing, ignore_errors=True)
         writing.mkdir(parents=True)
         with (writing / STATE_FILE).open("wb") as file:
-            torch.save(state, file)
+            try:
+                torch.save(state, file)
+            except RuntimeError as error:  # torch's own, raised while it handles the OSError of the write
+                raise OSError(f"{target} could not be written: {error.__context__ or error}") from error
             file.flush()
             os.fsync(file.fileno())
         complete = {STATE_FILE: _describe(writing / STATE_FILE)}
@@ -60,7 +64,7 @@ class CheckpointStore:
             shutil.rmtree(target)
         writing.rename(target)
         _sync_folder(self.folder)
-        self._delete_old(best_step)
+        self._delete_old(global_step, best_step)
         return target
 
     def steps(self) -> list[int]:
@@ -102,9 +106,11 @@ class CheckpointStore:
         state: State = torch.load(path / STATE_FILE, map_location="cpu", weights_only=True)
         return state
 
-    def _delete_old(self, best_step: int | None) -> None:
-        for step in self.steps()[NUM_KEPT:]:
-            if step != best_step:
+    def _delete_old(self, newest_step: int, best_step: int | None) -> None:
+        # Later steps than the newest are broken, or the run would have gone on from them.
+        kept = [step for step in self.steps() if step <= newest_step][:NUM_KEPT]
+        for step in self.steps():
+            if step not in kept and step != best_step:
                 shutil.rmtree(self.folder / _name(step))
 
 

@@ -7,10 +7,13 @@ them. A sample that cannot be read or decoded is never dropped silently and neve
 weight 0 and its error travels with the batch.
 """
 
+import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -54,6 +57,11 @@ class LocalReader:
     def read(self, shard: str, offset: int, num_bytes: int) -> bytes:
         """Returns `num_bytes` bytes of `shard` from `offset`; fewer only where the shard ends."""
         return os.pread(self._descriptor(shard), num_bytes, offset)
+
+    def close(self) -> None:
+        """Closes the shards that are open."""
+        while self._descriptors:
+            os.close(self._descriptors.popitem()[1])
 
     def _descriptor(self, shard: str) -> int:
         descriptor = self._descriptors.pop(shard, None)
@@ -121,7 +129,10 @@ class SampleIndex:
             raise SampleError(f"{place} cannot be read: {error}") from error
         if len(data) != num_bytes:
             raise SampleError(f"{place} ends after {len(data)} of {num_bytes} bytes: the shard is cut short")
-        return {"__url__": str(self.folder / shard), **_members(data, place)}
+        sample = {"__url__": str(self.folder / shard), **_members(data, place)}
+        if sample.get("cls") != str(self.labels[index]).encode():
+            raise SampleError(f"{place} holds class {sample.get('cls')}, not {self.labels[index]} as its index says")
+        return sample
 
 
 @dataclass
@@ -139,7 +150,7 @@ class Batch:
     rows: tuple[Row, ...]
     """Epoch and sample of each row."""
     errors: tuple[str, ...]
-    """One sentence for each sample that could not be read."""
+    """One sentence for each sample that could not be read; padding repeats samples and has none."""
 
     def pin_memory(self) -> "Batch":
         """Returns the batch in pinned memory, from where copies to a GPU do not wait."""
@@ -169,15 +180,15 @@ class RowSource(IterableDataset[Sample]):
         """Yields sample dicts with their row, the step they belong to, and whether they are the step's last."""
         worker = get_worker_info()
         first, stride = (worker.id, worker.num_workers) if worker else (0, 1)
-        reader = LocalReader(self._index.folder)
-        for step in range(first, self._schedule.num_steps, stride):
-            rows = self._schedule.rows(step, self._rank, self._world_size)
-            for place, row in enumerate(rows):
-                mark: Sample = {"__row__": row, "__step__": step, "__last__": place == len(rows) - 1}
-                try:
-                    yield {**self._index.read(reader, row.index), **mark}
-                except SampleError as error:
-                    yield {"__key__": f"sample-{row.index}", "__error__": str(error), **mark}
+        with closing(LocalReader(self._index.folder)) as reader:
+            for step in range(first, self._schedule.num_steps, stride):
+                rows = self._schedule.rows(step, self._rank, self._world_size)
+                for place, row in enumerate(rows):
+                    mark: Sample = {"__row__": row, "__step__": step, "__last__": place == len(rows) - 1}
+                    try:
+                        yield {**self._index.read(reader, row.index), **mark}
+                    except SampleError as error:
+                        yield {"__key__": f"sample-{row.index}", "__error__": str(error), **mark}
 
 
 def decode(samples: Iterable[Sample], *, num_frames: int) -> Iterator[Sample]:
@@ -247,10 +258,16 @@ def make_loader(
         num_workers=num_workers,
         pin_memory=pin_memory,
         persistent_workers=num_workers > 0,
-        # Forking a process that holds Ray's threads can deadlock.
-        multiprocessing_context="forkserver" if num_workers else None,
+        multiprocessing_context=_forkserver() if num_workers else None,
         in_order=True,
     )
+
+
+def _forkserver() -> ForkServerContext:
+    # Forking a process that holds Ray's threads can deadlock; the server imports once what every worker needs.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["trainer.stream"])
+    return context
 
 
 def _assemble(samples: list[Sample], shape_TSSC: tuple[int, int, int, int]) -> Batch:
@@ -274,7 +291,7 @@ def _assemble(samples: list[Sample], shape_TSSC: tuple[int, int, int, int]) -> B
         labels=torch.from_numpy(labels),
         weights=torch.from_numpy(weights),
         rows=tuple(sample["__row__"] for sample in samples),
-        errors=tuple(sample["__error__"] for sample in samples if "__error__" in sample),
+        errors=tuple(sample["__error__"] for sample in samples if "__error__" in sample and sample["__row__"].weight),
     )
 
 
@@ -294,6 +311,8 @@ def _members(data: bytes, place: str) -> Sample:
         except ValueError as error:
             raise SampleError(f"{place} holds a damaged tar header at byte {position}") from error
         start = position + TAR_BLOCK_BYTES
+        if not 0 <= size <= len(data) - start:
+            raise SampleError(f"{place} holds a member that does not end within it: {key}.{suffix}")
         sample[suffix] = data[start : start + size]
         position = start + -(-size // TAR_BLOCK_BYTES) * TAR_BLOCK_BYTES
     return sample

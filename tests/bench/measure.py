@@ -113,11 +113,11 @@ def stopwatch(num_units: int) -> Iterator[list[Cost]]:
     result.append(Cost(time.perf_counter() - wall, _cpu_seconds() - cpu, num_units))
 
 
-def run_measured(command: Sequence[str | Path], num_units: int, environment: dict[str, str] | None = None) -> Cost:
+def run_measured(command: Sequence[str | Path], num_units: int, environment: dict[str, str]) -> Cost:
     """Runs a command to its end; its CPU-seconds include those of every child it has waited for."""
     start = time.perf_counter()
     process = subprocess.Popen(
-        [str(part) for part in command], stdout=subprocess.DEVNULL, env={**os.environ, **(environment or {})}
+        [str(part) for part in command], stdout=subprocess.DEVNULL, env={**os.environ, **environment}
     )
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from packer.synthetic import main as make_synthetic
 
-NUM_HMDB51_COPIES = 10
+NUM_HMDB51_COPIES = 20
 
 
 def make_sets(folder: Path, num_per_class: int) -> dict[str, Path]:

@@ -206,7 +206,10 @@ def _read_state_dict(path: Path) -> Mapping[str, Tensor]:
     except FileNotFoundError as error:
         raise UsageError(f"model.weights ({path}) does not exist: give imagenet, none, or a state_dict file") from error
     except Exception as error:  # torch.load raises whatever the bytes lead to
-        raise UsageError(f"model.weights ({path}) is not a state_dict that torch can load safely: {error}") from error
+        raise UsageError(
+            f"model.weights ({path}) is not a state_dict that torch can load without running code from it: give one "
+            "that was written by torch.save(model.state_dict(), path)"
+        ) from error
     if not isinstance(state, Mapping):
         raise UsageError(f"model.weights ({path}) holds a {type(state).__name__}: it must hold a state_dict")
     return state
@@ -229,6 +232,8 @@ def _match(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor
         name
         for name in wanted.keys() | renamed.keys()
         if name not in wanted or name not in renamed or wanted[name].shape != renamed[name].shape
+        # Torchvision's ImageNet files are older than this counter, which torch then starts at 0.
+        if name in renamed or not name.endswith(".num_batches_tracked")
     )
     if wrong:
         raise UsageError(

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,17 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     options = ["--workers=1", "--clip.num-frames=4", "--clip.short-side-px=32", "--shards.max-samples=3"]
     assert main([str(data), str(folder / "shards"), *options]) == 0
     return folder / "shards"
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Torch on one thread: for models as small as a test's, more only wait for each other."""
+    import torch
+
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(num_threads)
 
 
 def system_program(name: str) -> str:

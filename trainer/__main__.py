@@ -13,8 +13,8 @@ PROG = "python -m trainer"
 ENV_PREFIX = "CLIPSTREAM_TRAIN_"
 DESCRIPTION = """Train a video classifier on the shards that `python -m packer` wrote.
 
-It runs on the Ray cluster that is reachable, or on a local one that it starts. The run is tracked in MLflow, the best
-epoch's model is registered, and the alias `champion` moves to it if it is better than the one before.
+It runs on the Ray cluster that RAY_ADDRESS names, as in a job, or on a local one that it starts. The run is tracked in
+MLflow, the best epoch's model is registered, and the alias `champion` moves to it if it is better than the one before.
 `python -m trainer promote VERSION` moves the alias by hand."""
 
 
@@ -34,17 +34,28 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _promote(arguments[1:])
         config = parse(TrainConfig, arguments, prog=PROG, description=DESCRIPTION, env_prefix=ENV_PREFIX)
         logging.info("trainer interpreter=%s package=%s", sys.executable, Path(__file__).parent)
+        _prepare_imports()
         # Imported here: torch and Ray take seconds, which --help and a wrong option should not.
         from packer.manifest import ManifestError
         from trainer.job import train
 
-        os.environ.setdefault("WDS_SECURE", "1")
         try:
             return train(config)
         except ManifestError as error:
             raise UsageError(str(error)) from error
     except UsageError as error:
         return fail(PROG, error)
+    except KeyboardInterrupt:  # while things start; a run that began is ended by `train`
+        print(f"{PROG}: interrupted", file=sys.stderr)
+        return 130
+
+
+def _prepare_imports() -> None:
+    """Sets what libraries read from the environment while they are imported."""
+    os.environ.setdefault("WDS_SECURE", "1")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    if os.environ.get("RAY_ADDRESS", "local") == "local":
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
 def _promote(arguments: list[str]) -> int:

@@ -1,16 +1,15 @@
-"""The driver of a training: checks, Ray, the MLflow run's beginning and end, and the registration of what was trained.
+"""The driver of a training: checks, Ray, and the MLflow run's beginning and end.
 
 A stop by Ctrl-C or by `ray job stop` marks the run KILLED at once, before anything else: Ray gives a job three seconds.
 The workers are then asked to write one more checkpoint; if there is no time for it, the one before counts.
 """
 
-import contextlib
-import hashlib
 import logging
 import os
 import signal
+import socket
+import sys
 import threading
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -18,18 +17,18 @@ from typing import Any, cast
 
 import ray
 import torch
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 from ray.train.v2.api.result import Result
-from torch import nn
 
 from configs.load import UsageError, resolve
-from configs.train import ModelContract, TrainConfig
-from packer.manifest import Manifest, manifest_sha256, read_manifest, read_samples
-from trainer.loop import Ranks, evaluate
-from trainer.model import load_backbone_weights
-from trainer.registry import Registry, tracking_uri
+from configs.train import TrainConfig
+from packer.manifest import Manifest, manifest_sha256, read_manifest
+from trainer.failure import FailureReport, last_line
+from trainer.model import load_backbone_weights, make_backbone
+from trainer.registry import tracking_uri
+from trainer.release import register_best
 from trainer.run import RunRecord, bound_fields, code_version, find_record, locked, new_name, save_config
 from trainer.spec import JobSpec
 from trainer.tracking import describe_run, end_run, open_run, reopen_run
@@ -82,42 +81,40 @@ def train(config: TrainConfig) -> int:
     shards, folder = Path(config.shards), Path(config.runs) / str(config.run)
     manifest = read_manifest(shards)
     digest = manifest_sha256(shards)
-    _check_splits(manifest, shards)
+    _check(config, manifest)
     with locked(folder):
         record = find_record(folder, config, digest)
-        if record is None:
-            weights = load_backbone_weights(config.model)
-            num_workers = _start_ray(config)
-            record = _begin(config, folder, manifest, digest, weights)
-        else:
-            num_workers = _start_ray(config)
-            reopen_run(record.tracking_uri, record.run_id)
-            logger.info("run resumed run=%s mlflow_run=%s", config.run, record.run_id)
-        spec = JobSpec(config, shards, folder, record.run_id, record.tracking_uri, num_workers)
-        spec.stop_file.unlink(missing_ok=True)
+        weights = None if record else load_backbone_weights(config.model)
         try:
+            num_workers = _start_ray(config)
+            _catch_stop_signals()
+            if record:
+                reopen_run(record.tracking_uri, record.run_id)
+                logger.info("run resumed run=%s mlflow_run=%s", config.run, record.run_id)
+            else:
+                record = _begin(config, folder, manifest, digest, weights)
+            spec = JobSpec(config, shards, folder, record.run_id, record.tracking_uri, num_workers)
+            spec.stop_file.unlink(missing_ok=True)
             return _train_and_register(spec, record, manifest)
+        except Stopped:
+            if record:
+                end_run(record.tracking_uri, record.run_id, "KILLED")
+            logger.warning("run stopped before it trained run=%s", config.run)
+            return EXIT_STOPPED
         finally:
             ray.shutdown()
-
-
-def judge(spec: JobSpec, model: nn.Module, contract: ModelContract) -> float:
-    """Returns an exported model's figure, by the run's own metric, on the run's val split."""
-    view = spec.config.model_copy(update={"view": contract.view})
-    loader = JobSpec(view, spec.shards, spec.run_folder, spec.run_id, spec.tracking_uri, 1).eval_loader("val", Ranks())
-    evaluation = evaluate(model, loader, len(contract.class_names), Ranks(), torch.device("cpu"))
-    return evaluation.figures()[spec.config.select_by]
 
 
 def _train_and_register(spec: JobSpec, record: RunRecord, manifest: Manifest) -> int:
     fit: Fit | None = None
     try:
-        with _stop_signals():
-            fit = Fit(_make_trainer(spec))
-            fit.wait()
-            if fit.error:
-                raise fit.error
-            version = _register(spec, manifest, fit.outcome)
+        fit = Fit(_make_trainer(spec))
+        fit.wait()
+        if fit.error:
+            raise fit.error
+        version = register_best(spec, manifest, fit.outcome)
+        end_run(spec.tracking_uri, spec.run_id, "FINISHED")
+        record.model_copy(update={"finished_epochs": spec.config.epochs}).save(spec.run_folder)
     except Stopped:
         end_run(spec.tracking_uri, spec.run_id, "KILLED")
         logger.warning(
@@ -129,46 +126,13 @@ def _train_and_register(spec: JobSpec, record: RunRecord, manifest: Manifest) ->
         return EXIT_STOPPED
     except TrainingFailedError as error:
         end_run(spec.tracking_uri, spec.run_id, "FAILED")
-        logger.error("run failed run=%s reason=%s", spec.config.run, _cause(error))
+        logger.error("run failed run=%s reason=%s", spec.config.run, last_line(error))
         return EXIT_FAILED
     except BaseException:
         end_run(spec.tracking_uri, spec.run_id, "FAILED")
         raise
-    end_run(spec.tracking_uri, spec.run_id, "FINISHED")
-    record.model_copy(update={"finished_epochs": spec.config.epochs}).save(spec.run_folder)
     _summarise(spec, fit.outcome, version)
     return 0
-
-
-def _register(spec: JobSpec, manifest: Manifest, outcome: dict[str, Any]) -> str:
-    state = spec.checkpoints.load(outcome["best_step"])
-    model = spec.make_model(manifest)
-    model.load_state_dict(state["model"])
-    contract = ModelContract(
-        class_names=manifest.class_names,
-        clip=manifest.clip,
-        view=spec.config.view,
-        manifest_sha256=manifest_sha256(spec.shards),
-        val_sha256=val_sha256(spec.shards, manifest),
-        select_by=spec.config.select_by,
-        val_metric=outcome["val"][spec.config.select_by],
-        code_version=code_version(),
-    )
-    registry = Registry(spec.tracking_uri, spec.config.registered_model)
-    uri = registry.export(model.eval(), spec.run_id, contract)
-    version = registry.register(uri, spec.run_id, contract)
-    logger.info("registered model=%s version=%s", registry.name, version)
-    registry.crown(version, contract, lambda model, held: judge(spec, model, held))
-    return version
-
-
-def val_sha256(shards: Path, manifest: Manifest) -> str:
-    """Returns a digest of the val split's samples and classes: equal digests make figures comparable."""
-    table = read_samples(shards, "val", columns=["key", "class_index", "source_sha256"])
-    digest = hashlib.sha256("\0".join(manifest.class_names).encode())
-    for row in sorted(zip(*(table[name].to_pylist() for name in table.column_names), strict=True)):
-        digest.update(repr(row).encode())
-    return digest.hexdigest()
 
 
 def _absolute(config: TrainConfig) -> TrainConfig:
@@ -182,12 +146,23 @@ def _absolute(config: TrainConfig) -> TrainConfig:
     )
 
 
-def _check_splits(manifest: Manifest, shards: Path) -> None:
+def _check(config: TrainConfig, manifest: Manifest) -> None:
+    """Refuses, before Ray starts, what every worker would refuse."""
+    shards = config.shards
     for split in ("train", "val"):
         if not manifest.splits.get(split) or not manifest.splits[split].num_samples:
             raise UsageError(f"{shards} has no sample in its {split} split: pack again with another --split")
     if len(manifest.class_names) < 2:
         raise UsageError(f"{shards} holds one class ({manifest.class_names[0]}): a classifier needs at least two")
+    with torch.device("meta"):
+        make_backbone(config.model)
+    if config.num_workers:
+        _check_share(config.num_workers, config.global_batch)
+
+
+def _check_share(num_workers: int, global_batch: int) -> None:
+    if num_workers > global_batch:
+        raise UsageError(f"num_workers ({num_workers}) must be at most global_batch ({global_batch})")
 
 
 def _begin(
@@ -197,44 +172,65 @@ def _begin(
     uri = tracking_uri()
     artifacts = resolve("mlruns") if uri.startswith("sqlite:") else None
     run_id = open_run(uri, config, artifacts)
-    describe_run(uri, run_id, config, manifest, digest, code_version())
-    save_config(folder, config)
     record = RunRecord(run_id=run_id, tracking_uri=uri, manifest_sha256=digest, bound=bound_fields(config))
-    spec = JobSpec(config, Path(config.shards), folder, run_id, uri, num_workers=1)
-    if weights is not None:
-        torch.save(weights, spec.weights_file)
-    record.save(folder)
+    try:
+        describe_run(uri, run_id, config, manifest, digest, code_version())
+        save_config(folder, config)
+        if weights is not None:
+            torch.save(weights, JobSpec(config, Path(config.shards), folder, run_id, uri, num_workers=1).weights_file)
+        record.save(folder)
+    except BaseException as error:
+        end_run(uri, run_id, "KILLED" if isinstance(error, Stopped) else "FAILED")
+        raise
     logger.info("run started run=%s mlflow_run=%s tracking=%s", config.run, run_id, uri)
     return record
 
 
 def _start_ray(config: TrainConfig) -> int:
-    """Connects to the running cluster, or starts a local one, and returns the number of training workers."""
+    """Joins the cluster that RAY_ADDRESS names, or starts a local one, and returns the number of training workers."""
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
-    _connect(os.environ.get("RAY_ADDRESS") or "auto")
+    if not sys.stdout.isatty():
+        os.environ.setdefault("RAY_COLOR_PREFIX", "0")
+    address = os.environ.get("RAY_ADDRESS", "local")
+    if address == "local":
+        _start_local_ray()
+    else:
+        _join(address)
     resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
     num_gpus = int(resources.get("GPU", 0))
     num_workers = config.num_workers or max(1, num_gpus)
     room, kind = (num_gpus, "GPU") if num_gpus else (int(resources.get("CPU", 0)), "CPU")
     if num_workers > room:
         raise UsageError(f"num_workers ({num_workers}) must be at most {room}, the cluster's {kind}s: one each")
-    if num_workers > config.global_batch:
-        raise UsageError(f"num_workers ({num_workers}) must be at most global_batch ({config.global_batch})")
+    _check_share(num_workers, config.global_batch)
     logger.info(
         "cluster ready address=%s num_workers=%d kind=%s", ray.get_runtime_context().gcs_address, num_workers, kind
     )
     return num_workers
 
 
-def _connect(address: str) -> None:
+def _join(address: str) -> None:
     try:
         ray.init(address=address, logging_level=logging.WARNING)
     except ConnectionError as error:
-        if address != "auto":
-            raise UsageError(
-                f"no Ray cluster answers at RAY_ADDRESS ({address}): start it, or unset RAY_ADDRESS for a local one"
-            ) from error
-        _connect("local")
+        raise UsageError(
+            f"no Ray cluster answers at RAY_ADDRESS ({address}), or it asks for another token: start it by `make "
+            "cluster` and source .ray/env, or unset RAY_ADDRESS to train on a local one"
+        ) from error
+
+
+def _start_local_ray() -> None:
+    """Starts Ray on this machine for this run alone; other Ray clusters of the machine are left alone.
+
+    Ray Train's processes ask the API server whether their driver lives; not told its address, they look for any Ray on
+    the machine, and give up where there are several.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    os.environ["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    ray.init(address="local", dashboard_port=port, logging_level=logging.WARNING)
 
 
 def _make_trainer(spec: JobSpec) -> TorchTrainer:
@@ -243,15 +239,22 @@ def _make_trainer(spec: JobSpec) -> TorchTrainer:
         train_worker,  # type: ignore[arg-type]  # Ray's annotation denies the return value that its Result carries
         train_loop_config={"spec": spec},
         scaling_config=ScalingConfig(num_workers=spec.num_workers, use_gpu=use_gpu),
-        run_config=RunConfig(
-            name="ray", storage_path=str(spec.run_folder), failure_config=FailureConfig(spec.config.max_failures)
+        # Ray's annotation names its older RunConfig and Callback.
+        run_config=RunConfig(  # type: ignore[call-arg]
+            name="ray",
+            storage_path=str(spec.run_folder),
+            failure_config=FailureConfig(spec.config.max_failures),
+            callbacks=[FailureReport()],  # type: ignore[list-item]
+            logging_config=LoggingConfig("ERROR"),  # else Ray Train reports each of its inner steps
         ),
     )
 
 
-@contextlib.contextmanager
-def _stop_signals() -> Iterator[None]:
-    """Turns SIGINT and SIGTERM into `Stopped` in the main thread; the second one ends the process at once."""
+def _catch_stop_signals() -> None:
+    """Turns SIGINT and SIGTERM into `Stopped` in the main thread; the second one ends the process at once.
+
+    To be called after `ray.init`, which puts a handler of its own in place.
+    """
 
     def stop(number: int, frame: FrameType | None) -> None:
         for each in (signal.SIGINT, signal.SIGTERM):
@@ -260,13 +263,6 @@ def _stop_signals() -> Iterator[None]:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
-    yield
-
-
-def _cause(error: TrainingFailedError) -> str:
-    """Returns the last line of what a worker said: the sentence of its error, without the stack above it."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
 
 
 def _summarise(spec: JobSpec, outcome: dict[str, Any], version: str) -> None:

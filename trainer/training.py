@@ -215,4 +215,7 @@ class Training:
 
 
 def _say(event: str, **figures: float) -> None:
-    logger.info("%s %s", event, " ".join(f"{name}={value:.6g}" for name, value in figures.items()))
+    shown = [
+        f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}" for name, value in figures.items()
+    ]
+    logger.info("%s %s", event, " ".join(shown))

@@ -1,0 +1,64 @@
+"""From the best checkpoint of a run to a registered version, which becomes the champion if it is better."""
+
+import hashlib
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from configs.train import ModelContract
+from packer.manifest import Manifest, manifest_sha256, read_samples
+from trainer.loop import Ranks, evaluate
+from trainer.registry import Registry
+from trainer.run import code_version
+from trainer.spec import JobSpec
+
+logger = logging.getLogger(__name__)
+
+
+def register_best(spec: JobSpec, manifest: Manifest, outcome: dict[str, Any]) -> str:
+    """Exports and registers the model of the best epoch, crowns it if it is better, and returns its version.
+
+    Args:
+        spec: The run.
+        manifest: What the run's shards hold.
+        outcome: What `Training.run` returned.
+    """
+    state = spec.checkpoints.load(outcome["best_step"])
+    model = spec.make_model(manifest)
+    model.load_state_dict(state["model"])
+    contract = ModelContract(
+        class_names=manifest.class_names,
+        clip=manifest.clip,
+        view=spec.config.view,
+        manifest_sha256=manifest_sha256(spec.shards),
+        val_sha256=val_sha256(spec.shards, manifest),
+        select_by=spec.config.select_by,
+        val_metric=outcome["val"][spec.config.select_by],
+        code_version=code_version(),
+    )
+    registry = Registry(spec.tracking_uri, spec.config.registered_model)
+    uri = registry.export(model.eval(), spec.run_id, contract)
+    version = registry.register(uri, spec.run_id, contract)
+    logger.info("registered model=%s version=%s", registry.name, version)
+    registry.crown(version, contract, lambda model, held: judge(spec, model, held))
+    return version
+
+
+def judge(spec: JobSpec, model: nn.Module, contract: ModelContract) -> float:
+    """Returns an exported model's figure, by the run's own metric, on the run's val split."""
+    view = spec.config.model_copy(update={"view": contract.view})
+    loader = JobSpec(view, spec.shards, spec.run_folder, spec.run_id, spec.tracking_uri, 1).eval_loader("val", Ranks())
+    evaluation = evaluate(model, loader, len(contract.class_names), Ranks(), torch.device("cpu"))
+    return evaluation.figures()[spec.config.select_by]
+
+
+def val_sha256(shards: Path, manifest: Manifest) -> str:
+    """Returns a digest of the val split's samples and classes: equal digests make figures comparable."""
+    table = read_samples(shards, "val", columns=["key", "class_index", "source_sha256"])
+    digest = hashlib.sha256("\0".join(manifest.class_names).encode())
+    for row in sorted(zip(*(table[name].to_pylist() for name in table.column_names), strict=True)):
+        digest.update(repr(row).encode())
+    return digest.hexdigest()

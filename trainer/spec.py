@@ -78,7 +78,7 @@ class JobSpec:
         bf16 = self.config.precision == "bf16" or (self.config.precision == "auto" and device.type == "cuda")
         return Learner(
             # Buffers are shared where they are used, not at every step.
-            model=DistributedDataParallel(model, broadcast_buffers=False) if ranks.world_size > 1 else model,
+            model=DistributedDataParallel(model, forward_sync_buffers=False) if ranks.world_size > 1 else model,
             optimizer=make_optimizer(model, config, device),
             loss=Loss(self._class_weights(index, num_classes, device), config.label_smoothing),
             ranks=ranks,

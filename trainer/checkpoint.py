@@ -97,7 +97,7 @@ class CheckpointStore:
         try:
             complete = json.loads((path / COMPLETE_FILE).read_text(encoding="utf-8"))
             found = {name: _describe(path / name) for name in complete}
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, TypeError) as error:
             logger.warning("checkpoint ignored path=%s reason=%s", path, error)
             return None
         if not complete or found != complete:

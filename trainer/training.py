@@ -83,7 +83,7 @@ class Training:
             self.window.waited_seconds += time.monotonic() - waiting_since
             start = schedule.start + batch.step * schedule.global_batch
             mass, num_bad, save, stop = self._agree(batch)
-            self._check_bad(num_bad)
+            self._check_bad(num_bad, schedule.end_of(batch.step))
             rate = learning_rate(self.config.optimizer, start, schedule.num_positions)
             # Dropout is then a function of the step alone, so a resumed run repeats it.
             torch.manual_seed(hash((self.config.seed, self.global_step, self.ranks.rank)))
@@ -111,10 +111,10 @@ class Training:
         totals = self.ranks.sum([mass, len(batch.errors), float(leads and due), float(stop)])
         return totals[0], int(totals[1]), totals[2] > 0, totals[3] > 0
 
-    def _check_bad(self, num_bad: int) -> None:
+    def _check_bad(self, num_bad: int, position: int) -> None:
         self.num_bad += num_bad
-        allowed = self.config.max_bad_fraction * self.index.num_samples
-        if self.num_bad > allowed * (self.position // self.index.num_samples + 1):
+        num_epochs = math.ceil(position / self.index.num_samples)
+        if self.num_bad > self.config.max_bad_fraction * self.index.num_samples * num_epochs:
             raise RuntimeError(
                 f"{self.num_bad} samples could not be read, more than max_bad_fraction "
                 f"({self.config.max_bad_fraction:g}) of the split: check the shards with `python -m packer verify`"

@@ -20,7 +20,7 @@ from configs.train import OptimizerConfig
 from trainer.loop import Learner, Loss, Ranks, evaluate, learning_rate, make_optimizer, share_buffers
 from trainer.metrics import Evaluation
 from trainer.schedule import Row
-from trainer.stream import Batch
+from trainer.stream import PRELOADED, Batch
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -207,7 +207,7 @@ def run_rank(rank: int, folder: Path) -> None:
 def by_rank(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of four processes found, in groups of one to four of them."""
     folder = tmp_path_factory.mktemp("ranks")
-    get_context("forkserver").set_forkserver_preload(["trainer.loop"])
+    get_context("forkserver").set_forkserver_preload(PRELOADED)
     start_processes(run_rank, args=(folder,), nprocs=MAX_RANKS, start_method="forkserver")
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(MAX_RANKS)]
 

@@ -30,6 +30,8 @@ from trainer.schedule import Row, Schedule
 TAR_BLOCK_BYTES = 512
 MAX_OPEN_SHARDS = 64
 FILL_VALUE = 128
+PRELOADED = ["trainer.stream", "trainer.augment"]
+"""What loader processes share: each would else spend 5 s of CPU on importing torch and torchvision."""
 
 Sample = dict[str, Any]
 View = Callable[[NDArray[np.uint8], Row], NDArray[np.uint8]]
@@ -264,9 +266,9 @@ def make_loader(
 
 
 def _forkserver() -> ForkServerContext:
-    # Forking a process that holds Ray's threads can deadlock; the server imports once what every worker needs.
+    # Not a plain fork: forking a process that holds Ray's threads can deadlock.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["trainer.stream"])
+    context.set_forkserver_preload(PRELOADED)
     return context
 
 

@@ -60,8 +60,12 @@ def encode(planes: Planes, quality: int) -> bytes:
     return jpeg
 
 
-def decode_frames(jpegs: Sequence[bytes]) -> NDArray[np.uint8]:
+def decode_frames(jpegs: Sequence[bytes], buffer: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
     """Returns the frames of a clip, `(T, H, W, 3)` uint8 RGB in [0, 255].
+
+    Args:
+        jpegs: The frames, all of one size.
+        buffer: An array that may be decoded into; it is returned if its shape fits, else a new one is.
 
     Raises:
         ValueError: There are no JPEGs, one of them is damaged, or their sizes differ.
@@ -72,7 +76,8 @@ def decode_frames(jpegs: Sequence[bytes]) -> NDArray[np.uint8]:
     if len(set(sizes)) > 1:
         raise ValueError(f"jpegs must be of one size, got (height, width) {sorted(set(sizes))}")
     height_px, width_px = sizes[0]
-    frames = np.empty((len(jpegs), height_px, width_px, 3), np.uint8)
+    shape = (len(jpegs), height_px, width_px, 3)
+    frames = buffer if buffer is not None and buffer.shape == shape else np.empty(shape, np.uint8)
     for jpeg, frame in zip(jpegs, frames, strict=True):
         simplejpeg.decode_jpeg(jpeg, "RGB", buffer=frame)
     return frames

@@ -20,14 +20,12 @@ from configs.train import AugmentConfig, ViewConfig
 from packer.manifest import ManifestError, read_samples
 from tests.videos import read_number
 from trainer.augment import EvalView, TrainView
+from trainer.index import LocalReader, SampleError, SampleIndex
 from trainer.schedule import Row, Schedule, Shuffle
 from trainer.stream import (
     FILL_VALUE,
     Batch,
-    LocalReader,
     RowSource,
-    SampleError,
-    SampleIndex,
     View,
     decode,
     make_loader,
@@ -237,7 +235,7 @@ def test_a_loader_is_read_again_without_leaving_files_open(index: SampleIndex) -
 
 
 def test_few_shards_are_open_at_once(packed: Path, index: SampleIndex, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainer.stream.MAX_OPEN_SHARDS", 2)
+    monkeypatch.setattr("trainer.index.MAX_OPEN_SHARDS", 2)
     open_files = len(list(Path("/proc/self/fd").iterdir()))
     reader = LocalReader(packed)
     contents = {shard: (packed / shard).read_bytes() for shard in index.shards}

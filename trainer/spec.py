@@ -14,10 +14,11 @@ from configs.train import TrainConfig
 from packer.manifest import Manifest
 from trainer.augment import EvalView, TrainView
 from trainer.checkpoint import CheckpointStore
+from trainer.index import SampleIndex
 from trainer.loop import Learner, Loss, Ranks, make_optimizer
 from trainer.model import CnnRnn
 from trainer.schedule import Schedule, Shuffle
-from trainer.stream import Batch, SampleIndex, View, make_loader
+from trainer.stream import Batch, View, make_loader
 
 STOP_FILE = "STOP"
 WEIGHTS_FILE = "backbone.pt"

@@ -7,15 +7,13 @@ them. A sample that cannot be read or decoded is never dropped silently and neve
 weight 0 and its error travels with the batch.
 """
 
+import math
 import multiprocessing
-import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing.context import ForkServerContext
-from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -24,117 +22,14 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from packer.jpeg import decode_frames
-from packer.manifest import read_manifest, read_samples
+from trainer.index import LocalReader, Sample, SampleError, SampleIndex
 from trainer.schedule import Row, Schedule
 
-TAR_BLOCK_BYTES = 512
-MAX_OPEN_SHARDS = 64
 FILL_VALUE = 128
 PRELOADED = ["trainer.stream", "trainer.augment"]
 """What loader processes share: each would else spend 5 s of CPU on importing torch and torchvision."""
 
-Sample = dict[str, Any]
 View = Callable[[NDArray[np.uint8], Row], NDArray[np.uint8]]
-
-
-class SampleError(ValueError):
-    """A sample that cannot be read; its text names the sample's place and what is wrong there."""
-
-
-class ShardReader(Protocol):
-    """Reads a range of a shard; opened inside the process that reads."""
-
-    def read(self, shard: str, offset: int, num_bytes: int) -> bytes:
-        """Returns `num_bytes` bytes of `shard` from `offset`; fewer only where the shard ends."""
-        ...
-
-
-class LocalReader:
-    """Reads shards below a local folder and keeps the most recently opened ones open."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._descriptors: dict[str, int] = {}
-
-    def read(self, shard: str, offset: int, num_bytes: int) -> bytes:
-        """Returns `num_bytes` bytes of `shard` from `offset`; fewer only where the shard ends."""
-        return os.pread(self._descriptor(shard), num_bytes, offset)
-
-    def close(self) -> None:
-        """Closes the shards that are open."""
-        while self._descriptors:
-            os.close(self._descriptors.popitem()[1])
-
-    def _descriptor(self, shard: str) -> int:
-        descriptor = self._descriptors.pop(shard, None)
-        if descriptor is None:
-            if len(self._descriptors) >= MAX_OPEN_SHARDS:
-                os.close(self._descriptors.pop(next(iter(self._descriptors))))
-            descriptor = os.open(self._folder / shard, os.O_RDONLY)
-        self._descriptors[shard] = descriptor
-        return descriptor
-
-
-@dataclass(frozen=True)
-class SampleIndex:
-    """Where the samples of one split lie; arrays of one entry per sample, in shard order, then tar order."""
-
-    folder: Path
-    shards: tuple[str, ...]
-    shard_sizes: tuple[int, ...]
-    shard_of: NDArray[np.int32]
-    offsets: NDArray[np.int64]
-    num_bytes: NDArray[np.int64]
-    labels: NDArray[np.int64]
-    num_frames: int
-
-    @property
-    def num_samples(self) -> int:
-        """Samples of the split."""
-        return len(self.labels)
-
-    @classmethod
-    def open(cls, folder: Path, split: str) -> "SampleIndex":
-        """Returns the index of a split.
-
-        Raises:
-            ManifestError: The folder holds no complete pack, or one of a newer format.
-        """
-        manifest = read_manifest(folder)
-        shards = manifest.splits[split].shards
-        table = read_samples(folder, split, columns=["shard", "offset", "num_bytes", "class_index"])
-        names = tuple(shard.name for shard in shards)
-        numbers = {name: number for number, name in enumerate(names)}
-        return cls(
-            folder=folder,
-            shards=names,
-            shard_sizes=tuple(shard.num_samples for shard in shards),
-            shard_of=np.array([numbers[name] for name in table["shard"].to_pylist()], dtype=np.int32),
-            offsets=table["offset"].to_numpy().astype(np.int64),
-            num_bytes=table["num_bytes"].to_numpy().astype(np.int64),
-            labels=table["class_index"].to_numpy().astype(np.int64),
-            num_frames=manifest.clip.num_frames,
-        )
-
-    def read(self, reader: ShardReader, index: int) -> Sample:
-        """Returns a sample as WebDataset gives it: `__key__`, `__url__`, `000.jpg` ..., `cls` and `json`, all bytes.
-
-        Raises:
-            SampleError: The bytes at the sample's place are not one whole sample.
-        """
-        shard = self.shards[self.shard_of[index]]
-        offset, num_bytes = int(self.offsets[index]), int(self.num_bytes[index])
-        place = f"sample {index} ({shard} at byte {offset})"
-        try:
-            data = reader.read(shard, offset, num_bytes)
-        except OSError as error:
-            raise SampleError(f"{place} cannot be read: {error}") from error
-        if len(data) != num_bytes:
-            raise SampleError(f"{place} ends after {len(data)} of {num_bytes} bytes: the shard is cut short")
-        sample = {"__url__": str(self.folder / shard), **_members(data, place)}
-        if sample.get("cls") != str(self.labels[index]).encode():
-            raise SampleError(f"{place} holds class {sample.get('cls')}, not {self.labels[index]} as its index says")
-        return sample
 
 
 @dataclass
@@ -179,14 +74,14 @@ class RowSource(IterableDataset[Sample]):
         self._world_size = world_size
 
     def __iter__(self) -> Iterator[Sample]:
-        """Yields sample dicts with their row, the step they belong to, and whether they are the step's last."""
+        """Yields sample dicts with their row, their step, and their place among the step's rows."""
         worker = get_worker_info()
         first, stride = (worker.id, worker.num_workers) if worker else (0, 1)
         with closing(LocalReader(self._index.folder)) as reader:
             for step in range(first, self._schedule.num_steps, stride):
                 rows = self._schedule.rows(step, self._rank, self._world_size)
                 for place, row in enumerate(rows):
-                    mark: Sample = {"__row__": row, "__step__": step, "__last__": place == len(rows) - 1}
+                    mark: Sample = {"__row__": row, "__step__": step, "__place__": place, "__num_rows__": len(rows)}
                     try:
                         yield {**self._index.read(reader, row.index), **mark}
                     except SampleError as error:
@@ -194,12 +89,17 @@ class RowSource(IterableDataset[Sample]):
 
 
 def decode(samples: Iterable[Sample], *, num_frames: int) -> Iterator[Sample]:
-    """Turns each sample's JPEGs into `clip`, `(T, H, W, 3) uint8 RGB`, and its `cls` into `label`."""
+    """Turns each sample's JPEGs into `clip`, `(T, H, W, 3) uint8 RGB`, and its `cls` into `label`.
+
+    A clip is good until the next sample is asked for: the frames of one size are decoded into one buffer, since a new
+    one for each clip costs 0.5 ms of page faults.
+    """
     names = [f"{number:03d}.jpg" for number in range(num_frames)]
+    buffer: NDArray[np.uint8] | None = None
     for sample in samples:
         if "__error__" not in sample:
             try:
-                sample["clip"] = decode_frames([sample[name] for name in names])
+                sample["clip"] = buffer = decode_frames([sample[name] for name in names], buffer)
                 sample["label"] = int(sample["cls"])
             except (KeyError, ValueError) as error:
                 sample["__error__"] = f"{sample['__key__']} ({sample['__url__']}) cannot be decoded: {error}"
@@ -216,12 +116,14 @@ def augment(samples: Iterable[Sample], *, view: View) -> Iterator[Sample]:
 
 def batch(samples: Iterable[Sample], *, num_frames: int, size_px: int) -> Iterator[Batch]:
     """Gathers the samples of one step, cut at the source's marks and never by counting."""
-    gathered: list[Sample] = []
+    gathering: _Gathering | None = None
     for sample in samples:
-        gathered.append(sample)
-        if sample["__last__"]:
-            yield _assemble(gathered, (num_frames, size_px, size_px, 3))
-            gathered = []
+        if gathering is None:
+            gathering = _Gathering(sample["__step__"], (sample["__num_rows__"], num_frames, size_px, size_px, 3))
+        gathering.add(sample)
+        if sample["__place__"] == sample["__num_rows__"] - 1:
+            yield gathering.batch()
+            gathering = None
 
 
 def make_loader(
@@ -272,49 +174,50 @@ def _forkserver() -> ForkServerContext:
     return context
 
 
-def _assemble(samples: list[Sample], shape_TSSC: tuple[int, int, int, int]) -> Batch:
-    good = [sample for sample in samples if "__error__" not in sample]
-    # Filled rows weigh nothing, but batch norm sees them: a real clip keeps its statistics, zeros would not.
-    filler = good[0]["clip"] if good else FILL_VALUE
-    # One new buffer per batch: one that is used again would change batches that still wait in the queue.
-    clips = np.empty((len(samples), *shape_TSSC), dtype=np.uint8)
-    labels = np.zeros(len(samples), dtype=np.int64)
-    weights = np.zeros(len(samples), dtype=np.float32)
-    for place, sample in enumerate(samples):
-        if "__error__" in sample:
-            clips[place] = filler
-        else:
-            clips[place] = sample["clip"]
-            labels[place] = sample["label"]
-            weights[place] = sample["__row__"].weight
-    return Batch(
-        step=samples[0]["__step__"],
-        clips=torch.from_numpy(clips).permute(0, 1, 4, 2, 3),
-        labels=torch.from_numpy(labels),
-        weights=torch.from_numpy(weights),
-        rows=tuple(sample["__row__"] for sample in samples),
-        errors=tuple(sample["__error__"] for sample in samples if "__error__" in sample and sample["__row__"].weight),
-    )
+class _Gathering:
+    """A batch while its rows come in; each clip is copied at once, since the next one is decoded over it."""
+
+    def __init__(self, step: int, shape_BTSSC: tuple[int, int, int, int, int]) -> None:
+        self._step = step
+        # New memory for every batch: memory used again would change batches that still wait in the queue.
+        self._clips = _empty(shape_BTSSC)
+        self._labels = torch.zeros(shape_BTSSC[0], dtype=torch.int64)
+        self._weights = torch.zeros(shape_BTSSC[0], dtype=torch.float32)
+        self._rows: list[Row] = []
+        self._bad: list[int] = []
+        self._errors: list[str] = []
+
+    def add(self, sample: Sample) -> None:
+        place, row = sample["__place__"], sample["__row__"]
+        self._rows.append(row)
+        if "__error__" not in sample:
+            self._clips.numpy()[place] = sample["clip"]
+            self._labels[place] = sample["label"]
+            self._weights[place] = row.weight
+            return
+        self._bad.append(place)
+        if row.weight:
+            self._errors.append(sample["__error__"])
+
+    def batch(self) -> Batch:
+        # Filled rows weigh nothing, but batch norm sees them: a real clip keeps its statistics, zeros would not.
+        good = next((place for place in range(len(self._rows)) if place not in self._bad), None)
+        for place in self._bad:
+            self._clips[place] = FILL_VALUE if good is None else self._clips[good]
+        return Batch(
+            step=self._step,
+            clips=self._clips.permute(0, 1, 4, 2, 3),
+            labels=self._labels,
+            weights=self._weights,
+            rows=tuple(self._rows),
+            errors=tuple(self._errors),
+        )
 
 
-def _members(data: bytes, place: str) -> Sample:
-    """Returns the members of one sample's tar range by suffix; its headers say themselves whether it is whole."""
-    sample: Sample = {}
-    position = 0
-    while position < len(data):
-        header = data[position : position + TAR_BLOCK_BYTES]
-        if header[257:262] != b"ustar":
-            raise SampleError(f"{place} holds no tar header at byte {position}: the shard and its index differ")
-        key, _, suffix = header[:100].rstrip(b"\0").decode("ascii", "replace").partition(".")
-        if sample.setdefault("__key__", key) != key:
-            raise SampleError(f"{place} runs into {key} from {sample['__key__']}: the shard and its index differ")
-        try:
-            size = int(header[124:136].rstrip(b"\0 "), 8)
-        except ValueError as error:
-            raise SampleError(f"{place} holds a damaged tar header at byte {position}") from error
-        start = position + TAR_BLOCK_BYTES
-        if not 0 <= size <= len(data) - start:
-            raise SampleError(f"{place} holds a member that does not end within it: {key}.{suffix}")
-        sample[suffix] = data[start : start + size]
-        position = start + -(-size // TAR_BLOCK_BYTES) * TAR_BLOCK_BYTES
-    return sample
+def _empty(shape: tuple[int, ...]) -> torch.Tensor:
+    """Returns an uninitialised uint8 tensor; in a loader worker, in the memory that it is handed over in."""
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=torch.uint8)
+    # As torch's own default_collate does it; otherwise the queue copies the batch once more.
+    storage = torch.UntypedStorage._new_shared(math.prod(shape))  # type: ignore[no-untyped-call]
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)

@@ -16,10 +16,11 @@ from torch.utils.data import DataLoader
 
 from packer.manifest import read_manifest
 from trainer.checkpoint import State
+from trainer.index import SampleIndex
 from trainer.loop import Ranks, evaluate, learning_rate, share_buffers
 from trainer.metrics import Evaluation
 from trainer.spec import JobSpec
-from trainer.stream import Batch, SampleIndex
+from trainer.stream import Batch
 from trainer.tracking import RunLog
 
 logger = logging.getLogger(__name__)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import simplejpeg
 import torch
 import webdataset as wds
 from torch.utils.data import DataLoader
@@ -14,14 +15,14 @@ from configs.pack import ClipConfig, DecodeLimits
 from configs.train import AugmentConfig, ViewConfig
 from packer.__main__ import main as pack
 from packer.clip import read_clip
-from packer.jpeg import decode_frames
 from tests.bench.measure import Cost, Row, interleave, stopwatch
 from tests.bench.tutorial import FrameFolders
 from tests.bench.videos import make_sets
 from trainer.augment import TrainView
+from trainer.index import LocalReader, SampleIndex
 from trainer.schedule import Row as Place
 from trainer.schedule import Schedule, Shuffle
-from trainer.stream import LocalReader, SampleIndex, make_loader
+from trainer.stream import make_loader
 
 BATCH, NUM_LOADER_WORKERS, NUM_FRAMES, SIZE_PX = 8, 2, 16, 112
 NUM_EPOCHS = 3
@@ -102,7 +103,7 @@ def _webdataset(index: SampleIndex) -> Iterator[int]:
 
 
 def _decode(sample: dict[str, Any]) -> tuple[np.ndarray, int]:
-    frames = decode_frames([sample[f"{number:03d}.jpg"] for number in range(NUM_FRAMES)])
+    frames = np.stack([simplejpeg.decode_jpeg(sample[f"{number:03d}.jpg"], "RGB") for number in range(NUM_FRAMES)])
     place = Place(epoch=0, index=int.from_bytes(sample["__key__"].encode()[-6:]), weight=1.0)
     return VIEW(frames, place), int(sample["cls"])
 

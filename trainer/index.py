@@ -1,0 +1,143 @@
+"""Where the samples of a split lie in its shards, and how one of them is read.
+
+A sample is one contiguous range of a tar, which the index locates: one read, no walk through the tar. What comes back
+is an ordinary WebDataset sample dict.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from packer.manifest import read_manifest, read_samples
+
+TAR_BLOCK_BYTES = 512
+MAX_OPEN_SHARDS = 64
+
+Sample = dict[str, Any]
+
+
+class SampleError(ValueError):
+    """A sample that cannot be read; its text names the sample's place and what is wrong there."""
+
+
+class ShardReader(Protocol):
+    """Reads a range of a shard; opened inside the process that reads."""
+
+    def read(self, shard: str, offset: int, num_bytes: int) -> bytes:
+        """Returns `num_bytes` bytes of `shard` from `offset`; fewer only where the shard ends."""
+        ...
+
+
+class LocalReader:
+    """Reads shards below a local folder and keeps the most recently opened ones open."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._descriptors: dict[str, int] = {}
+
+    def read(self, shard: str, offset: int, num_bytes: int) -> bytes:
+        """Returns `num_bytes` bytes of `shard` from `offset`; fewer only where the shard ends."""
+        return os.pread(self._descriptor(shard), num_bytes, offset)
+
+    def close(self) -> None:
+        """Closes the shards that are open."""
+        while self._descriptors:
+            os.close(self._descriptors.popitem()[1])
+
+    def _descriptor(self, shard: str) -> int:
+        descriptor = self._descriptors.pop(shard, None)
+        if descriptor is None:
+            if len(self._descriptors) >= MAX_OPEN_SHARDS:
+                os.close(self._descriptors.pop(next(iter(self._descriptors))))
+            descriptor = os.open(self._folder / shard, os.O_RDONLY)
+        self._descriptors[shard] = descriptor
+        return descriptor
+
+
+@dataclass(frozen=True)
+class SampleIndex:
+    """Where the samples of one split lie; arrays of one entry per sample, in shard order, then tar order."""
+
+    folder: Path
+    shards: tuple[str, ...]
+    shard_sizes: tuple[int, ...]
+    shard_of: NDArray[np.int32]
+    offsets: NDArray[np.int64]
+    num_bytes: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    num_frames: int
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of the split."""
+        return len(self.labels)
+
+    @classmethod
+    def open(cls, folder: Path, split: str) -> "SampleIndex":
+        """Returns the index of a split.
+
+        Raises:
+            ManifestError: The folder holds no complete pack, or one of a newer format.
+        """
+        manifest = read_manifest(folder)
+        shards = manifest.splits[split].shards
+        table = read_samples(folder, split, columns=["shard", "offset", "num_bytes", "class_index"])
+        names = tuple(shard.name for shard in shards)
+        numbers = {name: number for number, name in enumerate(names)}
+        return cls(
+            folder=folder,
+            shards=names,
+            shard_sizes=tuple(shard.num_samples for shard in shards),
+            shard_of=np.array([numbers[name] for name in table["shard"].to_pylist()], dtype=np.int32),
+            offsets=table["offset"].to_numpy().astype(np.int64),
+            num_bytes=table["num_bytes"].to_numpy().astype(np.int64),
+            labels=table["class_index"].to_numpy().astype(np.int64),
+            num_frames=manifest.clip.num_frames,
+        )
+
+    def read(self, reader: ShardReader, index: int) -> Sample:
+        """Returns a sample as WebDataset gives it: `__key__`, `__url__`, `000.jpg` ..., `cls` and `json`, all bytes.
+
+        Raises:
+            SampleError: The bytes at the sample's place are not one whole sample.
+        """
+        shard = self.shards[self.shard_of[index]]
+        offset, num_bytes = int(self.offsets[index]), int(self.num_bytes[index])
+        place = f"sample {index} ({shard} at byte {offset})"
+        try:
+            data = reader.read(shard, offset, num_bytes)
+        except OSError as error:
+            raise SampleError(f"{place} cannot be read: {error}") from error
+        if len(data) != num_bytes:
+            raise SampleError(f"{place} ends after {len(data)} of {num_bytes} bytes: the shard is cut short")
+        sample = {"__url__": str(self.folder / shard), **_members(data, place)}
+        if sample.get("cls") != str(self.labels[index]).encode():
+            raise SampleError(f"{place} holds class {sample.get('cls')}, not {self.labels[index]} as its index says")
+        return sample
+
+
+def _members(data: bytes, place: str) -> Sample:
+    """Returns the members of one sample's tar range by suffix; its headers say themselves whether it is whole."""
+    sample: Sample = {}
+    position = 0
+    while position < len(data):
+        header = data[position : position + TAR_BLOCK_BYTES]
+        if header[257:262] != b"ustar":
+            raise SampleError(f"{place} holds no tar header at byte {position}: the shard and its index differ")
+        key, _, suffix = header[:100].rstrip(b"\0").decode("ascii", "replace").partition(".")
+        if sample.setdefault("__key__", key) != key:
+            raise SampleError(f"{place} runs into {key} from {sample['__key__']}: the shard and its index differ")
+        try:
+            size = int(header[124:136].rstrip(b"\0 "), 8)
+        except ValueError as error:
+            raise SampleError(f"{place} holds a damaged tar header at byte {position}") from error
+        start = position + TAR_BLOCK_BYTES
+        if not 0 <= size <= len(data) - start:
+            raise SampleError(f"{place} holds a member that does not end within it: {key}.{suffix}")
+        sample[suffix] = data[start : start + size]
+        position = start + -(-size // TAR_BLOCK_BYTES) * TAR_BLOCK_BYTES
+    return sample

@@ -71,6 +71,8 @@ start() {
     echo $! >"$state/pid"
     set +m
     await_start
+    # Only now: a head that starts must not be told of a cluster to join.
+    echo "export RAY_ADDRESS=127.0.0.1:$gcs" >>"$state/env"
     echo "cluster ready: http://127.0.0.1:$dashboard"
     printf '  %-34s  %s\n' \
         ". ${state#"$PWD"/}/env" "in each shell, once: the address and the token, .venv first on PATH" \

@@ -13,12 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import simplejpeg
 import webdataset as wds
 from numpy.typing import NDArray
 
 from configs.train import AugmentConfig, ViewConfig
 from packer.manifest import ManifestError, read_samples
-from tests.videos import read_number
+from tests.videos import number_picture, read_number
 from trainer.augment import EvalView, TrainView
 from trainer.index import LocalReader, SampleError, SampleIndex
 from trainer.schedule import Row, Schedule, Shuffle
@@ -215,8 +216,10 @@ def test_a_clip_is_augmented_alike_in_any_batch_and_anew_in_every_epoch(index: S
     assert sum(wanted[0, number] != wanted[1, number] for number in range(21)) > 15
 
 
-def test_no_batch_changes_another(index: SampleIndex) -> None:
-    loader = make_loader(index, Schedule(index.shard_sizes, 4, 2, 0, SHUFFLE), RANDOM, 24)
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # however few cores there are
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_no_batch_changes_another(index: SampleIndex, num_workers: int) -> None:
+    loader = make_loader(index, Schedule(index.shard_sizes, 4, 2, 0, SHUFFLE), RANDOM, 24, num_workers=num_workers)
     held, copies = [], []
     for batch in loader:
         held.append(batch.clips)
@@ -224,6 +227,23 @@ def test_no_batch_changes_another(index: SampleIndex) -> None:
     assert all((one == copy).all() for one, copy in zip(held, copies, strict=True))
     held[0].zero_()
     assert all((one == copy).all() for one, copy in zip(held[1:], copies[1:], strict=True))
+
+
+def test_clips_of_different_sizes_come_out_whole() -> None:
+    """Frames are decoded over those of the clip before, where they have the same size."""
+    pictures = [number_picture(number, *size) for number, size in enumerate([(8, 8), (8, 8), (16, 8), (8, 8), (8, 16)])]
+    jpegs = [simplejpeg.encode_jpeg(picture, quality=95) for picture in pictures]
+    samples: list[dict[str, object]] = [
+        {"__key__": str(number), "__url__": "x.tar", "000.jpg": jpeg, "cls": b"0"} for number, jpeg in enumerate(jpegs)
+    ]
+    samples.insert(3, {"__key__": "bad", "__url__": "x.tar", "000.jpg": jpegs[0][:-30], "cls": b"0"})
+    decoded = [
+        sample if "__error__" in sample else {**sample, "clip": sample["clip"].copy()}
+        for sample in decode(samples, num_frames=1)
+    ]
+    assert [sample["__key__"] for sample in decoded if "__error__" in sample] == ["bad"]
+    clips = [sample["clip"] for sample in decoded if "__error__" not in sample]
+    assert all(np.array_equal(clip[0], simplejpeg.decode_jpeg(jpeg)) for clip, jpeg in zip(clips, jpegs, strict=True))
 
 
 def test_a_loader_is_read_again_without_leaving_files_open(index: SampleIndex) -> None:

@@ -27,7 +27,7 @@ from trainer.schedule import Row, Schedule
 
 FILL_VALUE = 128
 PRELOADED = ["trainer.stream", "trainer.augment"]
-"""What loader processes share: each would else spend 5 s of CPU on importing torch and torchvision."""
+"""What loader processes share: each would else spend seconds of CPU on importing torch and WebDataset."""
 
 View = Callable[[NDArray[np.uint8], Row], NDArray[np.uint8]]
 

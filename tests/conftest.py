@@ -14,11 +14,15 @@ _KEPT = {"CLIPSTREAM_TEST_DATA", "CLIPSTREAM_REQUIRE_SYSTEM"}
 
 
 @pytest.fixture(autouse=True)
-def _scrubbed_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test sees the settings of whoever runs it."""
+def _scrubbed_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No test sees the settings of whoever runs it, nor what libraries set while another test ran."""
     for name in os.environ:
         if name.startswith(("CLIPSTREAM_", "MLFLOW_", "RAY_")) and name not in _KEPT:
             monkeypatch.delenv(name)
+    before = set(os.environ)
+    yield
+    for name in set(os.environ) - before:
+        del os.environ[name]  # mlflow.set_tracking_uri sets MLFLOW_TRACKING_URI for child processes, for one
 
 
 @pytest.fixture(scope="session")

@@ -58,7 +58,8 @@ class Project:
 
     def start(self, *command: str, cwd: Path = ROOT, **variables: str) -> subprocess.Popen[str]:
         """Starts a command in a process group of its own, as a shell's foreground does."""
-        clean = {name: value for name, value in os.environ.items() if not name.startswith(("CLIPSTREAM_", "RAY_"))}
+        foreign = ("CLIPSTREAM_", "MLFLOW_", "RAY_")
+        clean = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
         local = {"CLIPSTREAM_HOME": str(self.home), "RAY_TMPDIR": self.ray_folder, MARK: self.mark}
         return subprocess.Popen(
             command,

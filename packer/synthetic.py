@@ -136,7 +136,7 @@ def render(class_name: str, scene: Scene, side_px: int) -> NDArray[np.uint8]:
 
 
 def write_video(path: Path, frames: NDArray[np.uint8], codec: Codec) -> None:
-    """Writes frames, (N, H, W, 3) uint8 RGB, as an mp4 file; the same frames give the same bytes."""
+    """Writes frames, (N, H, W, 3) uint8 RGB, as an mp4 file."""
     with av.open(path, "w", container_options={"fflags": "+bitexact"}) as container:
         stream = container.add_stream(codec, rate=FRAMES_PER_SECOND, options=ENCODER_OPTIONS[codec])
         stream.height, stream.width = frames.shape[1:3]

@@ -20,8 +20,8 @@ def scenes(count: int) -> list[Scene]:
     return [draw_scene(np.random.default_rng([7, number])) for number in range(count)]
 
 
-def files(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.mp4"))}
+def videos(folder: Path) -> dict[str, np.ndarray]:
+    return {str(path.relative_to(folder)): decode(path).astype(int) for path in sorted(folder.rglob("*.mp4"))}
 
 
 @pytest.mark.parametrize("codec", sorted(ENCODER_OPTIONS))
@@ -37,14 +37,18 @@ def test_files_decode_and_show_the_shape_where_it_is(tmp_path: Path, codec: str)
         assert np.abs(seen.mean(axis=1) - scene.colour.mean()).max() < 25
 
 
-def test_same_seed_same_bytes_and_another_seed_other_bytes(tmp_path: Path) -> None:
-    for folder, seed, per_class in [("a", "0", "2"), ("b", "0", "2"), ("more", "0", "3"), ("other", "1", "2")]:
+def test_same_seed_same_videos_and_another_seed_other_videos(tmp_path: Path) -> None:
+    """Pictures, not bytes: x264's assembler was seen to write other bytes for the same pictures."""
+    for folder, seed, per_class in [("a", "0", "1"), ("more", "0", "2"), ("other", "1", "1")]:
         assert main([str(tmp_path / folder), "--videos-per-class", per_class, "--seed", seed]) == 0
-    first = files(tmp_path / "a")
-    assert len(first) == 2 * len(MOTIONS)
-    assert first == files(tmp_path / "b")
-    assert first.items() <= files(tmp_path / "more").items()
-    assert not set(first.values()) & set(files(tmp_path / "other").values())
+    first, more, other = (videos(tmp_path / folder) for folder in ("a", "more", "other"))
+    assert len(first) == len(MOTIONS)
+    assert first.keys() < more.keys()
+    for name, frames in first.items():
+        assert frames.shape == more[name].shape
+        assert np.abs(frames - more[name]).mean() < 1
+        length = min(len(frames), len(other[name]))
+        assert np.abs(frames[:length] - other[name][:length]).mean() > 10
 
 
 @pytest.mark.parametrize("class_name", MOTIONS)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from configs.load import UsageError
+from packer.storage import sync_folder
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ class CheckpointStore:
         if target.exists():  # the same step again, after a restart from an earlier checkpoint
             shutil.rmtree(target)
         writing.rename(target)
-        _sync_folder(self.folder)
+        sync_folder(self.folder)
         self._delete_old(global_step, best_step)
         return target
 
@@ -121,11 +122,3 @@ def _name(step: int) -> str:
 def _describe(path: Path) -> dict[str, int | str]:
     with path.open("rb") as file:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

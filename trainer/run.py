@@ -18,6 +18,7 @@ import packer
 import trainer
 from configs.load import Section, UsageError
 from configs.train import TrainConfig
+from packer.storage import write_atomically
 from trainer.tracking import flatten, sources_sha256
 
 logger = logging.getLogger(__name__)
@@ -43,9 +44,8 @@ class RunRecord(Section):
 
     def save(self, folder: Path) -> None:
         """Writes the record, whole or not at all."""
-        writing = folder / f".{RECORD_FILE}.writing"
-        writing.write_text(self.model_dump_json(indent=2), encoding="utf-8")
-        writing.rename(folder / RECORD_FILE)
+        with write_atomically(folder / RECORD_FILE) as file:
+            file.write(self.model_dump_json(indent=2).encode())
 
 
 def new_name() -> str:

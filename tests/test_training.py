@@ -137,6 +137,27 @@ def test_the_best_epoch_is_the_one_of_the_metric_and_is_tested(whole: tuple[JobS
     assert {name: value for name, value in figures.items() if curve(spec, f"test_{name}") != [(16, value)]} == {}
 
 
+@pytest.mark.parametrize(("ahead", "loss", "stays"), [(0.1, 9.0, True), (0.0, 0.0, True), (0.0, 9.0, False)])
+def test_a_later_epoch_is_the_best_only_if_it_is_better(
+    make_spec: MakeSpec, whole: tuple[JobSpec, dict[str, Any]], ahead: float, loss: float, stays: bool
+) -> None:
+    """An epoch as good by the metric is better if its loss is lower."""
+    spec = make_spec()
+    reached = max(value for step, value in curve(whole[0], "val_macro_f1") if step > EPOCH_ENDS[0])
+    spec.stop_file.touch()
+    for _ in range(EPOCH_ENDS[0]):
+        train(spec)
+    spec.stop_file.unlink()
+    state = newest(spec)
+    assert state["best_step"] == EPOCH_ENDS[0]
+    state["best_figures"] |= {"macro_f1": reached + ahead, "loss": loss}
+    spec.checkpoints.save(state, EPOCH_ENDS[0], EPOCH_ENDS[0])
+    outcome = train(spec)
+    assert (outcome["best_step"] == EPOCH_ENDS[0]) is stays
+    assert (EPOCH_ENDS[0] in spec.checkpoints.steps()) is stays
+    assert outcome["val"]["macro_f1"] == reached + ahead
+
+
 def test_a_run_stopped_after_every_step_is_the_whole_run(
     make_spec: MakeSpec, whole: tuple[JobSpec, dict[str, Any]]
 ) -> None:

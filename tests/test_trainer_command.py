@@ -18,7 +18,7 @@ from trainer.__main__ import main
 from trainer.registry import Registry
 from trainer.run import locked
 
-pytestmark = [pytest.mark.integration, *MLFLOW_WARNINGS]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(1800), *MLFLOW_WARNINGS]
 
 CURVES = ["train_loss", "learning_rate", "grad_norm", "clips_per_second", "data_wait_share"]
 FIGURES = ["top1", "top5", "mean_class_accuracy", "macro_f1", "loss"]

@@ -13,7 +13,7 @@ import pytest
 from tests.registry import MLFLOW_WARNINGS
 from tests.training import ROOT, Ended, Project, newest_step, project, until
 
-pytestmark = [pytest.mark.integration, *MLFLOW_WARNINGS]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(1800), *MLFLOW_WARNINGS]
 
 CLUSTER = ["bash", "configs/deploy/cluster.sh"]
 EPOCHS = 50  # so many that a stop, which takes `ray job stop` seconds to deliver, comes before the end

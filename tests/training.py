@@ -133,7 +133,7 @@ def newest_step(home: Path, run: str) -> int:
 
 def ended(process: subprocess.Popen[str]) -> Ended:
     try:
-        log, _ = process.communicate(timeout=300)
+        log, _ = process.communicate(timeout=900)
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGKILL)
         log, _ = process.communicate()

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,12 @@ import pytest
 
 from packer.__main__ import main
 from tests.videos import write_classes
+
+
+def pytest_configure() -> None:
+    """Lets the programs that tests start hear Ctrl-C, also where the tests run in the background, which ignores it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 _KEPT = {"CLIPSTREAM_TEST_DATA", "CLIPSTREAM_REQUIRE_SYSTEM"}
 

@@ -33,7 +33,7 @@ EndStatus = Literal["FINISHED", "FAILED", "KILLED"]
 
 
 class RunLog:
-    """What one process logs to a run; open it again after a restart and it goes on where the run's curves end."""
+    """What one process logs to a run; open it again after a restart and it adds what the run's curves lack."""
 
     def __init__(self, tracking_uri: str, run_id: str) -> None:
         self._client = MlflowClient(tracking_uri=tracking_uri)
@@ -41,14 +41,13 @@ class RunLog:
         self._waiting: list[Metric] = []
         self._sent: list[tuple[RunOperations, list[Metric]]] = []
         self._last_sent_seconds = time.monotonic()
-        self._last_steps: dict[str, int] = {}
+        self._held_steps: dict[str, set[int]] = {}
 
     def metrics(self, figures: Mapping[str, float], step: int) -> None:
         """Logs figures at a global step; those that the run already holds for this step are left as they are."""
         now_ms = int(time.time() * 1000)
         for name, value in figures.items():
-            if step > self._last_step(name):
-                self._last_steps[name] = step
+            if step not in self._steps_held(name):
                 self._waiting.append(Metric(name, value, now_ms, step))
         if time.monotonic() - self._last_sent_seconds > SEND_INTERVAL_SECONDS:
             self._send()
@@ -81,11 +80,12 @@ class RunLog:
         lines += [",".join([name, *map(str, row)]) for name, row in zip(class_names, evaluation.confusion, strict=True)]
         self._client.log_text(self._run_id, "\n".join(lines) + "\n", f"evaluation/{split}_confusion.csv")
 
-    def _last_step(self, name: str) -> int:
-        if name not in self._last_steps:
+    def _steps_held(self, name: str) -> set[int]:
+        # Not the last step alone: MLflow sends in several threads, so a kill may lose a point before the last.
+        if name not in self._held_steps:
             history = self._client.get_metric_history(self._run_id, name)
-            self._last_steps[name] = max((point.step for point in history), default=-1)
-        return self._last_steps[name]
+            self._held_steps[name] = {point.step for point in history}
+        return self._held_steps[name]
 
     def _send(self) -> None:
         self._last_sent_seconds = time.monotonic()

@@ -37,6 +37,12 @@ class AugmentConfig(Section):
     """Mirror half of the clips; leave off where a class has a direction, as in left and right."""
     min_scale: float = Field(1.0, gt=0, le=1)
     """1: a crop of the view's size at a random place. Below 1: a random part of min_scale..1 of the area, resized."""
+    brightness: float = Field(0.0, ge=0, lt=1)
+    """Brightness is multiplied by a factor of 1 - brightness..1 + brightness; so are contrast and saturation."""
+    contrast: float = Field(0.0, ge=0, lt=1)
+    """Distance from the clip's mean grey."""
+    saturation: float = Field(0.0, ge=0, lt=1)
+    """Distance from each pixel's own grey."""
 
 
 class ModelConfig(Section):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 from torch import from_numpy
-from torchvision.transforms.v2.functional import resize
+from torchvision.transforms.v2.functional import adjust_brightness, adjust_contrast, adjust_saturation, resize
 
 from configs.train import AugmentConfig, ViewConfig
 from trainer.augment import EvalView, FramesTHWC, TrainView, eval_view
@@ -12,6 +12,7 @@ from trainer.schedule import Row
 
 ROWS = [Row(epoch, index, 1.0) for epoch in range(3) for index in range(8)]
 CROP = ViewConfig(short_side_px=24, size_px=16)
+LIGHT = {"brightness": adjust_brightness, "contrast": adjust_contrast, "saturation": adjust_saturation}
 SQUASH = ViewConfig(short_side_px=24, size_px=16, mode="squash")
 
 
@@ -136,6 +137,34 @@ def test_choices_are_keyed_by_seed_epoch_and_sample_alone() -> None:
     assert again == views
     padding = Row(0, 5, 0.0)
     assert TrainView(CROP, augment, 0)(frames, padding).tobytes() == views[0, Row(0, 5, 1.0)]
+
+
+@pytest.mark.parametrize("what", ["brightness", "contrast", "saturation"])
+def test_light_is_as_torchvision_has_it(what: str) -> None:
+    """One frame, where torchvision's mean grey of a picture and ours of a clip are the same."""
+    frames = noise(24, 16, num_frames=1) // 2 + 40
+    factors = []
+    for index in range(100):
+        row = Row(0, index, 1.0)
+        seen = TrainView(CROP, AugmentConfig(**{what: 0.5}), seed=0)(frames, row)
+        plain = TrainView(CROP, AugmentConfig(), seed=0)(frames, row)
+        # The first three draws are the light's, but for the two of the crop's place before them.
+        generator = np.random.Generator(np.random.PCG64([0, row.epoch, row.index]))
+        generator.integers(24 - 16 + 1), generator.integers(1)
+        draws = [generator.uniform(1 - most, 1 + most) for most in (0.5 * (what == name) for name in LIGHT)]
+        factors.append(draws[list(LIGHT).index(what)])
+        wanted = LIGHT[what](from_numpy(plain.transpose(0, 3, 1, 2).copy()), factors[-1])
+        assert np.abs(seen.astype(int) - wanted.numpy().transpose(0, 2, 3, 1)).max() <= 1
+    assert min(factors) < 0.6
+    assert max(factors) > 1.4
+
+
+def test_light_is_alike_in_all_frames() -> None:
+    frames = np.repeat(noise(24, 16, num_frames=1), 3, axis=0)
+    light = AugmentConfig(brightness=0.4, contrast=0.4, saturation=0.4)
+    views = [TrainView(CROP, light, seed=0)(frames, row) for row in ROWS]
+    assert all(np.array_equal(frame, view[0]) for view in views for frame in view)
+    assert len({view.tobytes() for view in views}) == len(ROWS)
 
 
 def test_a_view_larger_than_the_short_side_is_refused() -> None:

@@ -122,6 +122,15 @@ def test_more_epochs_continue_a_finished_run_and_ctrl_c_costs_nothing(plain: Pro
     assert step + 1 in plain.steps("first", "train_loss")
 
 
+def test_a_run_that_diverges_fails_at_once(plain: Project) -> None:
+    failed = plain.train("--run", "wild", "--optimizer.learning-rate", "1e30")
+    assert failed.code == 1
+    assert "run failed run=wild reason=the gradient's norm became" in failed.log
+    assert "lower --optimizer.learning-rate" in failed.log
+    assert "worker failed" not in failed.log  # and started again
+    assert plain.mlflow_run("wild").info.status == "FAILED"
+
+
 def test_promote_moves_the_alias_forward_and_back(
     plain: Project, first_log: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -138,6 +147,15 @@ def test_promote_moves_the_alias_forward_and_back(
     assert main(["promote"]) == 2
     assert "promote needs a version" in sentence(capsys)
     assert str(registry.champion().version) == newest
+
+
+def test_promote_says_when_the_registry_does_not_answer(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # nothing listens there
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    assert main(["promote", "1"]) == 2
+    assert "the MLflow registry at http://127.0.0.1:9 does not answer" in sentence(capsys)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from tests.registry import MLFLOW_WARNINGS, store_uri
 from trainer.loop import Ranks, evaluate
 from trainer.spec import JobSpec
 from trainer.tracking import open_run
-from trainer.training import Training
+from trainer.training import Training, TrainingError
 
 pytestmark = [*MLFLOW_WARNINGS, pytest.mark.usefixtures("one_thread")]
 
@@ -241,7 +241,7 @@ def test_too_many_unreadable_samples_stop_the_run(make_spec: MakeSpec, packed: P
         r"3 samples could not be read, more than max_bad_fraction \(0.1\) of the split: check the shards with "
         "`python -m packer verify`"
     )
-    with pytest.raises(RuntimeError, match=message):
+    with pytest.raises(TrainingError, match=message):
         train(spec)
 
 

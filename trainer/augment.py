@@ -17,6 +17,9 @@ from trainer.schedule import Row
 
 FramesTHWC = NDArray[np.uint8]
 
+LUMA = (0.299, 0.587, 0.114)
+"""Shares of red, green and blue in a pixel's grey (BT.601)."""
+
 
 def eval_view(frames: FramesTHWC, view: ViewConfig) -> FramesTHWC:
     """Returns the fixed view of a clip: its centre square, or the whole frame squashed to the square.
@@ -69,6 +72,8 @@ class TrainView:
         if self.augment.horizontal_flip and generator.random() < 0.5:
             # Not frames[:, :, ::-1]: NumPy copies pixels of 3 bytes backwards at a sixth of this speed.
             frames = torch.from_numpy(frames).flip(2).numpy()
+        if self.augment.brightness or self.augment.contrast or self.augment.saturation:
+            frames = _other_light(frames, self.augment, generator)
         return frames
 
 
@@ -86,6 +91,19 @@ def _random_part(frames: FramesTHWC, view: ViewConfig, min_scale: float, generat
     scale = float(generator.uniform(min_scale, 1.0)) ** 0.5
     part = _random_crop(frames, max(1, round(height * scale)), max(1, round(width * scale)), generator)
     return _resize(part, view.size_px, view.size_px)
+
+
+def _other_light(frames: FramesTHWC, augment: AugmentConfig, generator: np.random.Generator) -> FramesTHWC:
+    """Returns a clip as if filmed in other light: brightness, contrast and saturation in one affine map of RGB."""
+    brightness, contrast, saturation = (
+        float(generator.uniform(1 - most, 1 + most))
+        for most in (augment.brightness, augment.contrast, augment.saturation)
+    )
+    to_grey = np.tile(np.array(LUMA, np.float32), (3, 1))
+    matrix = brightness * contrast * (saturation * np.eye(3, dtype=np.float32) + (1 - saturation) * to_grey)
+    mean_grey = brightness * float(frames.mean(axis=(0, 1, 2)) @ to_grey[0])
+    pixels = frames.astype(np.float32) @ matrix.T + (1 - contrast) * mean_grey
+    return pixels.round().clip(0, 255).astype(np.uint8)
 
 
 def _to_short_side(frames: FramesTHWC, short_side_px: int) -> FramesTHWC:

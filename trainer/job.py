@@ -112,6 +112,8 @@ def _train_and_register(spec: JobSpec, record: RunRecord, manifest: Manifest) ->
         fit.wait()
         if fit.error:
             raise fit.error
+        if "error" in fit.outcome:
+            return _fail(spec, fit.outcome["error"])
         version = register_best(spec, manifest, fit.outcome)
         end_run(spec.tracking_uri, spec.run_id, "FINISHED")
         record.model_copy(update={"finished_epochs": spec.config.epochs}).save(spec.run_folder)
@@ -125,14 +127,18 @@ def _train_and_register(spec: JobSpec, record: RunRecord, manifest: Manifest) ->
             logger.warning("workers did not stop within seconds=%g", STOP_GRACE_SECONDS)
         return EXIT_STOPPED
     except TrainingFailedError as error:
-        end_run(spec.tracking_uri, spec.run_id, "FAILED")
-        logger.error("run failed run=%s reason=%s", spec.config.run, last_line(error))
-        return EXIT_FAILED
+        return _fail(spec, last_line(error))
     except BaseException:
         end_run(spec.tracking_uri, spec.run_id, "FAILED")
         raise
     _summarise(spec, fit.outcome, version)
     return 0
+
+
+def _fail(spec: JobSpec, reason: str) -> int:
+    end_run(spec.tracking_uri, spec.run_id, "FAILED")
+    logger.error("run failed run=%s reason=%s", spec.config.run, reason)
+    return EXIT_FAILED
 
 
 def _absolute(config: TrainConfig) -> TrainConfig:

@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 CHECKED_BATCH_SIZES = (1, 3)
 # Float32 sums in another order than eager's; logits are of the order of 1 to 10.
 LOGIT_TOLERANCE = 1e-3
+_NOT_FOUND = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}
 Judge = Callable[[nn.Module, ModelContract], float]
 
 
@@ -116,7 +117,7 @@ class Registry:
         try:
             return self.client.get_model_version_by_alias(self.name, CHAMPION)
         except MlflowException as error:
-            if error.error_code in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
+            if error.error_code in _NOT_FOUND:
                 return None
             raise
 
@@ -165,10 +166,12 @@ class Registry:
         Raises:
             UsageError: There is no such version.
         """
-        champion = self.champion()
         try:
+            champion = self.champion()
             self.client.get_model_version(self.name, version)
         except MlflowException as error:
+            if error.error_code not in _NOT_FOUND:
+                raise UsageError(f"the MLflow registry at {self.uri} does not answer: {error.message}") from error
             raise UsageError(f"{self.name} has no version {version} in {self.uri}: look with `mlflow ui`") from error
         self.client.set_registered_model_alias(self.name, CHAMPION, version)
         before = f"version {champion.version}" if champion else "none"

@@ -28,6 +28,10 @@ logger = logging.getLogger(__name__)
 PROGRESS_INTERVAL_SECONDS = 10.0
 
 
+class TrainingError(RuntimeError):
+    """What a restart would only meet again; every rank raises it at the same step."""
+
+
 @dataclass
 class Window:
     """Sums since the last point of the training curves."""
@@ -69,11 +73,18 @@ class Training:
 
         Returns:
             `{"stopped": bool, "best_step": int | None, "val": figures of the best epoch, "test": figures}`.
+
+        Raises:
+            TrainingError: The gradient is not finite, or too many samples cannot be read.
         """
-        stopped = self._train()
-        test = {} if stopped else self._test()
-        if self.log:
-            self.log.close()
+        try:
+            stopped = self._train()
+            test = {} if stopped else self._test()
+        except FloatingPointError as error:
+            raise TrainingError(str(error)) from error
+        finally:
+            if self.log:
+                self.log.close()
         return {"stopped": stopped, "best_step": self.best_step, "val": self.best_figures, "test": test}
 
     def _train(self) -> bool:
@@ -116,7 +127,7 @@ class Training:
         self.num_bad += num_bad
         num_epochs = math.ceil(position / self.index.num_samples)
         if self.num_bad > self.config.max_bad_fraction * self.index.num_samples * num_epochs:
-            raise RuntimeError(
+            raise TrainingError(
                 f"{self.num_bad} samples could not be read, more than max_bad_fraction "
                 f"({self.config.max_bad_fraction:g}) of the split: check the shards with `python -m packer verify`"
             )

@@ -11,11 +11,13 @@ import torch.distributed as dist
 
 from trainer.loop import Ranks
 from trainer.spec import JobSpec
-from trainer.training import Training
+from trainer.training import Training, TrainingError
 
 
 def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     """Trains until the last epoch or until the driver asks to stop, and returns what `Training.run` returns.
+
+    What a restart would meet again is returned as `{"error": sentence}`: Ray Train restarts after whatever is raised.
 
     Args:
         settings: `{"spec": JobSpec}`.
@@ -26,4 +28,7 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(spec.num_threads)
     world_size = context.get_world_size()
     ranks = Ranks(context.get_world_rank(), world_size, dist.new_group(backend="gloo") if world_size > 1 else None)
-    return Training(spec, ranks, ray.train.torch.get_device()).run()
+    try:
+        return Training(spec, ranks, ray.train.torch.get_device()).run()
+    except TrainingError as error:
+        return {"error": str(error)}

@@ -288,7 +288,7 @@ def test_the_gradient_is_scaled_down_to_the_norm() -> None:
 def test_the_optimizer_decays_matrices_only() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2), nn.LSTM(2, 2))
     model[2].weight.requires_grad_(False)
-    decayed, spared = make_optimizer(model, OptimizerConfig(weight_decay=0.3), CPU).param_groups
+    decayed, spared = make_optimizer(model, OptimizerConfig(weight_decay=0.3)).param_groups
     assert (decayed["weight_decay"], spared["weight_decay"]) == (0.3, 0.0)
     assert all(parameter.dim() >= 2 for parameter in decayed["params"])
     assert all(parameter.dim() == 1 for parameter in spared["params"])

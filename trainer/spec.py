@@ -80,7 +80,7 @@ class JobSpec:
         return Learner(
             # Buffers are shared where they are used, not at every step.
             model=DistributedDataParallel(model, forward_sync_buffers=False) if ranks.world_size > 1 else model,
-            optimizer=make_optimizer(model, config, device),
+            optimizer=make_optimizer(model, config),
             loss=Loss(self._class_weights(index, num_classes, device), config.label_smoothing),
             ranks=ranks,
             device=device,

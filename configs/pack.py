@@ -1,8 +1,9 @@
 """Configuration of the packer: what a clip is, how videos are split, how shards are cut."""
 
+import re
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import CliPositionalArg
 
 from configs.load import Section
@@ -33,31 +34,62 @@ class DecodeLimits(Section):
 
 
 class SplitConfig(Section):
-    """How videos are divided into train, val and test; videos of equal content always stay together."""
+    """How videos are divided into train, val and test; a group, and videos of equal content, always stay together."""
 
-    method: Literal["stratified"] = "stratified"
-    """stratified: every class is divided by the fractions below."""
+    method: Literal["stratified", "folders", "csv"] = "stratified"
+    """stratified: every class is divided by the fractions below; folders: the data folder holds train, val and test,
+    and each of those one folder per class; csv: the file `--lists` has the columns source and split."""
+    hmdb51: int = Field(0, ge=0, le=3)
+    """The official split of HMDB51 to use, 1 to 3; its lists lie in the folder `--lists`."""
+    ucf101: int = Field(0, ge=0, le=3)
+    """The official split of UCF101 to use, 1 to 3; its lists lie in the folder `--lists`."""
+    group_regex: str = ""
+    """Searched in each video's path below the data folder: videos for which its groups match the same text are never
+    in two splits. Unset: names as in HMDB51 and UCF101 are grouped by what they were cut from, others are not."""
     val_fraction: float = Field(0.15, ge=0, lt=1)
-    """Share of the videos for choosing the model."""
+    """Share of the videos for choosing the model; taken from train where lists or folders have no val."""
     test_fraction: float = Field(0.15, ge=0, lt=1)
-    """Share of the videos for the final figure; ignored when `num_folds` is set."""
+    """Share of the videos for the final figure; ignored when `num_folds` is set, or lists or folders say it."""
     num_folds: int = Field(0, ge=0)
     """Set to k for k-fold cross-validation: the test split is then fold `fold` of k."""
     fold: int = Field(0, ge=0)
     """Which fold is the test split, from 0."""
 
+    @property
+    def is_official(self) -> bool:
+        """Whether the published lists of a dataset decide."""
+        return bool(self.hmdb51 or self.ucf101)
+
+    @property
+    def is_stratified(self) -> bool:
+        """Whether the fractions or folds alone decide."""
+        return self.method == "stratified" and not self.is_official
+
     @model_validator(mode="after")
     def _is_consistent(self) -> "SplitConfig":
+        chosen = [name for name in ("hmdb51", "ucf101") if getattr(self, name)]
+        chosen += [f"method {self.method}"] * (self.method != "stratified") + ["num_folds"] * bool(self.num_folds)
+        if len(chosen) > 1:
+            raise ValueError(f"{' and '.join(chosen)} exclude each other: give one of them")
         if self.num_folds == 1:
             raise ValueError("num_folds (1) must be 0 (no folds) or at least 2")
         if self.num_folds and self.fold >= self.num_folds:
             raise ValueError(f"fold ({self.fold}) must be below num_folds ({self.num_folds}): folds count from 0")
         test_fraction = 1 / self.num_folds if self.num_folds else self.test_fraction
-        if self.val_fraction + test_fraction >= 1:
+        if self.is_stratified and self.val_fraction + test_fraction >= 1:
             raise ValueError(
                 f"val_fraction ({self.val_fraction}) and test ({test_fraction:g}) leave nothing to train on"
             )
         return self
+
+    @field_validator("group_regex")
+    @classmethod
+    def _is_regex(cls, value: str) -> str:
+        try:
+            re.compile(value)
+        except re.error as error:
+            raise ValueError(f"not a regular expression: {error}") from error
+        return value
 
 
 class ShardConfig(Section):
@@ -87,10 +119,27 @@ class PackConfig(PackRecipe):
 
     source: CliPositionalArg[str] = Field(description="folder with one folder of videos per class")
     target: CliPositionalArg[str] = Field(description="folder for the shards; it is created")
+    lists: str = ""
+    """Where the split's lists lie: the folder of the official ones, or the file of `--split.method csv`."""
+    append: bool = False
+    """Adds the videos that are new in the data folder to a pack; what was packed keeps its split and its bytes."""
+    dry_run: bool = False
+    """Says what would be done, and writes nothing."""
+    strict: bool = False
+    """Stops at the first video that gives no clip."""
     workers: int = Field(0, ge=0)
     """Processes that decode videos; 0: one per core. The bytes written do not depend on it."""
     max_rejected_fraction: float = Field(0.05, ge=0, le=1)
     """Above this share of rejected videos the exit code is 1, though the shards are complete."""
+
+    @model_validator(mode="after")
+    def _has_lists(self) -> "PackConfig":
+        wanted = self.split.is_official or self.split.method == "csv"
+        if wanted and not self.lists:
+            raise ValueError("lists must say where the split's lists lie: --lists PATH")
+        if self.lists and not wanted:
+            raise ValueError("lists is for split.hmdb51, split.ucf101 and split.method csv: give one of them too")
+        return self
 
     @property
     def recipe(self) -> PackRecipe:

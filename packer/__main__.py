@@ -39,11 +39,16 @@ def _parse(arguments: Sequence[str]) -> PackConfig:
 
 
 def _pack(config: PackConfig) -> int:
-    from packer.report import format_report
+    from packer.prepare import prepare
+    from packer.report import format_plan, format_report
     from packer.run import PackError, pack
 
     try:
-        result = pack(config)
+        prepared = prepare(config)
+        if config.dry_run:
+            print(format_plan(prepared))
+            return 0
+        result = pack(prepared, config)
     except (PackError, OSError) as error:
         print(f"{PROG}: {error}", file=sys.stderr)
         return 1

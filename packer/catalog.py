@@ -7,7 +7,7 @@ class folders, sockets and the like) is counted, so that the report can say so.
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,26 +44,28 @@ class Catalog:
     """How many entries were passed over, by why."""
 
 
-def find_videos(folder: Path) -> Catalog:
+def find_videos(folder: Path, splits: Sequence[str] = ()) -> Catalog:
     """Returns the catalog of a folder that has one folder per class; folders within a class folder are searched too.
+
+    Args:
+        folder: The data folder.
+        splits: Where given, the class folders lie in folders of these names, of which one may be missing.
 
     Raises:
         UsageError: The folder cannot be read, or no file in it can be a video.
     """
     skipped: Counter[str] = Counter()
-    class_names = []
+    class_names: dict[str, str] = {}
     videos = []
-    for entry in _entries(folder, skipped):
-        if not entry.is_dir():
-            skipped["file beside the class folders"] += 1
-            continue
-        class_name = _text(entry.name)
-        class_names.append(class_name)
-        for file in _files(Path(entry.path), skipped, frozenset()):
+    for class_folder in _class_folders(folder, splits, skipped):
+        class_name = _text(class_folder.name)
+        if class_names.setdefault(class_name, class_folder.name) != class_folder.name:
+            raise UsageError(
+                f"{folder} has class folders whose names differ only in bytes that are not text: rename them"
+            )
+        for file in _files(class_folder, skipped, frozenset()):
             source = _text(os.path.relpath(file.path, folder)).replace(os.sep, "/")
             videos.append(Video(file.path, source, class_name, _num_bytes(file)))
-    if len(set(class_names)) < len(class_names):
-        raise UsageError(f"{folder} has class folders whose names differ only in bytes that are not text: rename them")
     videos.sort(key=lambda video: video.source)
     verdicts = [(video, _not_a_video(video.path)) for video in videos]
     if all(error is not None for _, error in verdicts):
@@ -74,6 +76,22 @@ def find_videos(folder: Path) -> Catalog:
         non_videos=tuple((video, error) for video, error in verdicts if error is not None),
         num_skipped=dict(skipped),
     )
+
+
+def _class_folders(folder: Path, splits: Sequence[str], skipped: Counter[str]) -> Iterator[Path]:
+    for entry in _entries(folder, skipped):
+        if not entry.is_dir():
+            skipped["file beside the class folders"] += 1
+        elif not splits:
+            yield Path(entry.path)
+        elif entry.name in splits:
+            yield from _class_folders(Path(entry.path), (), skipped)
+        else:
+            raise UsageError(f"{folder} has the folder {_text(entry.name)}: split.method folders wants {_or(splits)}")
+
+
+def _or(words: Sequence[str]) -> str:
+    return f"{', '.join(words[:-1])} or {words[-1]}"
 
 
 def _not_a_video(path: str) -> VideoError | None:

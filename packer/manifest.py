@@ -109,6 +109,8 @@ class Manifest(Section):
     splits: dict[str, SplitSummary]
     samples_sha256: str
     """Of samples.parquet."""
+    plan_sha256: str = ""
+    """Of the plan in .pack; empty in packs without one."""
 
     @property
     def clip(self) -> ClipConfig:

@@ -1,18 +1,20 @@
 """Decides, before any video is decoded, which shard holds which video: a pure function of catalog, recipe and seed."""
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from itertools import pairwise
 
 from configs.load import UsageError
 from configs.pack import PackRecipe, ShardConfig
 from packer.catalog import Catalog, Video
+from packer.group import video_groups
 from packer.sample import sample_key
-from packer.split import SPLITS, split_videos
+from packer.split import SPLITS, find_leaks, split_videos
+
+_NUM_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -26,49 +28,111 @@ class PlannedShard:
 
 @dataclass(frozen=True)
 class Plan:
-    """All shards of a pack, and what they depend on."""
+    """All shards of a pack, and what they depend on: a stopped pack is continued only under an equal one."""
 
+    recipe: PackRecipe
+    versions: Mapping[str, str]
+    """Of this package and of the libraries that decide the bytes."""
     class_names: tuple[str, ...]
     shards: tuple[PlannedShard, ...]
-    versions: Mapping[str, str]
-    fingerprint: str
-    """Equal for equal plans: a stopped pack is continued only under the same one."""
+    leaks: tuple[str, ...]
+    """Groups that official lists have in more than one split."""
+
+    @property
+    def num_videos(self) -> int:
+        """How many videos the shards are to hold."""
+        return sum(len(shard.videos) for shard in self.shards)
 
 
-def make_plan(catalog: Catalog, recipe: PackRecipe) -> Plan:
-    """Returns the plan of a pack.
+def make_plan(
+    catalog: Catalog,
+    recipe: PackRecipe,
+    given: Mapping[str, str] | None = None,
+    earlier: Plan | None = None,
+    known_sha256: Mapping[str, str] | None = None,
+) -> Plan:
+    """Returns the plan of a pack, or of one with more videos: then the earlier plan's shards come first, unchanged.
+
+    Args:
+        catalog: The videos, those of the earlier plan among them.
+        recipe: What decides the bytes.
+        given: Splits by source as lists or folders have them, empty where val is still to be taken out of train; None:
+            the fractions decide.
+        earlier: The plan that is added to.
+        known_sha256: By source, of files that need not be read to be compared.
 
     Raises:
-        UsageError: A class has too few videos for the splits, or two videos would have one key.
+        UsageError: A class cannot be in every split, a group would be in two, or two videos would have one key.
     """
+    old = {video.source: shard.split for shard in earlier.shards for video in shard.videos} if earlier else {}
     _check_keys(catalog.videos)
-    split_of = split_videos(catalog, recipe.split, recipe.seed)
-    shards: list[PlannedShard] = []
+    groups = video_groups(catalog.videos, recipe.split.group_regex, known_sha256 or {})
+    decided = {source: split for source, split in (given or {}).items() if split} | old
+    split_of = split_videos(catalog, groups, recipe.split, recipe.seed, decided)
+    leaks = find_leaks(catalog.videos, groups, split_of)
+    if leaks and not recipe.split.is_official:
+        raise UsageError(_leak_sentence(leaks))
+    shards = list(earlier.shards) if earlier else []
     for split in SPLITS:
-        of_split = [video for video, name in zip(catalog.videos, split_of, strict=True) if name == split]
+        of_split = [
+            video
+            for video, name in zip(catalog.videos, split_of, strict=True)
+            if name == split and video.source not in old
+        ]
         # By a hash rather than a shuffle: a video more or less hardly moves the others.
         of_split.sort(key=lambda video: hashlib.sha256(f"{recipe.seed}/{video.source}".encode()).digest())
-        shards += _cut(of_split, split, recipe.shards)
-    versions = {name: version(name) for name in ("clipstream", "av", "simplejpeg")}
-    return Plan(catalog.class_names, tuple(shards), versions, _fingerprint(shards, recipe, versions))
+        shards += _cut(of_split, split, recipe.shards, sum(shard.split == split for shard in shards))
+    shards.sort(key=lambda shard: SPLITS.index(shard.split))
+    return Plan(recipe, library_versions(), catalog.class_names, tuple(shards), leaks)
 
 
-def _cut(videos: Sequence[Video], split: str, config: ShardConfig) -> list[PlannedShard]:
-    """Returns the videos in shards whose lengths differ by at most one."""
+def extend_plan(
+    earlier: Plan,
+    catalog: Catalog,
+    given: Mapping[str, str] | None,
+    known_sha256: Mapping[str, str],
+) -> Plan:
+    """Returns the earlier plan with shards for the videos that are new; new classes come last.
+
+    Raises:
+        UsageError: As `make_plan`, or the earlier plan is one of folds.
+    """
+    if earlier.recipe.split.num_folds:
+        raise UsageError("a pack with split.num_folds cannot be added to, its folds would no longer fit: pack anew")
+    old = [video for shard in earlier.shards for video in shard.videos]
+    sources = {video.source for video in old}
+    videos = sorted(
+        [*old, *(video for video in catalog.videos if video.source not in sources)], key=lambda video: video.source
+    )
+    new_names = [name for name in catalog.class_names if name not in earlier.class_names]
+    both = replace(catalog, videos=tuple(videos), class_names=(*earlier.class_names, *new_names))
+    return make_plan(both, earlier.recipe, given, earlier, known_sha256)
+
+
+def library_versions() -> dict[str, str]:
+    """Returns the versions of this package and of the libraries that decide the bytes."""
+    return {name: version(name) for name in ("clipstream", "av", "simplejpeg")}
+
+
+def _cut(videos: Sequence[Video], split: str, config: ShardConfig, num_earlier: int) -> list[PlannedShard]:
+    """Returns the videos in shards whose lengths differ by at most one, numbered on from the earlier ones."""
     num_shards = -(-len(videos) // config.max_samples)
-    if split == "train":
+    if split == "train" and not num_earlier:
         num_shards = max(num_shards, min(config.min_train_shards, len(videos)))
     ends = [len(videos) * number // num_shards for number in range(num_shards + 1)] if num_shards else []
     return [
         PlannedShard(f"{split}-{number:06d}", split, tuple(videos[start:end]))
-        for number, (start, end) in enumerate(pairwise(ends))
+        for number, (start, end) in enumerate(pairwise(ends), start=num_earlier)
     ]
 
 
-def _fingerprint(shards: Sequence[PlannedShard], recipe: PackRecipe, versions: Mapping[str, str]) -> str:
-    placed = [[shard.name, [[video.source, video.num_bytes] for video in shard.videos]] for shard in shards]
-    text = json.dumps([recipe.model_dump(mode="json"), versions, placed], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+def _leak_sentence(leaks: Sequence[str]) -> str:
+    more = f"; and {len(leaks) - _NUM_NAMED} more" * (len(leaks) > _NUM_NAMED)
+    return (
+        f"{len(leaks)} groups of videos, of one recording or of equal content, would be in two splits: "
+        f"{'; '.join(leaks[:_NUM_NAMED])}{more}: move or remove them, or, where their names mislead, set "
+        "split.group_regex"
+    )
 
 
 def _check_keys(videos: Sequence[Video]) -> None:

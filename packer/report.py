@@ -1,38 +1,85 @@
-"""The table that a pack closes with."""
+"""The tables that a pack and a dry run close with."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 from configs.pack import SplitConfig
+from packer.prepare import Preparation
 from packer.run import PackResult
+from packer.split import SPLITS
+
+_NUM_NAMED = 5
 
 
 def format_report(result: PackResult) -> str:
     """Returns what was packed, per class and split, and what was not, as the text that the user reads."""
     manifest = result.manifest
-    names = list(manifest.splits)
-    width = max(len(name) for name in (*manifest.class_names, "share wanted"))
-    lines = [f"{'samples':<{width}} " + " ".join(f"{name:>8}" for name in names)]
-    for class_name in manifest.class_names:
-        counts = [manifest.splits[name].num_per_class[class_name] for name in names]
-        lines.append(f"{class_name:<{width}} " + " ".join(f"{count:>8}" for count in counts))
-    totals = [manifest.splits[name].num_samples for name in names]
-    wanted = wanted_shares(manifest.config.split)
-    lines.append(f"{'all':<{width}} " + " ".join(f"{total:>8}" for total in totals))
-    lines.append(f"{'share':<{width}} " + " ".join(f"{total / max(1, sum(totals)):>8.3f}" for total in totals))
-    lines.append(f"{'share wanted':<{width}} " + " ".join(f"{wanted[name]:>8.3f}" for name in names))
+    counts = {name: split.num_per_class for name, split in manifest.splits.items()}
     num_bytes = sum(shard.num_bytes for split in manifest.splits.values() for shard in split.shards)
     num_shards = sum(len(split.shards) for split in manifest.splits.values())
-    lines += [
+    num_samples = sum(split.num_samples for split in manifest.splits.values())
+    lines = [
+        *class_table(manifest.class_names, counts, manifest.config.split),
         "",
-        f"videos    {manifest.num_videos}: {sum(totals)} packed, {sum(manifest.rejected.values())} rejected",
+        f"videos    {manifest.num_videos}: {num_samples} packed, {sum(manifest.rejected.values())} rejected",
         *(f"rejected  {count} {reason} (rejected.csv)" for reason, count in manifest.rejected.items()),
         f"damaged   {result.num_damaged} of the packed (samples.parquet: num_bad_packets, num_frames_claimed)",
-        *(f"passed by {count} {what}" for what, count in sorted(result.num_skipped.items())),
+        *(f"passed by {note}" for note in result.notes),
+        *_leak_lines(result.plan.leaks),
         f"written   {num_bytes:,} bytes in {num_shards} shards",
         f"took      {result.seconds:.1f} s, {result.num_videos_now / result.seconds:.1f} videos/s",
     ]
     return "\n".join(lines)
 
 
+def format_plan(prepared: Preparation) -> str:
+    """Returns what a pack would do."""
+    plan, catalog = prepared.plan, prepared.catalog
+    counts = {
+        split: Counter(video.class_name for shard in plan.shards if shard.split == split for video in shard.videos)
+        for split in SPLITS
+    }
+    num_bytes = sum(video.num_bytes for shard in plan.shards for video in shard.videos)
+    lines = [
+        *class_table(plan.class_names, {name: count for name, count in counts.items() if count}, plan.recipe.split),
+        "",
+        f"videos    {plan.num_videos} of {num_bytes:,} bytes, to {len(plan.shards)} shards in {prepared.target}",
+        f"rejected  {len(catalog.non_videos)} not_a_video, before any is decoded",
+        *(f"passed by {note}" for note in prepared.notes),
+        *_leak_lines(plan.leaks),
+        "dry run   nothing was written",
+    ]
+    return "\n".join(lines)
+
+
+def class_table(class_names: Sequence[str], counts: Mapping[str, Mapping[str, int]], config: SplitConfig) -> list[str]:
+    """Returns the lines of a table of samples per class and split, with the shares got and wanted."""
+    width = max(len(name) for name in (*class_names, "share wanted"))
+    totals = {split: sum(of_split.values()) for split, of_split in counts.items()}
+    num_samples = max(1, sum(totals.values()))
+
+    def line(title: str, cells: Sequence[object], form: str = "") -> str:
+        return f"{title:<{width}} " + " ".join(f"{cell:>8{form}}" for cell in cells)
+
+    lines = [line("samples", list(counts))]
+    lines += [line(name, [of_split.get(name, 0) for of_split in counts.values()]) for name in class_names]
+    lines += [line("all", list(totals.values()))]
+    lines += [line("share", [total / num_samples for total in totals.values()], ".3f")]
+    if config.is_stratified:
+        wanted = wanted_shares(config)
+        lines += [line("share wanted", [wanted[split] for split in counts], ".3f")]
+    return lines
+
+
 def wanted_shares(config: SplitConfig) -> dict[str, float]:
-    """Returns the share of the videos that each split was to have."""
+    """Returns the share of the videos that each split was to have, where fractions decide."""
     test = 1 / config.num_folds if config.num_folds else config.test_fraction
     return {"train": 1 - config.val_fraction - test, "val": config.val_fraction, "test": test}
+
+
+def _leak_lines(leaks: Sequence[str]) -> list[str]:
+    if not leaks:
+        return []
+    more = [f"          ... and {len(leaks) - _NUM_NAMED} more (.pack/plan.json)"] * (len(leaks) > _NUM_NAMED)
+    lines = [f"          {leak}" for leak in leaks[:_NUM_NAMED]]
+    return [f"leaks     {len(leaks)} groups are in two splits of the official lists:", *lines, *more]

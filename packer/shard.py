@@ -17,7 +17,7 @@ from packer.sample import SampleRow, clip_facts, sample_key, sample_members
 from packer.storage import write_atomically
 
 RECORDS = ".pack"
-"""Folder in the target for the shards' records, the plan's fingerprint and the lock."""
+"""Folder in the target for the shards' records, the plan and the lock."""
 
 
 class ShardRecord(Section):

@@ -33,16 +33,10 @@ def test_classes_are_mixed_within_shards() -> None:
     assert all(len({video.class_name for video in shard.videos}) == 2 for shard in plan.shards)
 
 
-def test_fingerprint_follows_whatever_decides_the_bytes() -> None:
+def test_a_plan_is_repeatable() -> None:
     catalog = catalog_of({"a": 9, "b": 9})
-    fingerprints = {
-        make_plan(catalog, PackRecipe()).fingerprint,
-        make_plan(catalog, PackRecipe(seed=1)).fingerprint,
-        make_plan(catalog, PackRecipe.model_validate({"clip": {"num_frames": 8}})).fingerprint,
-        make_plan(catalog_of({"a": 9, "b": 10}), PackRecipe()).fingerprint,
-    }
-    assert len(fingerprints) == 4
     assert make_plan(catalog, PackRecipe()) == make_plan(catalog, PackRecipe())
+    assert make_plan(catalog, PackRecipe()).shards != make_plan(catalog, PackRecipe(seed=1)).shards
 
 
 @pytest.mark.parametrize(

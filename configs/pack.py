@@ -145,3 +145,28 @@ class PackConfig(PackRecipe):
     def recipe(self) -> PackRecipe:
         """The part of the configuration that decides the bytes."""
         return PackRecipe(**{name: getattr(self, name) for name in PackRecipe.model_fields})
+
+
+class VerifyConfig(Section):
+    """Checks every digest, index row and frame header of a pack, and names the shards that are not as packed."""
+
+    target: CliPositionalArg[str] = Field(description="folder of a complete pack")
+
+
+class RepairConfig(Section):
+    """Packs the damaged shards of a pack again, to the same bytes; the rest is left as it is."""
+
+    target: CliPositionalArg[str] = Field(description="folder of a complete pack")
+    source: CliPositionalArg[str] = Field(description="data folder that it was made of")
+    workers: int = Field(0, ge=0)
+    """Processes that decode videos; 0: one per core."""
+
+
+class InspectConfig(Section):
+    """Says what a pack holds: samples per class and split, sizes, how frames were reached, what was rejected."""
+
+    target: CliPositionalArg[str] = Field(description="folder of a complete pack")
+    sheet: str = ""
+    """Picture file to draw clips of every class into, such as sheet.png."""
+    clips_per_class: int = Field(6, ge=1, le=100)
+    """Most clips of a class on the sheet."""

@@ -1,16 +1,22 @@
 """The command `python -m packer`."""
 
+import errno
 import logging
 import sys
 from collections.abc import Sequence
 
-from configs.load import UsageError, fail, parse, resolve
-from configs.pack import PackConfig
+from configs.load import EXIT_USAGE, ConfigT, UsageError, fail, parse, resolve
+from configs.pack import InspectConfig, PackConfig, RepairConfig, VerifyConfig
 
 PROG = "python -m packer"
 DESCRIPTION = """Packs a folder of videos (one folder per class) into WebDataset shards with a manifest and an index.
 
-`python -m packer verify shards/` checks a finished pack byte by byte.
+python -m packer data shards            packs; the same command continues a stopped pack
+python -m packer data shards --dry-run  says what would be done
+python -m packer data shards --append   adds the videos that are new in data
+python -m packer verify shards          checks a pack byte by byte
+python -m packer repair shards data     packs its damaged shards again
+python -m packer inspect shards         says what a pack holds; --sheet sheet.png shows its clips
 """
 
 
@@ -18,15 +24,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns 0 good, 1 failed or too many rejected, 2 wrong command or target, 130 Ctrl-C."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s %(message)s")
+    commands = {"verify": _verify, "repair": _repair, "inspect": _inspect}
     try:
-        if arguments[:1] == ["verify"]:
-            return _verify(arguments[1:])
+        if arguments and arguments[0] in commands:
+            return commands[arguments[0]](arguments[1:])
         if not arguments:
             try:
-                _parse(["--help"])
+                _pack(["--help"])
             except SystemExit:
-                return 2
-        return _pack(_parse(arguments))
+                return EXIT_USAGE
+        return _pack(arguments)
     except UsageError as error:
         return fail(PROG, error)
     except KeyboardInterrupt:
@@ -34,11 +41,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _parse(arguments: Sequence[str]) -> PackConfig:
-    return parse(PackConfig, arguments, prog=PROG, description=DESCRIPTION, env_prefix="CLIPSTREAM_PACK_")
+def _parse(model: type[ConfigT], arguments: Sequence[str], command: str = "", description: str = "") -> ConfigT:
+    return parse(
+        model,
+        arguments,
+        prog=f"{PROG}{command}",
+        description=description or model.__doc__ or "",
+        env_prefix="CLIPSTREAM_PACK_",
+    )
 
 
-def _pack(config: PackConfig) -> int:
+def _pack(arguments: Sequence[str]) -> int:
+    config = _parse(PackConfig, arguments, description=DESCRIPTION)
     from packer.prepare import prepare
     from packer.report import format_plan, format_report
     from packer.run import PackError, pack
@@ -48,10 +62,9 @@ def _pack(config: PackConfig) -> int:
         if config.dry_run:
             print(format_plan(prepared))
             return 0
-        result = pack(prepared, config)
+        result = pack(prepared, config.workers, config.strict)
     except (PackError, OSError) as error:
-        print(f"{PROG}: {error}", file=sys.stderr)
-        return 1
+        return _failed(error)
     print(format_report(result))
     if result.rejected_fraction > config.max_rejected_fraction:
         print(
@@ -64,20 +77,59 @@ def _pack(config: PackConfig) -> int:
 
 
 def _verify(arguments: Sequence[str]) -> int:
+    target = resolve(_parse(VerifyConfig, arguments, " verify").target)
     from packer.manifest import ManifestError
     from packer.verify import find_faults
 
-    if len(arguments) != 1 or arguments[0].startswith("-"):
-        raise UsageError("verify takes one folder: python -m packer verify shards/")
-    folder = resolve(arguments[0])
     try:
-        faults = list(find_faults(folder))
+        faults = list(find_faults(target))
     except ManifestError as error:
         raise UsageError(str(error)) from error
     for fault in faults:
         print(fault)
-    print(f"{folder}: " + (f"{len(faults)} faults" if faults else "every shard, row and frame is as it was packed"))
+    print(
+        f"{target}: {len(faults)} faults; `{PROG} repair {target} data/` packs damaged shards again"
+        if faults
+        else f"{target}: every shard, row and frame is as it was packed"
+    )
     return 1 if faults else 0
+
+
+def _repair(arguments: Sequence[str]) -> int:
+    config = _parse(RepairConfig, arguments, " repair")
+    from packer.repair import repair
+    from packer.run import PackError
+
+    try:
+        repaired = repair(resolve(config.target), resolve(config.source), config.workers)
+    except (PackError, OSError) as error:
+        return _failed(error)
+    print(f"{resolve(config.target)}: " + (f"made anew: {', '.join(repaired)}" if repaired else "nothing was damaged"))
+    return 0
+
+
+def _inspect(arguments: Sequence[str]) -> int:
+    config = _parse(InspectConfig, arguments, " inspect")
+    from packer.inspection import draw_sheet, format_inspection
+    from packer.manifest import ManifestError
+
+    target = resolve(config.target)
+    try:
+        print(format_inspection(target))
+        if config.sheet:
+            draw_sheet(target, config.clips_per_class).save(resolve(config.sheet))
+    except ManifestError as error:
+        raise UsageError(str(error)) from error
+    except (ValueError, OSError) as error:
+        return _failed(error)
+    return 0
+
+
+def _failed(error: Exception) -> int:
+    full = isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+    way_out = ": make room, then the same command continues it" if full else ""
+    print(f"{PROG}: {error}{way_out}", file=sys.stderr)
+    return 1
 
 
 if __name__ == "__main__":

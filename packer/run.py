@@ -17,7 +17,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from configs.load import UsageError
-from configs.pack import ClipConfig, PackConfig
+from configs.pack import ClipConfig
 from packer.catalog import Video
 from packer.clip import SAMPLING_RULE, Clip, VideoError
 from packer.manifest import Manifest, SplitSummary, rejected_row, write_manifest, write_rejected, write_samples
@@ -57,8 +57,13 @@ class PackResult:
     seconds: float
 
 
-def pack(prepared: Preparation, config: PackConfig) -> PackResult:
+def pack(prepared: Preparation, workers: int = 0, strict: bool = False) -> PackResult:
     """Does what `prepare` settled.
+
+    Args:
+        prepared: What is to be done.
+        workers: Processes that decode videos; 0: one per core. The bytes written do not depend on it.
+        strict: Whether the first video that gives no clip ends the work.
 
     Raises:
         UsageError: Another process packs, or packed, the target.
@@ -76,10 +81,10 @@ def pack(prepared: Preparation, config: PackConfig) -> PackResult:
         missing = [shard for shard in plan.shards if shard.name not in done]
         if done:
             logger.info("continue num_shards_done=%d num_shards_missing=%d", len(done), len(missing))
-        if config.strict:
+        if strict:
             for row in (row for record in done.values() for row in record.rejected):
                 raise _strict_error(row.source, row.message)
-        pack_shards(target, plan, missing, config)
+        pack_shards(target, plan, missing, workers, strict)
         records = [done.get(shard.name) or _record(target, shard) for shard in plan.shards]
         manifest = _finish(prepared, records)
     return PackResult(
@@ -98,7 +103,7 @@ def _is_damaged(row: SampleRow) -> bool:
     return row.num_bad_packets > 0 or row.num_frames < _WHOLE_SHARE * row.num_frames_claimed
 
 
-def pack_shards(target: Path, plan: Plan, shards: Sequence[PlannedShard], config: PackConfig) -> None:
+def pack_shards(target: Path, plan: Plan, shards: Sequence[PlannedShard], workers: int, strict: bool = False) -> None:
     """Packs some of a plan's shards.
 
     Raises:
@@ -108,15 +113,16 @@ def pack_shards(target: Path, plan: Plan, shards: Sequence[PlannedShard], config
     if lost := [video.source for video in videos if not video.path]:
         raise PackError(f"{named(lost)} must be packed again, but changed or went since: put them back as they were")
     class_index = {name: index for index, name in enumerate(plan.class_names)}
-    num_workers = min(config.workers or len(os.sched_getaffinity(0)), max(1, len(videos)))
+    clip, limits = plan.recipe.clip, plan.recipe.limits
+    num_workers = min(workers or len(os.sched_getaffinity(0)), max(1, len(videos)))
     num_rejected = 0
-    with DecodePool(num_workers, config.limits) as pool, tqdm(total=len(videos), unit="video", disable=None) as bar:
-        outcomes = _outcomes(pool, videos, config.clip, num_workers * _WINDOW_PER_WORKER)
+    with DecodePool(num_workers, limits) as pool, tqdm(total=len(videos), unit="video", disable=None) as bar:
+        outcomes = _outcomes(pool, videos, clip, num_workers * _WINDOW_PER_WORKER)
         for shard in shards:
-            with ShardWriter(target, shard, config.shards.max_bytes) as writer:
+            with ShardWriter(target, shard, plan.recipe.shards.max_bytes) as writer:
                 for video, outcome in zip(shard.videos, outcomes, strict=False):
                     if isinstance(outcome, VideoError):
-                        if config.strict:
+                        if strict:
                             raise _strict_error(video.source, str(outcome))
                         writer.reject(video, outcome)
                         num_rejected += 1

@@ -1,0 +1,50 @@
+"""Packs the damaged shards of a complete pack again, and nothing else: the manifest stays as it is, and must hold."""
+
+from pathlib import Path
+
+from configs.load import UsageError
+from packer.catalog import find_videos
+from packer.manifest import SAMPLES, ManifestError, read_manifest, write_samples
+from packer.run import PackError, pack_shards
+from packer.shard import read_record
+from packer.split import SPLITS
+from packer.target import locked, plan_sha256, read_plan
+from packer.verify import find_faults
+
+
+def repair(target: Path, source: Path, workers: int) -> list[str]:
+    """Returns what was made anew: names of shards, or `samples.parquet`.
+
+    Args:
+        target: A complete pack.
+        source: The data folder that it was made of.
+        workers: As in the configuration.
+
+    Raises:
+        UsageError: There is no complete pack, or its manifest or plan is damaged.
+        PackError: Videos of a damaged shard are not as they were when they were packed.
+    """
+    try:
+        manifest = read_manifest(target)
+    except ManifestError as error:
+        raise UsageError(str(error)) from error
+    if not manifest.plan_sha256 or plan_sha256(target) != manifest.plan_sha256:
+        raise UsageError(f"{target} has lost the plan that its manifest binds: delete it to pack anew")
+    with locked(target):
+        damaged = {fault.file for fault in find_faults(target)}
+        if not damaged:
+            return []
+        catalog = find_videos(source, SPLITS if manifest.config.split.method == "folders" else ())
+        plan = read_plan(target, catalog.videos)
+        assert plan is not None  # its digest was compared above
+        bad = [shard for shard in plan.shards if read_record(target, shard) is None]
+        pack_shards(target, plan, bad, workers)
+        if SAMPLES in damaged:
+            records = [record for shard in plan.shards if (record := read_record(target, shard)) is not None]
+            write_samples(target, (row for record in records for row in record.rows))
+        if left := sorted({fault.file for fault in find_faults(target)}):
+            raise PackError(
+                f"{', '.join(left)} came out otherwise than first packed, so {source} holds other videos now: put them "
+                f"back, or delete {target} to pack anew"
+            )
+    return sorted({*(f"{shard.name}.tar" for shard in bad), *(damaged & {SAMPLES})})

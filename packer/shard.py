@@ -109,8 +109,8 @@ class ShardWriter:
     def _close_tar(self) -> None:
         if self._tar is None:
             return
-        self._tar.close()
-        self._open.close()
+        with self._open:
+            self._tar.close()
         path = self._folder / self._tar_name
         self._shards.append(
             ShardSummary(

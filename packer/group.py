@@ -51,7 +51,8 @@ def _name_group(video: Video, pattern: re.Pattern[str] | None) -> str | None:
     if pattern is not None:
         match = pattern.search(video.source)
         return None if match is None else "name:" + "\n".join(group or "" for group in match.groups() or [match[0]])
-    stem = Path(video.source).stem
+    name = video.source.rpartition("/")[2]
+    stem = name.rpartition(".")[0] or name
     if match := _UCF101.fullmatch(stem):
         return f"ucf101:{match[1]}"
     if match := _HMDB51.fullmatch(stem):

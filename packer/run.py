@@ -115,8 +115,9 @@ def pack_shards(target: Path, plan: Plan, shards: Sequence[PlannedShard], worker
     class_index = {name: index for index, name in enumerate(plan.class_names)}
     clip, limits = plan.recipe.clip, plan.recipe.limits
     num_workers = min(workers or len(os.sched_getaffinity(0)), max(1, len(videos)))
-    num_rejected = 0
     with DecodePool(num_workers, limits) as pool, tqdm(total=len(videos), unit="video", disable=None) as bar:
+        bar.set_postfix(rejected=0)
+        num_rejected = 0
         outcomes = _outcomes(pool, videos, clip, num_workers * _WINDOW_PER_WORKER)
         for shard in shards:
             with ShardWriter(target, shard, plan.recipe.shards.max_bytes) as writer:

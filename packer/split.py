@@ -124,6 +124,7 @@ class _Shares:
     def __init__(self, wanted: Mapping[str, Mapping[str, float]]) -> None:
         self._wanted = wanted
         self._missing = {part: defaultdict(float, counts) for part, counts in wanted.items()}
+        self._totals = {name: sum(of_part[name] for of_part in wanted.values()) for name in next(iter(wanted.values()))}
         self._missing_in_all = {part: float(sum(counts.values())) for part, counts in wanted.items()}
 
     def add(self, part: str, counts: Mapping[str, int]) -> None:
@@ -142,10 +143,7 @@ class _Shares:
         return max(parts, key=lambda part: (self._need(part, counts), self._missing_in_all[part]))
 
     def _need(self, part: str, counts: Mapping[str, int]) -> float:
-        return sum(
-            count * self._missing[part][name] / sum(wanted[name] for wanted in self._wanted.values())
-            for name, count in counts.items()
-        )
+        return sum(count * self._missing[part][name] / self._totals[name] for name, count in counts.items())
 
 
 def _rank(video: Video, seed: int) -> bytes:

@@ -12,12 +12,13 @@ import pytest
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
-COMMANDS = sorted(set(re.findall(r"python -m (packer\.synthetic|packer|trainer|serve)([^`'\n#|&]*)", README)))
+PARTS = r"packer\.synthetic|packer (?:inspect|repair|verify)|packer|trainer|serve"
+COMMANDS = sorted(set(re.findall(rf"python -m ({PARTS})([^`'\n#|&]*)", README)))
 
 
 @cache
 def help_of(module: str) -> str:
-    command = [sys.executable, "-m", module, "--help"]
+    command = [sys.executable, "-m", *module.split(), "--help"]
     return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
 
 

@@ -20,7 +20,15 @@ from configs.load import UsageError
 from configs.pack import ClipConfig
 from packer.catalog import Video
 from packer.clip import SAMPLING_RULE, Clip, VideoError
-from packer.manifest import Manifest, SplitSummary, rejected_row, write_manifest, write_rejected, write_samples
+from packer.manifest import (
+    MANIFEST,
+    Manifest,
+    SplitSummary,
+    rejected_row,
+    write_manifest,
+    write_rejected,
+    write_samples,
+)
 from packer.plan import Plan, PlannedShard
 from packer.pool import DecodePool
 from packer.prepare import Preparation
@@ -201,6 +209,7 @@ def _finish(prepared: Preparation, records: Sequence[ShardRecord]) -> Manifest:
     rejected = [rejected_row(video, "", error) for video, error in non_videos]
     rejected += [row for record in records for row in record.rejected]
     write_rejected(target, rejected)
+    (target / MANIFEST).unlink(missing_ok=True)  # an earlier manifest must never be read with this index
     manifest = Manifest(
         class_names=plan.class_names,
         sampling_rule=SAMPLING_RULE,

@@ -121,6 +121,8 @@ def read_plan(target: Path, videos: Sequence[Video]) -> Plan | None:
     try:
         stored = _StoredPlan.model_validate_json(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
+        if any(path.parent.glob("*-*.json")):
+            raise UsageError(f"{target} has lost the plan of its shards: delete it to pack anew") from None
         return None
     except ValidationError as error:
         raise UsageError(f"{path} is damaged: delete {target} to pack anew") from error

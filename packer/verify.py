@@ -32,7 +32,7 @@ def find_faults(folder: Path) -> Iterator[Fault]:
         ManifestError: There is no manifest to check against.
     """
     manifest = read_manifest(folder)
-    if manifest.plan_sha256 != plan_sha256(folder):
+    if plan_sha256(folder) not in {"", manifest.plan_sha256}:  # a pack is read without its .pack too
         yield Fault(".pack/plan.json", "its sha256 is not the manifest's")
     yield from _faults_of_bytes(folder / SAMPLES, manifest.samples_sha256)
     for name, split in manifest.splits.items():

@@ -101,6 +101,14 @@ def test_what_differs_is_said(folder: Path, begun: Path, capsys: pytest.CaptureF
     assert not (folder / "none").exists()
 
 
+def test_a_lost_plan_is_refused(begun: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(begun / "shards", tmp_path / "shards")
+    (tmp_path / "shards/.pack/plan.json").write_text("{")
+    assert "plan.json is damaged: delete" in refused([begun / "data", tmp_path / "shards", *FAST], capsys)
+    (tmp_path / "shards/.pack/plan.json").unlink()
+    assert "has lost the plan of its shards: delete" in refused([begun / "data", tmp_path / "shards", *FAST], capsys)
+
+
 def test_a_lost_video_cannot_be_packed_again(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     row = next(row for row in rows_of(folder / "shards") if row["split"] == "val")
     (folder / "shards/val-000000.tar").unlink()

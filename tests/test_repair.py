@@ -114,6 +114,9 @@ def test_what_has_no_whole_manifest_or_plan_is_not_repaired(
     assert "has lost the plan that its manifest binds" in refused(["repair", target, data], capsys)
     assert run("verify", target) == 1
     assert ".pack/plan.json: its sha256 is not the manifest's" in capsys.readouterr().out
+    shutil.rmtree(target / RECORDS)
+    assert "has lost the plan that its manifest binds" in refused(["repair", target, data], capsys)
+    assert run("verify", target) == 0
     (target / "manifest.json").unlink()
     assert "holds no complete pack" in refused(["repair", target, data], capsys)
     assert "holds no complete pack" in refused(["verify", target], capsys)

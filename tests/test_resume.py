@@ -1,6 +1,7 @@
 """Whatever stops a pack, the same command ends it with the very bytes of one that was never stopped."""
 
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -49,17 +50,34 @@ def whole(data: Path) -> Path:
     return data.parent / "shards"
 
 
-def test_kills_at_random_moments(data: Path, whole: Path, tmp_path: Path) -> None:
-    target = tmp_path / "shards"
-    arguments = [sys.executable, "-c", KILLED, "12", str(target), str(data), *FAST]
+def kill_often(num_kills: int, target: Path, data: Path, *options: str) -> list[int]:
+    """Returns the exit codes of as many commands, most of which are killed."""
+    arguments = [sys.executable, "-c", KILLED, str(num_kills), str(target), str(data), *FAST, *options]
     done = subprocess.run(arguments, check=True, capture_output=True, text=True)
     codes = list(map(int, done.stdout.split()))
-    assert len(codes) == 12
-    assert codes.count(-9) >= 6
+    assert len(codes) == num_kills
     assert set(codes) <= {-9, 0, 2}  # 2: complete already
-    if 0 not in codes:
+    assert codes.count(-9) >= num_kills // 2
+    return codes
+
+
+def test_kills_at_random_moments(data: Path, whole: Path, tmp_path: Path) -> None:
+    target = tmp_path / "shards"
+    if 0 not in kill_often(12, target, data):
         assert run(data, target, *FAST) == 0
     assert_same_pack(target, whole)
+
+
+def test_kills_while_appending(data: Path, whole: Path, tmp_path: Path) -> None:
+    more = shutil.copytree(data, tmp_path / "data")
+    for path in write_classes(tmp_path / "more", {"a": 5, "c": 4}, 5).rglob("*.mp4"):
+        (more / path.parent.name).mkdir(exist_ok=True)
+        path.rename(more / path.parent.name / f"new {path.name}")
+    once, often = (shutil.copytree(whole, tmp_path / name) for name in ("once", "often"))
+    assert run(more, once, *FAST, "--append") == 0
+    kill_often(6, often, more, "--append")
+    assert run(more, often, *FAST, "--append") == 0
+    assert_same_pack(often, once)
 
 
 def test_a_full_disk_is_said_and_continued(data: Path, whole: Path, tmp_path: Path) -> None:

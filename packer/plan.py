@@ -129,9 +129,8 @@ def _cut(videos: Sequence[Video], split: str, config: ShardConfig, num_earlier: 
 def _leak_sentence(leaks: Sequence[str]) -> str:
     more = f"; and {len(leaks) - _NUM_NAMED} more" * (len(leaks) > _NUM_NAMED)
     return (
-        f"{len(leaks)} groups of videos, of one recording or of equal content, would be in two splits: "
-        f"{'; '.join(leaks[:_NUM_NAMED])}{more}: move or remove them, or, where their names mislead, set "
-        "split.group_regex"
+        f"videos of one recording, or of equal content, would be in two splits: {'; '.join(leaks[:_NUM_NAMED])}{more}: "
+        "move or remove them, or, where their names mislead, set split.group_regex"
     )
 
 

@@ -27,7 +27,8 @@ def format_report(result: PackResult) -> str:
         *(f"passed by {note}" for note in result.notes),
         *_leak_lines(result.plan.leaks),
         f"written   {num_bytes:,} bytes in {num_shards} shards",
-        f"took      {result.seconds:.1f} s, {result.num_videos_now / result.seconds:.1f} videos/s",
+        f"took      {result.seconds:.1f} s for {result.num_videos_now} videos, "
+        f"{result.num_videos_now / result.seconds:.1f} videos/s",
     ]
     return "\n".join(lines)
 

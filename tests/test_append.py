@@ -128,7 +128,7 @@ def test_a_new_video_that_joins_two_splits_is_refused(tmp_path: Path, capsys: py
     )
     shutil.copy(data / of_train, data / of_test.replace(".mp4", " again.mp4"))
     message = refused([data, tmp_path / "shards", "--append", *options], capsys)
-    assert "1 groups of videos, of one recording or of equal content, would be in two splits" in message
+    assert "videos of one recording, or of equal content, would be in two splits" in message
     assert of_test in message
 
 

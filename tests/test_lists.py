@@ -184,5 +184,5 @@ def test_a_group_across_the_splits_of_a_csv_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "splits.csv"
     path.write_text("source,split\na/cam1_0,train\na/cam1_1,test\na/cam2_0,train\na/cam3_0,train\n")
     config = SplitConfig(method="csv", val_fraction=0, group_regex=r"cam\d")
-    with pytest.raises(UsageError, match=r"1 groups .* in two splits: a/cam1_0 \(train\), a/cam1_1 \(test\)"):
+    with pytest.raises(UsageError, match=r"of one recording, .* in two splits: a/cam1_0 \(train\), a/cam1_1 \(test\)"):
         planned(catalog, config, path)

@@ -49,6 +49,10 @@ def prepare(config: PackConfig) -> Preparation:
     check_folders(source, target)
     bound_sha256 = plan_sha256(target)
     catalog = find_videos(source, SPLITS if config.split.method == "folders" else ())
+    if config.split.is_stratified and 1 < len(catalog.class_names) == len({*catalog.class_names} & {*SPLITS}):
+        raise UsageError(
+            f"{source} holds {' and '.join(catalog.class_names)}, not classes: give --split.method folders"
+        )
     notes = Counter(catalog.num_skipped)
     given = read_given(catalog, config.split, resolve(config.lists))
     if given is not None:

@@ -28,15 +28,14 @@ def repair(target: Path, source: Path, workers: int) -> list[str]:
         manifest = read_manifest(target)
     except ManifestError as error:
         raise UsageError(str(error)) from error
-    if not manifest.plan_sha256 or plan_sha256(target) != manifest.plan_sha256:
+    catalog = find_videos(source, SPLITS if manifest.config.split.method == "folders" else ())
+    plan = read_plan(target, catalog.videos) if plan_sha256(target) == manifest.plan_sha256 else None
+    if plan is None:
         raise UsageError(f"{target} has lost the plan that its manifest binds: delete it to pack anew")
     with locked(target):
         damaged = {fault.file for fault in find_faults(target)}
         if not damaged:
             return []
-        catalog = find_videos(source, SPLITS if manifest.config.split.method == "folders" else ())
-        plan = read_plan(target, catalog.videos)
-        assert plan is not None  # its digest was compared above
         bad = [shard for shard in plan.shards if read_record(target, shard) is None]
         pack_shards(target, plan, bad, workers)
         if SAMPLES in damaged:

@@ -102,6 +102,9 @@ def test_folders_give_the_splits(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert {row["class_name"] for row in rows} == {"a", "b"}
     assert {row["source"].split("/")[0] for row in rows if row["split"] == "val"} == {"train"}
     assert "share wanted" not in capsys.readouterr().out
+    assert "holds test and train, not classes: give --split.method folders" in refused(
+        [data, tmp_path / "other", *FAST], capsys
+    )
     copied = data / "test/a/copy.mp4"
     copied.write_bytes((data / "train/a/0.mp4").read_bytes())
     message = refused([data, tmp_path / "other", *options, "--split.val-fraction=0"], capsys)

@@ -87,11 +87,9 @@ def _class_folders(folder: Path, splits: Sequence[str], skipped: Counter[str]) -
         elif entry.name in splits:
             yield from _class_folders(Path(entry.path), (), skipped)
         else:
-            raise UsageError(f"{folder} has the folder {_text(entry.name)}: split.method folders wants {_or(splits)}")
-
-
-def _or(words: Sequence[str]) -> str:
-    return f"{', '.join(words[:-1])} or {words[-1]}"
+            raise UsageError(
+                f"{folder} has the folder {_text(entry.name)} beside {', '.join(splits)}: rename or move it"
+            )
 
 
 def _not_a_video(path: str) -> VideoError | None:

@@ -111,7 +111,7 @@ def test_folders_give_the_splits(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "test/a/copy.mp4 (test), train/a/0.mp4 (train)" in message
     copied.unlink()
     (data / "dev/a").mkdir(parents=True)
-    assert "has the folder dev: split.method folders wants train, val or test" in refused(
+    assert "has the folder dev beside train, val, test: rename or move it" in refused(
         [data, tmp_path / "other", *options], capsys
     )
 

@@ -110,6 +110,8 @@ class PackRecipe(Section):
     limits: DecodeLimits = DecodeLimits()
     split: SplitConfig = SplitConfig()
     shards: ShardConfig = ShardConfig()
+    duplicates: Literal["keep", "reject"] = "keep"
+    """keep: videos of equal content are packed, into one split; reject: only the first of them by path is packed."""
     seed: int = Field(0, ge=0)
     """Seed of the split and of the order of samples."""
 

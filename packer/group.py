@@ -13,23 +13,35 @@ _UCF101 = re.compile(r"v_(.+_g\d+)_c\d+")
 """Source: the READMEs of both datasets. UCF101's g01 begins anew in each class, so the class is part of the group."""
 
 
-def video_groups(videos: Sequence[Video], group_regex: str, known_sha256: Mapping[str, str]) -> list[int]:
-    """Returns a group number per video, in order of first appearance; a chain of equal names or contents is one group.
+def content_digests(videos: Sequence[Video], known_sha256: Mapping[str, str]) -> dict[str, str]:
+    """Returns the sha256, by source, of every video that may have a copy: of those whose size occurs twice.
 
     Args:
-        videos: Only those of a size that occurs twice are read.
-        group_regex: As in the configuration.
+        videos: Others of them are not read.
         known_sha256: By source, of files that need not be read again.
     """
     by_size = Counter(video.num_bytes for video in videos)
+    digests = {
+        video.source: known_sha256.get(video.source) or _sha256(video.path)
+        for video in videos
+        if video.num_bytes and by_size[video.num_bytes] > 1
+    }
+    return {source: digest for source, digest in digests.items() if digest}
+
+
+def video_groups(videos: Sequence[Video], group_regex: str, digests: Mapping[str, str]) -> list[int]:
+    """Returns a group number per video, in order of first appearance; a chain of equal names or contents is one group.
+
+    Args:
+        videos: The videos.
+        group_regex: As in the configuration.
+        digests: Of contents, by source.
+    """
     pattern = re.compile(group_regex) if group_regex else None
     first: dict[str, int] = {}
     parents = list(range(len(videos)))
     for position, video in enumerate(videos):
-        keys = [_name_group(video, pattern)]
-        if video.num_bytes and by_size[video.num_bytes] > 1:
-            keys.append(known_sha256.get(video.source) or _sha256(video.path))
-        for key in keys:
+        for key in (_name_group(video, pattern), digests.get(video.source)):
             if key is not None:
                 parents[_root(parents, position)] = _root(parents, first.setdefault(key, position))
     numbers: dict[int, int] = {}
@@ -60,9 +72,10 @@ def _name_group(video: Video, pattern: re.Pattern[str] | None) -> str | None:
     return None
 
 
-def _sha256(path: str) -> str | None:
+def _sha256(path: str) -> str:
+    """Returns the digest of a file; empty where it cannot be read."""
     try:
         with Path(path).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError:
-        return None
+        return ""

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from itertools import pairwise
@@ -10,7 +10,7 @@ from itertools import pairwise
 from configs.load import UsageError
 from configs.pack import PackRecipe, ShardConfig
 from packer.catalog import Catalog, Video
-from packer.group import video_groups
+from packer.group import content_digests, video_groups
 from packer.sample import sample_key
 from packer.split import SPLITS, find_leaks, split_videos
 
@@ -37,6 +37,8 @@ class Plan:
     shards: tuple[PlannedShard, ...]
     leaks: tuple[str, ...]
     """Groups that official lists have in more than one split."""
+    copies: Mapping[str, str]
+    """Videos that are not packed, being copies: the source of the one that is packed, by their own."""
 
     @property
     def num_videos(self) -> int:
@@ -66,7 +68,8 @@ def make_plan(
     """
     old = {video.source: shard.split for shard in earlier.shards for video in shard.videos} if earlier else {}
     _check_keys(catalog.videos)
-    groups = video_groups(catalog.videos, recipe.split.group_regex, known_sha256 or {})
+    digests = content_digests(catalog.videos, known_sha256 or {})
+    groups = video_groups(catalog.videos, recipe.split.group_regex, digests)
     decided = {source: split for source, split in (given or {}).items() if split} | old
     split_of = split_videos(catalog, groups, recipe.split, recipe.seed, decided)
     leaks = find_leaks(catalog.videos, groups, split_of)
@@ -83,7 +86,10 @@ def make_plan(
         of_split.sort(key=lambda video: hashlib.sha256(f"{recipe.seed}/{video.source}".encode()).digest())
         shards += _cut(of_split, split, recipe.shards, sum(shard.split == split for shard in shards))
     shards.sort(key=lambda shard: SPLITS.index(shard.split))
-    return Plan(recipe, library_versions(), catalog.class_names, tuple(shards), leaks)
+    copies = dict(earlier.copies) if earlier else {}
+    if recipe.duplicates == "reject":
+        copies |= {source: first for source, first in _copies(digests, old).items() if source not in old}
+    return Plan(recipe, library_versions(), catalog.class_names, tuple(shards), leaks, copies)
 
 
 def extend_plan(
@@ -124,6 +130,14 @@ def _cut(videos: Sequence[Video], split: str, config: ShardConfig, num_earlier: 
         PlannedShard(f"{split}-{number:06d}", split, tuple(videos[start:end]))
         for number, (start, end) in enumerate(pairwise(ends), start=num_earlier)
     ]
+
+
+def _copies(digests: Mapping[str, str], packed: Container[str]) -> dict[str, str]:
+    """Returns, by the source of every copy, the source that has its content first: a packed one, then by path."""
+    first: dict[str, str] = {}
+    for source in sorted(digests, key=lambda source: (source not in packed, source)):
+        first.setdefault(digests[source], source)
+    return {source: first[digest] for source, digest in digests.items() if first[digest] != source}
 
 
 def _leak_sentence(leaks: Sequence[str]) -> str:

@@ -45,7 +45,7 @@ def format_plan(prepared: Preparation) -> str:
         *class_table(plan.class_names, {name: count for name, count in counts.items() if count}, plan.recipe.split),
         "",
         f"videos    {plan.num_videos} of {num_bytes:,} bytes, to {len(plan.shards)} shards in {prepared.target}",
-        f"rejected  {len(catalog.non_videos)} not_a_video, before any is decoded",
+        f"rejected  {len(catalog.non_videos)} not_a_video, {len(plan.copies)} duplicate, before any is decoded",
         *(f"passed by {note}" for note in prepared.notes),
         *_leak_lines(plan.leaks),
         "dry run   nothing was written",

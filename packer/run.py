@@ -9,7 +9,7 @@ import logging
 import os
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from packer.clip import SAMPLING_RULE, Clip, VideoError
 from packer.manifest import (
     MANIFEST,
     Manifest,
+    RejectedRow,
     SplitSummary,
     rejected_row,
     write_manifest,
@@ -57,7 +58,7 @@ class PackResult:
     plan: Plan
     notes: tuple[str, ...]
     rejected_fraction: float
-    """Share of the videos that gave no clip; texts and pictures among them do not count."""
+    """Share of the videos that gave no clip; texts, pictures and copies among them do not count."""
     num_damaged: int
     """Packed videos with damage: packets that could not be decoded, or far fewer frames than the container states."""
     num_videos_now: int
@@ -90,7 +91,7 @@ def pack(prepared: Preparation, workers: int = 0, strict: bool = False) -> PackR
         if done:
             logger.info("continue num_shards_done=%d num_shards_missing=%d", len(done), len(missing))
         if strict:
-            for row in (row for record in done.values() for row in record.rejected):
+            for row in _failed(done.values()):
                 raise _strict_error(row.source, row.message)
         pack_shards(target, plan, missing, workers, strict)
         records = [done.get(shard.name) or _record(target, shard) for shard in plan.shards]
@@ -99,11 +100,15 @@ def pack(prepared: Preparation, workers: int = 0, strict: bool = False) -> PackR
         manifest=manifest,
         plan=plan,
         notes=prepared.notes,
-        rejected_fraction=sum(len(record.rejected) for record in records) / plan.num_videos,
+        rejected_fraction=len(_failed(records)) / plan.num_videos,
         num_damaged=sum(_is_damaged(row) for record in records for row in record.rows),
         num_videos_now=sum(len(shard.videos) for shard in missing),
         seconds=time.monotonic() - started,
     )
+
+
+def _failed(records: Iterable[ShardRecord]) -> list[RejectedRow]:
+    return [row for record in records for row in record.rejected if row.reason != "duplicate"]
 
 
 def _is_damaged(row: SampleRow) -> bool:
@@ -117,7 +122,7 @@ def pack_shards(target: Path, plan: Plan, shards: Sequence[PlannedShard], worker
     Raises:
         PackError: A video is not as it was when it was planned; or, with `strict`, one gave no clip.
     """
-    videos = [video for shard in shards for video in shard.videos]
+    videos = [video for shard in shards for video in shard.videos if video.source not in plan.copies]
     if lost := [video.source for video in videos if not video.path]:
         raise PackError(f"{named(lost)} must be packed again, but changed or went since: put them back as they were")
     class_index = {name: index for index, name in enumerate(plan.class_names)}
@@ -129,9 +134,11 @@ def pack_shards(target: Path, plan: Plan, shards: Sequence[PlannedShard], worker
         outcomes = _outcomes(pool, videos, clip, num_workers * _WINDOW_PER_WORKER)
         for shard in shards:
             with ShardWriter(target, shard, plan.recipe.shards.max_bytes) as writer:
-                for video, outcome in zip(shard.videos, outcomes, strict=False):
+                for video in shard.videos:
+                    original = plan.copies.get(video.source)
+                    outcome = next(outcomes) if original is None else _duplicate(original)
                     if isinstance(outcome, VideoError):
-                        if strict:
+                        if strict and original is None:
                             raise _strict_error(video.source, str(outcome))
                         writer.reject(video, outcome)
                         num_rejected += 1
@@ -139,6 +146,10 @@ def pack_shards(target: Path, plan: Plan, shards: Sequence[PlannedShard], worker
                     else:
                         writer.add(video, outcome[0], class_index[video.class_name], outcome[1])
                     bar.update()
+
+
+def _duplicate(original: str) -> VideoError:
+    return VideoError("duplicate", f"its content is that of {original}, which is packed (duplicates reject)")
 
 
 def _strict_error(source: str, message: str) -> PackError:

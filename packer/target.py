@@ -37,6 +37,7 @@ class _StoredPlan(Section):
     class_names: tuple[str, ...]
     shards: tuple[_StoredShard, ...]
     leaks: tuple[str, ...]
+    copies: dict[str, str]
 
 
 def check_folders(source: Path, target: Path) -> None:
@@ -102,6 +103,7 @@ def write_plan(target: Path, plan: Plan) -> None:
         class_names=plan.class_names,
         shards=tuple(shards),
         leaks=plan.leaks,
+        copies=dict(plan.copies),
     )
     with write_atomically(target / RECORDS / _PLAN) as file:
         file.write(stored.model_dump_json().encode())
@@ -135,7 +137,7 @@ def read_plan(target: Path, videos: Sequence[Video]) -> Plan | None:
         )
         for shard in stored.shards
     )
-    return Plan(stored.recipe, stored.versions, stored.class_names, shards, stored.leaks)
+    return Plan(stored.recipe, stored.versions, stored.class_names, shards, stored.leaks, stored.copies)
 
 
 def differing_settings(plan: Plan, recipe: PackRecipe) -> list[str]:

@@ -6,7 +6,7 @@ import pytest
 
 from configs.pack import SplitConfig
 from packer.catalog import Video
-from packer.group import video_groups
+from packer.group import content_digests, video_groups
 
 
 def groups_of(*sources: str, group_regex: str = "") -> list[int]:
@@ -66,7 +66,7 @@ def test_names_and_contents_chain(tmp_path: Path) -> None:
         path = tmp_path / f"{group}_{number}"
         path.write_text(content)
         videos.append(Video(str(path), f"a/{path.name}", "a", 1))
-    assert video_groups(videos, "(g.)_", {}) == [0, 0, 0, 0, 0]
-    assert video_groups(videos, "(_.)", {}) == [0, 1, 1, 2, 0]
+    assert video_groups(videos, "(g.)_", content_digests(videos, {})) == [0, 0, 0, 0, 0]
+    assert video_groups(videos, "(_.)", content_digests(videos, {})) == [0, 1, 1, 2, 0]
     known = {video.source: str(number) for number, video in enumerate(videos)}
-    assert video_groups(videos, "(_.)", known) == [0, 1, 2, 3, 4]
+    assert video_groups(videos, "(_.)", content_digests(videos, known)) == [0, 1, 2, 3, 4]

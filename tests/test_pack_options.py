@@ -1,5 +1,7 @@
 """The packer's options and commands beside packing itself, as a user gives them."""
 
+import csv
+import shutil
 from pathlib import Path
 
 import pytest
@@ -40,7 +42,7 @@ def test_a_dry_run_says_what_a_run_then_does(
     packed = [manifest.splits[split].num_per_class["walk"] for split in ("train", "val", "test")]
     assert planned["walk"] == packed
     assert any(line.startswith("videos    15 of ") and line.endswith(f"shards in {target}") for line in lines)
-    assert "rejected  1 not_a_video, before any is decoded" in lines
+    assert "rejected  1 not_a_video, 0 duplicate, before any is decoded" in lines
     assert lines[-1] == "dry run   nothing was written"
     before = files(shards)
     write_numbered_video(data / "walk/new.mp4", 9)
@@ -145,3 +147,33 @@ def test_official_lists_are_used_and_bind_the_target(tmp_path: Path, capsys: pyt
     )
     assert "lists must say where the split's lists lie" in refused(options, capsys)
     assert "hmdb51 and ucf101 exclude each other" in refused([*options, "--split.ucf101=1"], capsys)
+
+
+def test_copies_are_rejected_where_that_is_wanted(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copied = shutil.copytree(data, tmp_path / "data")
+    (copied / "run/broken.mp4").unlink()
+    for name in ("walk/video 0.mp4", "run/video 2.mp4"):
+        for copy in ("run/a copy", "run/z copy"):
+            shutil.copy(copied / name, copied / f"{copy} of {name.replace('/', ' ')}")
+    options = [copied, tmp_path / "shards", *FAST, "--duplicates=reject"]
+    assert run(*options, "--strict") == 0
+    printed = capsys.readouterr().out
+    assert "rejected  4 duplicate (rejected.csv)" in printed
+    with (tmp_path / "shards/rejected.csv").open(newline="") as file:
+        rejected = {row["source"]: row["message"] for row in csv.DictReader(file) if row["reason"] == "duplicate"}
+    assert sorted(rejected) == [
+        "run/video 2.mp4",
+        "run/z copy of run video 2.mp4",
+        "run/z copy of walk video 0.mp4",
+        "walk/video 0.mp4",
+    ]
+    assert "is that of run/a copy of walk video 0.mp4, which is packed" in rejected["walk/video 0.mp4"]
+    before = rows_of(tmp_path / "shards")
+    assert len({row["source_sha256"] for row in before}) == len(before) == 14
+    shutil.copy(copied / "walk/video 1.mp4", copied / "run/0 copy.mp4")
+    assert run(*options, "--append") == 0
+    assert rows_of(tmp_path / "shards") == before
+    assert "0 copy.mp4" in (tmp_path / "shards/rejected.csv").read_text()
+    assert "holds a complete pack already" in refused(options, capsys)

@@ -8,7 +8,7 @@ import pytest
 from configs.load import UsageError
 from configs.pack import SplitConfig
 from packer.catalog import Catalog, Video
-from packer.group import video_groups
+from packer.group import content_digests, video_groups
 from packer.split import find_leaks, share_counts, split_videos
 
 
@@ -23,7 +23,9 @@ def catalog_of(num_per_class: dict[str, int]) -> Catalog:
 
 
 def split_of(catalog: Catalog, config: SplitConfig, seed: int = 0) -> list[str]:
-    return split_videos(catalog, video_groups(catalog.videos, config.group_regex, {}), config, seed, {})
+    return split_videos(
+        catalog, video_groups(catalog.videos, config.group_regex, content_digests(catalog.videos, {})), config, seed, {}
+    )
 
 
 def counts_of(catalog: Catalog, splits: list[str]) -> Counter[tuple[str, str]]:
@@ -76,7 +78,7 @@ def test_copies_stay_together(tmp_path: Path, config: SplitConfig) -> None:
         path = tmp_path / f"{number}.mp4"
         path.write_bytes(b"content %02d" % (number % 20))
         videos.append(Video(str(path), path.name, "a" if number % 2 else "b", path.stat().st_size))
-    groups = video_groups(videos, "", {})
+    groups = video_groups(videos, "", content_digests(videos, {}))
     assert len(set(groups)) == 20
     splits = split_of(Catalog(("a", "b"), tuple(videos), (), {}), config)
     assert len(set(zip(groups, splits, strict=True))) == 20
@@ -85,7 +87,7 @@ def test_copies_stay_together(tmp_path: Path, config: SplitConfig) -> None:
 
 def test_only_files_of_equal_size_are_read(tmp_path: Path) -> None:
     videos = [Video(str(tmp_path / "gone"), str(number), "a", number) for number in range(5)]
-    assert video_groups(videos, "", {}) == [0, 1, 2, 3, 4]
+    assert video_groups(videos, "", content_digests(videos, {})) == [0, 1, 2, 3, 4]
 
 
 def test_a_fraction_of_0_leaves_the_split_out() -> None:

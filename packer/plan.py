@@ -75,21 +75,12 @@ def make_plan(
     leaks = find_leaks(catalog.videos, groups, split_of)
     if leaks and not recipe.split.is_official:
         raise UsageError(_leak_sentence(leaks))
-    shards = list(earlier.shards) if earlier else []
-    for split in SPLITS:
-        of_split = [
-            video
-            for video, name in zip(catalog.videos, split_of, strict=True)
-            if name == split and video.source not in old
-        ]
-        # By a hash rather than a shuffle: a video more or less hardly moves the others.
-        of_split.sort(key=lambda video: hashlib.sha256(f"{recipe.seed}/{video.source}".encode()).digest())
-        shards += _cut(of_split, split, recipe.shards, sum(shard.split == split for shard in shards))
-    shards.sort(key=lambda shard: SPLITS.index(shard.split))
+    new = [(video, split) for video, split in zip(catalog.videos, split_of, strict=True) if video.source not in old]
+    shards = _shards(new, earlier.shards if earlier else (), recipe)
     copies = dict(earlier.copies) if earlier else {}
     if recipe.duplicates == "reject":
         copies |= {source: first for source, first in _copies(digests, old).items() if source not in old}
-    return Plan(recipe, library_versions(), catalog.class_names, tuple(shards), leaks, copies)
+    return Plan(recipe, library_versions(), catalog.class_names, shards, leaks, copies)
 
 
 def extend_plan(
@@ -118,6 +109,20 @@ def extend_plan(
 def library_versions() -> dict[str, str]:
     """Returns the versions of this package and of the libraries that decide the bytes."""
     return {name: version(name) for name in ("clipstream", "av", "simplejpeg")}
+
+
+def _shards(
+    new: Sequence[tuple[Video, str]], earlier: Sequence[PlannedShard], recipe: PackRecipe
+) -> tuple[PlannedShard, ...]:
+    """Returns the earlier shards and those of the new videos, split by split."""
+    shards: list[PlannedShard] = []
+    for split in SPLITS:
+        kept = [shard for shard in earlier if shard.split == split]
+        of_split = [video for video, name in new if name == split]
+        # By a hash rather than a shuffle: a video more or less hardly moves the others.
+        of_split.sort(key=lambda video: hashlib.sha256(f"{recipe.seed}/{video.source}".encode()).digest())
+        shards += [*kept, *_cut(of_split, split, recipe.shards, len(kept))]
+    return tuple(shards)
 
 
 def _cut(videos: Sequence[Video], split: str, config: ShardConfig, num_earlier: int) -> list[PlannedShard]:

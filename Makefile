@@ -35,7 +35,8 @@ bench: $(STAMP) $(BENCH_STAMP) ## measure against the usual ways; a table, and J
 	$(BIN)/python -m tests.bench $(ROWS)
 
 ui: $(STAMP) ## open MLflow's UI on 127.0.0.1:5000 over ./mlflow.db, else over the demo's
-	$(BIN)/mlflow ui --backend-store-uri sqlite:///$(abspath $(STORE)) --host 127.0.0.1 --port 5000 --workers 1
+	@# Its job executors, seven processes that take a quarter of a core, serve features that are not used here.
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --backend-store-uri sqlite:///$(abspath $(STORE)) --host 127.0.0.1 --port 5000 --workers 1
 
 cluster: $(STAMP) ## start a Ray cluster on this machine: loopback, token authentication
 	@bash configs/deploy/cluster.sh start

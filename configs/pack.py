@@ -18,6 +18,9 @@ class ClipConfig(Section):
     """Stored frames are shrunk to this short side, never enlarged; 0 keeps the video's own size."""
     jpeg_quality: int = Field(90, ge=1, le=100)
     """JPEG quality of the stored frames."""
+    decode: Literal["auto", "full"] = "auto"
+    """full: every frame is decoded; auto: only what the kept ones need, where that was proved to give the same frames:
+    damage elsewhere goes unseen."""
 
 
 class DecodeLimits(Section):

@@ -4,34 +4,23 @@ Packing and serving both call `read_clip`, so a served video is sampled, turned,
 one. Frames are counted by decoding all of them: containers state wrong counts in every genuine HMDB51 clip we have.
 """
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import BinaryIO, Generic, TypeVar
+from typing import Generic
 
 import av
-from av.container import InputContainer
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
 from configs.pack import ClipConfig, DecodeLimits
 from packer.container import VideoError as VideoError
-from packer.container import (
-    check_num_frames,
-    check_pixels,
-    is_picture,
-    open_container,
-    open_source,
-    translated_errors,
-    video_stream,
-)
+from packer.container import open_source, translated_errors
+from packer.decode import Decoded, Decoder, Keep, KeptT
 from packer.jpeg import Planes, encode, to_planes
 
 SAMPLING_RULE = "index_i = (2*i*(N-1) + (T-1)) // (2*(T-1)), i = 0..T-1; T = 1: (N-1) // 2"
 """How T frames are chosen of the N that a full decode gives; kept in the manifest."""
-
-KeptT = TypeVar("KeptT")
 
 
 @dataclass(frozen=True)
@@ -57,7 +46,7 @@ class Clip:
     frame_indices: tuple[int, ...]
     """Which of the `num_frames` frames the clip holds."""
     decode_road: str
-    """How the frames were reached; `full`: every frame was decoded."""
+    """How the frames were reached; `full`: every frame was decoded; `needed`: those that the clip needs."""
 
 
 @dataclass(frozen=True)
@@ -66,11 +55,7 @@ class Picked(Generic[KeptT]):
 
     frames: tuple[KeptT, ...]
     frame_indices: tuple[int, ...]
-    num_frames: int
-    num_frames_claimed: int
-    num_bad_packets: int
-    fps: float
-    duration_seconds: float
+    video: Decoded[KeptT]
 
 
 def frame_indices(num_frames_available: int, num_frames: int) -> tuple[int, ...]:
@@ -128,7 +113,8 @@ def read_clip(source: str | Path | bytes, clip: ClipConfig, limits: DecodeLimits
         VideoError: The video gives no clip.
     """
     resizer = _Resizer(clip.short_side_px)
-    picked = pick_frames(source, clip.num_frames, limits, resizer)
+    picked = pick_frames(source, clip, limits, resizer)
+    video = picked.video
     with translated_errors():
         jpegs = [encode(planes, clip.jpeg_quality) for planes in picked.frames]
     height_px, width_px = picked.frames[0][0].shape
@@ -138,13 +124,13 @@ def read_clip(source: str | Path | bytes, clip: ClipConfig, limits: DecodeLimits
         width_px=width_px,
         source_height_px=resizer.source_size[0],
         source_width_px=resizer.source_size[1],
-        num_frames=picked.num_frames,
-        num_frames_claimed=picked.num_frames_claimed,
-        num_bad_packets=picked.num_bad_packets,
-        fps=picked.fps,
-        duration_seconds=picked.duration_seconds,
+        num_frames=video.num_frames,
+        num_frames_claimed=video.num_frames_claimed,
+        num_bad_packets=video.num_bad_packets,
+        fps=video.fps,
+        duration_seconds=video.duration_seconds or (video.num_frames / video.fps if video.fps else 0.0),
         frame_indices=picked.frame_indices,
-        decode_road="full",
+        decode_road=video.road,
     )
 
 
@@ -158,8 +144,8 @@ class _Resizer:
         self._size = (0, 0)
         self.source_size = (0, 0)
 
-    def __call__(self, frame: av.VideoFrame, stream: VideoStream) -> Planes:
-        if not self.source_size[0]:
+    def __call__(self, frame: av.VideoFrame, stream: VideoStream, index: int) -> Planes:
+        if index == 0:
             self.source_size = (frame.height, frame.width)
             aspect = stream.sample_aspect_ratio or Fraction(1)
             self._size = stored_size(frame.height, frame.width, aspect, self._short_side_px)
@@ -167,114 +153,24 @@ class _Resizer:
         return to_planes(frame, self._reformatter, *self._size, self._quarter_turns)
 
 
-def pick_frames(
-    source: str | Path | bytes,
-    num_frames: int,
-    limits: DecodeLimits,
-    keep: Callable[[av.VideoFrame, VideoStream], KeptT],
-) -> Picked[KeptT]:
-    """Returns the frames of the sampling rule out of a full decode.
-
-    The packets are counted first, so that the decode can drop most frames at once. Real files have as many frames as
-    packets or one fewer (DivX packed bitstreams); only another number costs a second decode.
+def pick_frames(source: str | Path | bytes, clip: ClipConfig, limits: DecodeLimits, keep: Keep[KeptT]) -> Picked[KeptT]:
+    """Returns the frames of the sampling rule.
 
     Args:
         source: The file's path, or the file's bytes.
-        num_frames: Frames wanted, T.
+        clip: How many frames are wanted, and whether packets that they do not need may be left out.
         limits: Frames and pixels that a video may have.
-        keep: What to keep of a frame; called once, in display order, for the video's first frame and for every frame
-            that may be wanted.
+        keep: What to keep of a frame, given its index; called for frame 0 and for every frame that may be wanted, and
+            once more from frame 0 on where a road proves wrong.
 
     Raises:
         VideoError: The video gives no clip.
     """
-    with open_source(source) as file:
-        num_packets = _count_packets(file, limits)
-        guesses = {max(1, num_packets), max(1, num_packets - 1)}
-        wanted = {index for guess in guesses for index in frame_indices(guess, num_frames)}
-        picked = _Pass(limits, keep, wanted)
-        picked.run(file)
-        if not picked.num_frames:
-            raise VideoError("undecodable", "not one frame of the video can be decoded")
-        indices = frame_indices(picked.num_frames, num_frames)
-        if not picked.kept.keys() >= set(indices):
-            picked = _Pass(limits, keep, set(indices))
-            picked.run(file)
-    return Picked(
-        frames=tuple(picked.kept[index] for index in indices),
-        frame_indices=indices,
-        num_frames=picked.num_frames,
-        num_frames_claimed=picked.num_frames_claimed,
-        num_bad_packets=picked.num_bad_packets,
-        fps=picked.fps,
-        duration_seconds=picked.duration_seconds or (picked.num_frames / picked.fps if picked.fps else 0.0),
-    )
 
+    def choose(num_frames_available: int) -> tuple[int, ...]:
+        return frame_indices(num_frames_available, clip.num_frames)
 
-class _Pass(Generic[KeptT]):
-    """One decode of all frames, of which it keeps the first and the wanted ones."""
-
-    def __init__(
-        self, limits: DecodeLimits, keep: Callable[[av.VideoFrame, VideoStream], KeptT], wanted: set[int]
-    ) -> None:
-        self._limits = limits
-        self._keep = keep
-        self._wanted = wanted | {0}
-        self.kept: dict[int, KeptT] = {}
-        self.num_frames = 0
-        self.num_frames_claimed = 0
-        self.num_bad_packets = 0
-        self.fps = 0.0
-        self.duration_seconds = 0.0
-
-    def run(self, file: BinaryIO) -> None:
-        with open_container(file) as container, translated_errors():
-            stream = video_stream(container, self._limits)
-            self.num_frames_claimed = stream.frames
-            self.fps = float(stream.average_rate or 0)
-            self.duration_seconds = _duration_seconds(container, stream)
-            for frame in self._frames(container, stream):
-                check_pixels(frame.width, frame.height, self._limits)
-                if self.num_frames in self._wanted:
-                    self.kept[self.num_frames] = self._keep(frame, stream)
-                self.num_frames += 1
-                check_num_frames(self.num_frames, self._limits)
-            if is_picture(container, self.num_frames):
-                raise VideoError("not_a_video", "the file is a picture")
-
-    def _frames(self, container: InputContainer, stream: VideoStream) -> Iterator[av.VideoFrame]:
-        packets = container.demux(stream)
-        ended = False
-        while not ended:
-            try:
-                packet = next((packet for packet in packets if packet.size), None)
-                ended = packet is None
-                yield from stream.decode(packet)
-            except av.error.EOFError:
-                return
-            except av.error.MemoryError:
-                raise
-            except av.FFmpegError:
-                # Damage is passed over, as the ffmpeg program does: one bad packet does not cost the video.
-                self.num_bad_packets += 1
-
-
-def _count_packets(file: BinaryIO, limits: DecodeLimits) -> int:
-    with open_container(file) as container, translated_errors():
-        num_packets = 0
-        stream = video_stream(container, limits)
-        try:
-            for packet in container.demux(stream):
-                num_packets += bool(packet.size) and not packet.is_discard
-                check_num_frames(num_packets, limits)
-        except av.error.MemoryError:
-            raise
-        except av.FFmpegError:
-            pass  # the decode meets the same damage, and counts it
-        return num_packets
-
-
-def _duration_seconds(container: InputContainer, stream: VideoStream) -> float:
-    if stream.duration and stream.time_base:
-        return float(stream.duration * stream.time_base)
-    return container.duration / av.time_base if container.duration else 0.0
+    with open_source(source) as file, translated_errors():
+        decoded = Decoder(limits, choose, keep).decode(file, may_skip=clip.decode == "auto")
+    indices = choose(decoded.num_frames)
+    return Picked(tuple(decoded.kept[index] for index in indices), indices, decoded)

@@ -30,7 +30,7 @@ class ClipFacts(BaseModel):
     duration_seconds: float = Field(examples=[4.0])
     width_px: int = Field(examples=[640])
     height_px: int = Field(examples=[360])
-    decode_road: str = Field(examples=["full"])
+    decode_road: str = Field(examples=["needed"])
 
 
 class Answer(BaseModel):

@@ -211,7 +211,7 @@ def test_mutated_videos_raise_nothing_but_video_error(tmp_path: Path) -> None:
                 assert len(clip.jpegs) == 16
 
 
-def luma(frame: av.VideoFrame, _: object = None) -> NDArray[np.uint8]:
+def luma(frame: av.VideoFrame, *_: object) -> NDArray[np.uint8]:
     plane = frame.planes[0]
     return np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: frame.height, : frame.width].copy()
 
@@ -230,8 +230,8 @@ def test_real_frames_equal_a_full_decode(test_data: Path, pattern: str) -> None:
     assert paths
     for path in paths:
         frames = full_decode(path)
-        picked = pick_frames(path, 16, LIMITS, luma)
-        assert picked.num_frames == len(frames)
+        picked = pick_frames(path, ClipConfig(), LIMITS, luma)
+        assert picked.video.num_frames == len(frames)
         assert picked.frame_indices == frame_indices(len(frames), 16)
         for index, frame in zip(picked.frame_indices, picked.frames, strict=True):
             assert np.array_equal(frame, frames[index]), f"{path.name} frame {index}"
@@ -252,10 +252,10 @@ def ffmpeg_pixels(path: Path, *options: str, pixel_format: str) -> NDArray[np.ui
 )
 def test_real_frames_equal_the_ffmpeg_programs(test_data: Path, pattern: str) -> None:
     for path in sorted(test_data.glob(pattern)):
-        picked = pick_frames(path, 16, LIMITS, luma)
+        picked = pick_frames(path, ClipConfig(), LIMITS, luma)
         height_px, width_px = picked.frames[0].shape
         pixels = ffmpeg_pixels(path, "-noautorotate", pixel_format="gray").reshape(-1, height_px, width_px)
-        assert len(pixels) == picked.num_frames
+        assert len(pixels) == picked.video.num_frames
         differences = np.abs(np.stack(picked.frames).astype(int) - pixels[list(picked.frame_indices)])
         # MPEG-4 part 2 leaves the inverse DCT's rounding open.
         assert differences.max() <= (0 if path.suffix == ".mp4" else 2), path.name

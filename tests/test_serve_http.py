@@ -64,7 +64,7 @@ def test_a_raw_body_gives_the_answer(post: Post, bright: bytes) -> None:
         "duration_seconds": 1.0,
         "width_px": 64,
         "height_px": 48,
-        "decode_road": "full",
+        "decode_road": "needed",
     }
 
 

@@ -1,0 +1,120 @@
+"""What the packets of a video show, known before any of them is decoded.
+
+A reader of a codec's headers (`h264.py`, `mpeg4.py`) says for every packet which frame it holds, and the plan then says
+which packets must be decoded to get at some of the frames. A header that leaves a doubt raises `Doubt`; all frames are
+then decoded. So the readers know little of their formats, and refuse the rest.
+"""
+
+from bisect import bisect
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, Protocol, TypeAlias
+
+import av  # named in the alias below
+from av.video.stream import VideoStream
+
+Packet: TypeAlias = "av.Packet[VideoStream]"  # a class that is generic to type checkers alone
+
+
+class Doubt(Exception):
+    """The frames that the packets hold are not known for certain: decode them all."""
+
+
+class Picture(NamedTuple):
+    """What one packet shows."""
+
+    position: int | None
+    """Its place among the video's frames in display order, from 0; None: it shows none."""
+    is_start: bool
+    """Decoding can begin here: neither it nor what is shown after it is predicted from earlier packets."""
+    is_reference: bool
+    """Others may be predicted from it."""
+
+
+class Reader(Protocol):
+    """Reads the headers of one video stream."""
+
+    def read(self, packet: Packet) -> None:
+        """Takes the next packet in decoding order.
+
+        Raises:
+            Doubt: The packet may show anything but one whole frame.
+        """
+
+    def pictures(self) -> list[Picture]:
+        """Returns what the packets show, in decoding order.
+
+        Raises:
+            Doubt: The display order is not certain.
+        """
+
+
+class Span(NamedTuple):
+    """Packets that are decoded in one go, from one that decoding can begin with."""
+
+    start: int
+    stop: int
+    """The number of the last packet, plus one."""
+
+
+def spans_of(pictures: Sequence[Picture], wanted: Iterable[int]) -> list[Span]:
+    """Returns which packets are needed for the frames at the wanted positions.
+
+    Inside a span the pictures that are neither wanted nor referred to are not needed.
+
+    Raises:
+        Doubt: A wanted frame is shown before all that decoding can begin with.
+    """
+    number_at = {picture.position: number for number, picture in enumerate(pictures)}
+    starts = [number for number, picture in enumerate(pictures) if picture.is_start]
+    spans: list[Span] = []
+    for number in sorted(number_at[position] for position in wanted):
+        start = _start_before(pictures, starts, number)
+        # The B pictures shown before an open group's I picture, but decoded after it, need the group before.
+        while spans and start < spans[-1].stop:
+            start = min(start, spans.pop().start)
+        spans.append(Span(start, number + 1))
+    return spans
+
+
+def _start_before(pictures: Sequence[Picture], starts: Sequence[int], number: int) -> int:
+    position = pictures[number].position or 0
+    for start in reversed(starts[: bisect(starts, number)]):
+        if (pictures[start].position or 0) <= position:
+            return start
+    raise Doubt("a frame is shown before all frames that decoding can begin with")
+
+
+class Bits:
+    """Reads a header bit by bit."""
+
+    def __init__(self, data: bytes) -> None:
+        """Takes the header's bytes."""
+        self._bits = bin(int.from_bytes(b"\1" + data, "big"))[3:]
+        self._next = 0
+
+    def take(self, num_bits: int) -> int:
+        """Returns the next bits as a number.
+
+        Raises:
+            Doubt: The header has ended.
+        """
+        start, self._next = self._next, self._next + num_bits
+        if self._next > len(self._bits):
+            raise Doubt("a header ends early")
+        return int(self._bits[start : self._next], 2) if num_bits else 0
+
+    def golomb(self) -> int:
+        """Returns the next Exp-Golomb number, ue(v).
+
+        Raises:
+            Doubt: The header has ended.
+        """
+        num_zeros = self._bits.find("1", self._next) - self._next
+        if num_zeros < 0:
+            raise Doubt("a header ends early")
+        self._next += num_zeros
+        return self.take(num_zeros + 1) - 1
+
+    def rest(self) -> str:
+        """Returns the bits that have not been taken, as a text of 0 and 1."""
+        return self._bits[self._next :]

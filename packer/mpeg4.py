@@ -177,7 +177,7 @@ def _read_header(data: bytes) -> tuple[_Header | None, int | None]:
         if 0x20 <= code <= 0x2F:
             layer = _read_layer(Bits(body))
         elif code == _USER_DATA:
-            user_data.append(body)
+            user_data.append(body.rstrip(b"p\0"))  # FFmpeg's filter blots out the p of "packed" in some of them
         elif code == _GOV:
             bits = Bits(body)
             hours, minutes, _ = bits.take(5), bits.take(6), bits.take(1)

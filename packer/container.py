@@ -25,7 +25,7 @@ CONTAINERS = (
 )
 """The FFmpeg demuxers that may read a file."""
 
-_READ_BYTES = 1 << 18
+_READ_BYTES = 1 << 16  # 32 KiB cost as much, 256 KiB 0.3 ms more per short video
 _PYAV_ERRORS = (av.FFmpegError, ValueError, LookupError, AttributeError, EOFError, OverflowError, TypeError)
 
 

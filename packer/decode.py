@@ -7,7 +7,7 @@ both roads give the same frames. Damage in packets that are never decoded goes u
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from typing import BinaryIO, Generic, Literal, TypeVar
 
 import av
@@ -196,24 +196,23 @@ def _needed_frames(
             stream.codec_context.flush_buffers()
         sent: list[int] = []
         came: list[int] = []
-        for frame in _decoded_part(stream, zip(pictures[span.start : span.stop], part, strict=False), wanted, sent):
-            if frame.is_corrupt or frame.pts is None:
-                raise Doubt("a frame is damaged")
-            came.append(frame.pts)
-            yield frame
+        for packet in chain(_stamped(zip(pictures[span.start : span.stop], part, strict=False), wanted, sent), (None,)):
+            for frame in stream.decode(packet):
+                if frame.is_corrupt or frame.pts is None:
+                    raise Doubt("a frame is damaged")
+                came.append(frame.pts)
+                yield frame
         if came != sorted(sent):
             raise Doubt("other frames came back than were sent")
 
 
-def _decoded_part(
-    stream: VideoStream, part: Iterable[tuple[Picture, Packet]], wanted: set[int], sent: list[int]
-) -> Iterator[av.VideoFrame]:
+def _stamped(part: Iterable[tuple[Picture, Packet]], wanted: set[int], sent: list[int]) -> Iterator[Packet]:
     for picture, packet in part:
         if picture.is_reference or picture.position in wanted:
             packet.pts = packet.dts = picture.position
-            sent += [] if picture.position is None else [picture.position]
-            yield from stream.decode(packet)
-    yield from stream.decode(None)
+            if picture.position is not None:
+                sent.append(picture.position)
+            yield packet
 
 
 def _all_frames(container: InputContainer, stream: VideoStream, decoded: Decoded[KeptT]) -> Iterator[av.VideoFrame]:

@@ -216,27 +216,6 @@ def luma(frame: av.VideoFrame, *_: object) -> NDArray[np.uint8]:
     return np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: frame.height, : frame.width].copy()
 
 
-def full_decode(path: Path) -> list[NDArray[np.uint8]]:
-    with av.open(str(path), metadata_errors="ignore") as container:
-        return [luma(frame) for frame in container.decode(video=0)]
-
-
-KNOWN = ["known/hmdb51/*", "known/ucf101/*", "zoo/made/*.ts", "zoo/made/*.mkv", "zoo/made/r*90.mp4", "zoo/ucf11/*"]
-
-
-@pytest.mark.parametrize("pattern", KNOWN)
-def test_real_frames_equal_a_full_decode(test_data: Path, pattern: str) -> None:
-    paths = [path for path in sorted(test_data.glob(pattern)) if path.is_file()]
-    assert paths
-    for path in paths:
-        frames = full_decode(path)
-        picked = pick_frames(path, ClipConfig(), LIMITS, luma)
-        assert picked.video.num_frames == len(frames)
-        assert picked.frame_indices == frame_indices(len(frames), 16)
-        for index, frame in zip(picked.frame_indices, picked.frames, strict=True):
-            assert np.array_equal(frame, frames[index]), f"{path.name} frame {index}"
-
-
 def ffmpeg_pixels(path: Path, *options: str, pixel_format: str) -> NDArray[np.uint8]:
     """All pixels of a video as the ffmpeg program decodes it."""
     command = [system_program("ffmpeg"), "-v", "error", *options, "-i", str(path), "-fps_mode", "passthrough"]

@@ -15,12 +15,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tests.bench import leak, pack, stream, train_step
+from tests.bench import clip, leak, pack, stream, train_step
 
 ROOT = Path(__file__).parent.parent.parent
 RESULTS = ROOT / "bench-results"
 LIBRARIES = ["av", "numpy", "simplejpeg", "torch", "torchvision", "webdataset"]
 BENCHES: dict[str, Callable[[int, Path], list[Any]]] = {
+    "clip": clip.rows,
     "pack": pack.rows,
     "stream": stream.rows,
     "train_step": train_step.rows,
@@ -47,7 +48,7 @@ def machine() -> dict[str, Any]:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__.partition("\n")[0])
     parser.add_argument("benches", nargs="*", help=f"any of {', '.join(BENCHES)}; all by default")
-    parser.add_argument("--rounds", type=int, default=5, help="counted rounds of each contender")
+    parser.add_argument("--rounds", type=int, default=3, help="counted rounds of each contender")
     arguments = parser.parse_args()
     unknown = set(arguments.benches) - set(BENCHES)
     if unknown:

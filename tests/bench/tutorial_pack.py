@@ -31,18 +31,22 @@ def shrink(frame: np.ndarray, short_side_px: int) -> np.ndarray:
     return cv2.resize(frame, (round(width * scale), round(height * scale)), interpolation=cv2.INTER_AREA)
 
 
+def store(path: Path, folder: Path, short_side_px: int) -> None:
+    for number, frame in enumerate(get_frames(path)):
+        if short_side_px:
+            frame = shrink(frame, short_side_px)
+        # Its own quality is OpenCV's default, 95; at the same size the quality is the same too.
+        quality = [cv2.IMWRITE_JPEG_QUALITY, 90] if short_side_px else []
+        cv2.imwrite(str(folder / f"frame{number}.jpg"), frame, quality)
+
+
 def main() -> None:
     source, target = Path(sys.argv[1]), Path(sys.argv[2])
     short_side_px = int(sys.argv[3]) if len(sys.argv) > 3 else 0
     for path in sorted(source.glob("*/*")):
         folder = target / path.parent.name / path.stem
         folder.mkdir(parents=True)
-        for number, frame in enumerate(get_frames(path)):
-            if short_side_px:
-                frame = shrink(frame, short_side_px)
-            # Its own quality is OpenCV's default, 95; at the same size the quality is the same too.
-            quality = [cv2.IMWRITE_JPEG_QUALITY, 90] if short_side_px else []
-            cv2.imwrite(str(folder / f"frame{number}.jpg"), frame, quality)
+        store(path, folder, short_side_px)
 
 
 if __name__ == "__main__":

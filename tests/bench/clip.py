@@ -22,14 +22,7 @@ from tests.bench.videos import H264_720P, H264_1080P, HMDB51, SURVEILLANCE, make
 
 ROOT = Path(__file__).parent.parent.parent
 PEER_PYTHON = ROOT / ".venv-bench" / "bin" / "python"
-OF_PROJECT = {
-    "ours",
-    "ours, pick only",
-    "ours, defaults",
-    "ours, source size",
-    "needed packets only",
-    "PyAV, full decode",
-}
+OURS = ["ours", "ours, pick only", "ours, defaults", "ours, source size", "needed packets only"]
 PEERS = ["PyAV, full decode", "OpenCV, read all", "torchcodec, exact", "eva-decord", "ffmpeg program"]
 NUM_FRAMES = 16
 NUM_NEIGHBOURS = 4
@@ -45,8 +38,6 @@ GOALS = {
 def rows(num_rounds: int, folder: Path) -> list[Row]:
     result = []
     for name, videos in make_clip_sets(folder / "videos").items():
-        if os.environ.get("ONLY", "") not in name:
-            continue
         result += _rows_of_set(name, videos, num_rounds, folder)
     return result
 

@@ -100,33 +100,30 @@ class Mpeg4Reader:
             self._header = header or self._header
         if seconds is not None:
             self._seconds = seconds
-        kind = self._read_vop(Bits(data[start + 4 : start + 4 + _VOP_HEADER_BYTES]))
-        self._vops.append(_Vop(kind, seconds is not None))
-
-    def _read_vop(self, bits: Bits) -> int | None:
         if self._header is None:
             raise Doubt("there is no header")
+        kind = self._read_vop(Bits(data[start + 4 : start + 4 + _VOP_HEADER_BYTES]), self._header.resolution)
+        self._vops.append(_Vop(kind, seconds is not None))
+
+    def _read_vop(self, bits: Bits, resolution: int) -> int | None:
         kind = bits.take(2)
         num_seconds = 0
         while bits.take(1):
             num_seconds += 1
-        ticks_bits = max(1, (self._header.resolution - 1).bit_length())
-        if not bits.take(1):
+        is_marked = bits.take(1)
+        ticks = bits.take(_num_ticks_bits(resolution))
+        if not (is_marked and bits.take(1)):
             raise Doubt("a picture's time is damaged")
-        ticks = bits.take(ticks_bits)
-        if not bits.take(1):
-            raise Doubt("a picture's time is damaged")
-        self._follow_time(kind, num_seconds, ticks)
+        self._follow_time(kind, num_seconds, ticks, resolution)
         return kind if bits.take(1) else None
 
-    def _follow_time(self, kind: int, num_seconds: int, ticks: int) -> None:
-        assert self._header is not None
+    def _follow_time(self, kind: int, num_seconds: int, ticks: int, resolution: int) -> None:
         if kind != _B:
             self._seconds_before, self._seconds = self._seconds, self._seconds + num_seconds
-            time = self._seconds * self._header.resolution + ticks
+            time = self._seconds * resolution + ticks
             self._gap, self._time = time - self._time, time
             return
-        time = (self._seconds_before + num_seconds) * self._header.resolution + ticks
+        time = (self._seconds_before + num_seconds) * resolution + ticks
         if not 0 < self._time - time < self._gap:
             raise Doubt("a B picture's time is not between those of its references")
 
@@ -137,10 +134,11 @@ class Mpeg4Reader:
             Doubt: The display order is not certain.
         """
         kinds = [vop.kind for vop in self._vops]
+        if not kinds or kinds[0] != _I:
+            raise Doubt("the video does not begin with an I picture")
         if _B in kinds and self._header and self._header.low_delay:
             raise Doubt("there are B pictures though the header denies it")
         shown: list[int] = []
-        references = [number for number, kind in enumerate(kinds) if kind not in (None, _B)]
         held = None
         for number, kind in enumerate(kinds):
             if kind == _B:
@@ -152,15 +150,10 @@ class Mpeg4Reader:
                 held = number
         shown += [] if held is None else [held]
         position_of = {number: position for position, number in enumerate(shown)}
-        if not references or kinds[0] != _I:
-            raise Doubt("the video does not begin with an I picture")
+        # Where groups state their time, an I picture without it would leave the decoder at another second.
         only_timed = any(vop.has_time for vop in self._vops)
         return [
-            Picture(
-                position_of.get(number),
-                vop.kind == _I and (vop.has_time or not only_timed),
-                vop.kind != _B,
-            )
+            Picture(position_of.get(number), vop.kind == _I and (vop.has_time or not only_timed), vop.kind != _B)
             for number, vop in enumerate(self._vops)
         ]
 
@@ -210,9 +203,13 @@ def _read_layer(bits: Bits) -> tuple[int, bool, str]:
     resolution = bits.take(16)
     bits.take(1)
     if bits.take(1):
-        bits.take(max(1, (resolution - 1).bit_length()))  # ticks of a frame
+        bits.take(_num_ticks_bits(resolution))  # ticks of a frame
     bits.take(29)  # width and height, with a marker bit before, between and after them
     if bits.take(1):
         raise Doubt("the video is interlaced")
     # The stuffing at the end, 0 and then ones, depends on what stood before.
     return resolution, low_delay, f"{version} {aspect} {start.rstrip('1')[:-1]}"
+
+
+def _num_ticks_bits(resolution: int) -> int:
+    return max(1, (resolution - 1).bit_length())

@@ -25,6 +25,8 @@ Keep = Callable[[av.VideoFrame, VideoStream, int], KeptT]
 Choose = Callable[[int], Sequence[int]]
 """Returns the wanted frames' indices, given the number of frames."""
 
+_H264_TAGS = {("mov,mp4,m4a,3gp,3g2,mj2", "h264"): "avc1", ("matroska,webm", "h264"): "\0\0\0\0"}
+_PACKET_BYTES = 1000  # what a packet takes besides its data, about
 _HELD_BYTES = 64 * 2**20  # 1080p, 60 s; the packets of a longer video are read again instead of being held
 
 
@@ -160,7 +162,7 @@ def _read_pictures(survey: _Survey, container: InputContainer, stream: VideoStre
         if packet.is_discard or packet.is_corrupt or any(True for _ in packet.iter_sidedata()):
             raise Doubt("a packet is damaged, or not to be shown, or changes the stream")
         reader.read(packet)
-        num_bytes += packet.size
+        num_bytes += packet.size + _PACKET_BYTES
         if num_bytes > _HELD_BYTES:
             survey.packets = None
         elif survey.packets is not None:
@@ -170,12 +172,11 @@ def _read_pictures(survey: _Survey, container: InputContainer, stream: VideoStre
 
 def _reader(container: InputContainer, stream: VideoStream) -> Reader:
     context = stream.codec_context
-    extradata = bytes(context.extradata or b"")
-    match container.format.name, context.name, context.codec_tag:
-        case ("mov,mp4,m4a,3gp,3g2,mj2", "h264", "avc1") | ("matroska,webm", "h264", "\0\0\0\0"):
-            return h264.H264Reader(extradata)
-        case ("avi", "mpeg4", _):
-            return mpeg4.Mpeg4Reader(extradata)
+    kind = container.format.name, context.name
+    if kind in _H264_TAGS and context.codec_tag == _H264_TAGS[kind]:
+        return h264.H264Reader(bytes(context.extradata or b""))
+    if kind == ("avi", "mpeg4"):
+        return mpeg4.Mpeg4Reader(bytes(context.extradata or b""))
     raise Doubt("this kind of video was not proved against a full decode")
 
 

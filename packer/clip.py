@@ -1,7 +1,8 @@
 """Turns one video into one clip: T equally spaced frames, exact, as JPEGs.
 
 Packing and serving both call `read_clip`, so a served video is sampled, turned, shrunk and compressed just as a packed
-one. Frames are counted by decoding all of them: containers state wrong counts in every genuine HMDB51 clip we have.
+one. The number of frames is what a full decode gives, never what the container states: that is wrong in every genuine
+HMDB51 clip we have.
 """
 
 from dataclasses import dataclass

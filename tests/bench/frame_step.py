@@ -19,7 +19,16 @@ from typing import Any
 import numpy as np
 
 Work = Callable[[str, Sequence[int]], Any]
+LEAST_SECONDS = 1.0
 THIN = 4  # every fourth row and column tell a frame from its neighbours
+
+
+def to_rgb() -> Callable[[Any], Any]:
+    """What turns PyAV's frames into arrays at the least cost: one converter for all, on one thread."""
+    from av.video.reformatter import VideoReformatter
+
+    reformatter = VideoReformatter()
+    return lambda frame: reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
 
 
 def ours() -> Work:
@@ -28,7 +37,8 @@ def ours() -> Work:
 
     def work(path: str, indices: Sequence[int]) -> Any:
         clip = ClipConfig(num_frames=len(indices))
-        return pick_frames(path, clip, DecodeLimits(), lambda frame, *_: frame.to_ndarray(format="rgb24")).frames
+        convert = to_rgb()
+        return pick_frames(path, clip, DecodeLimits(), lambda frame, *_: convert(frame)).frames
 
     return work
 
@@ -92,7 +102,8 @@ def pyav() -> Work:
             stream.codec_context.thread_count = 1
             wanted = set(indices)
             decoded = enumerate(container.decode(stream))
-            frames = {index: frame.to_ndarray(format="rgb24") for index, frame in decoded if index in wanted}
+            convert = to_rgb()
+            frames = {index: convert(frame) for index, frame in decoded if index in wanted}
         return [frames[index] for index in indices]
 
     return work
@@ -202,9 +213,12 @@ def main() -> None:
     for path, indices in learners:
         work(path, indices)
     cpu, wall = cpu_seconds(), time.perf_counter()
-    for path, indices in tasks:
-        work(path, indices)
-    print(json.dumps([time.perf_counter() - wall, cpu_seconds() - cpu, len(tasks)]))
+    num_videos = 0
+    while time.perf_counter() - wall < LEAST_SECONDS:
+        for path, indices in tasks:
+            work(path, indices)
+        num_videos += len(tasks)
+    print(json.dumps([time.perf_counter() - wall, cpu_seconds() - cpu, num_videos]))
 
 
 if __name__ == "__main__":

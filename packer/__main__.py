@@ -77,11 +77,13 @@ def _pack(arguments: Sequence[str]) -> int:
 
 
 def _verify(arguments: Sequence[str]) -> int:
-    target = resolve(_parse(VerifyConfig, arguments, " verify").target)
+    config = _parse(VerifyConfig, arguments, " verify")
     from packer.manifest import ManifestError
+    from packer.storage import locate
     from packer.verify import find_faults
 
     try:
+        target = locate(config.target)
         faults = list(find_faults(target))
     except ManifestError as error:
         raise UsageError(str(error)) from error
@@ -99,12 +101,13 @@ def _repair(arguments: Sequence[str]) -> int:
     config = _parse(RepairConfig, arguments, " repair")
     from packer.repair import repair
     from packer.run import PackError
+    from packer.storage import locate
 
     try:
-        repaired = repair(resolve(config.target), resolve(config.source), config.workers)
+        repaired = repair(locate(config.target), locate(config.source), config.workers)
     except (PackError, OSError) as error:
         return _failed(error)
-    print(f"{resolve(config.target)}: " + (f"made anew: {', '.join(repaired)}" if repaired else "nothing was damaged"))
+    print(f"{locate(config.target)}: " + (f"made anew: {', '.join(repaired)}" if repaired else "nothing was damaged"))
     return 0
 
 
@@ -112,8 +115,9 @@ def _inspect(arguments: Sequence[str]) -> int:
     config = _parse(InspectConfig, arguments, " inspect")
     from packer.inspection import draw_sheet, format_inspection
     from packer.manifest import ManifestError
+    from packer.storage import locate
 
-    target = resolve(config.target)
+    target = locate(config.target)
     try:
         print(format_inspection(target))
         if config.sheet:

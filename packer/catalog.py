@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from configs.load import UsageError
-from packer.container import VideoError, open_container, open_source
+from packer.container import VideoError, fetched, open_container, open_source
+from packer.storage import Entry, Location, RemotePath, at, list_folder, read_many, read_range, relative_name
 
 _HEAD_BYTES = 512
 _PICTURE_HEADS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"RIFF", b"II*\0", b"MM\0*")
@@ -23,7 +24,7 @@ class Video:
     """One candidate file."""
 
     path: str
-    """Where it lies; may hold surrogate escapes where the name is not UTF-8."""
+    """Where it lies, a path or an address; may hold surrogate escapes where the name is not UTF-8."""
     source: str
     """The path relative to the data folder, with / between folders, as valid text."""
     class_name: str
@@ -44,7 +45,7 @@ class Catalog:
     """How many entries were passed over, by why."""
 
 
-def find_videos(folder: Path, splits: Sequence[str] = ()) -> Catalog:
+def find_videos(folder: Location, splits: Sequence[str] = ()) -> Catalog:
     """Returns the catalog of a folder that has one folder per class; folders within a class folder are searched too.
 
     Args:
@@ -63,11 +64,11 @@ def find_videos(folder: Path, splits: Sequence[str] = ()) -> Catalog:
             raise UsageError(
                 f"{folder} has class folders whose names differ only in bytes that are not text: rename them"
             )
-        for file in _files(class_folder, skipped, frozenset()):
-            source = _text(os.path.relpath(file.path, folder)).replace(os.sep, "/")
-            videos.append(Video(file.path, source, class_name, _num_bytes(file)))
+        for file in _files(at(class_folder.path), skipped, frozenset()):
+            videos.append(Video(file.path, _text(relative_name(file.path, folder)), class_name, file.num_bytes))
     videos.sort(key=lambda video: video.source)
-    verdicts = [(video, _not_a_video(video.path)) for video in videos]
+    errors = read_many(_not_a_video, videos, is_remote=isinstance(folder, RemotePath))
+    verdicts = list(zip(videos, errors, strict=True))
     if all(error is not None for _, error in verdicts):
         raise UsageError(f"{folder} holds no videos: it must hold one folder per class, and those the videos")
     return Catalog(
@@ -78,64 +79,60 @@ def find_videos(folder: Path, splits: Sequence[str] = ()) -> Catalog:
     )
 
 
-def _class_folders(folder: Path, splits: Sequence[str], skipped: Counter[str]) -> Iterator[Path]:
+def _class_folders(folder: Location, splits: Sequence[str], skipped: Counter[str]) -> Iterator[Entry]:
     for entry in _entries(folder, skipped):
-        if not entry.is_dir():
+        if entry.kind != "folder":
             skipped["file beside the class folders"] += 1
         elif not splits:
-            yield Path(entry.path)
+            yield entry
         elif entry.name in splits:
-            yield from _class_folders(Path(entry.path), (), skipped)
+            yield from _class_folders(at(entry.path), (), skipped)
         else:
             raise UsageError(
                 f"{folder} has the folder {_text(entry.name)} beside {', '.join(splits)}: rename or move it"
             )
 
 
-def _not_a_video(path: str) -> VideoError | None:
+def _not_a_video(video: Video) -> VideoError | None:
     """Returns why a file that looks like a text or a picture is none; only such files are opened, for speed."""
     try:
-        with open_source(path) as file:
-            head = file.read(_HEAD_BYTES)
-            if b"\0" not in head or head.startswith(_PICTURE_HEADS):
-                with open_container(file):
-                    pass
+        if video.num_bytes and not _is_suspect(read_range(at(video.path), 0, _HEAD_BYTES)):
+            return None
+        with fetched(video.path) as source, open_source(source) as file, open_container(file):
+            return None
+    except OSError:
+        return None  # rejected as unreadable when it is to be packed
     except VideoError as error:
         return error if error.reason == "not_a_video" else None
-    return None
 
 
-def _files(folder: Path, skipped: Counter[str], above: frozenset[str]) -> Iterator[os.DirEntry[str]]:
-    above |= {os.path.realpath(folder)}
+def _is_suspect(head: bytes) -> bool:
+    return b"\0" not in head or head.startswith(_PICTURE_HEADS)
+
+
+def _files(folder: Location, skipped: Counter[str], above: frozenset[str]) -> Iterator[Entry]:
+    above |= {os.path.realpath(folder)} if isinstance(folder, Path) else set()
     for entry in _entries(folder, skipped):
-        if entry.is_dir():
+        if entry.kind == "folder":
             if os.path.realpath(entry.path) in above:
                 skipped["link to a folder above it"] += 1
             else:
-                yield from _files(Path(entry.path), skipped, above)
-        elif entry.is_file() or entry.is_symlink():  # a dangling link is a candidate, and rejected as unreadable
+                yield from _files(at(entry.path), skipped, above)
+        elif entry.kind == "file":
             yield entry
         else:
             skipped["neither file nor folder"] += 1
 
 
-def _entries(folder: Path, skipped: Counter[str]) -> list[os.DirEntry[str]]:
+def _entries(folder: Location, skipped: Counter[str]) -> list[Entry]:
     try:
-        with os.scandir(folder) as found:
-            entries = sorted(found, key=lambda entry: entry.name)
+        entries = list_folder(folder)
     except OSError as error:
         raise UsageError(f"{_text(str(folder))} cannot be read: {error.strerror}") from error
     visible = [entry for entry in entries if not entry.name.startswith(".")]
     if len(visible) < len(entries):
         skipped["hidden"] += len(entries) - len(visible)
     return visible
-
-
-def _num_bytes(entry: os.DirEntry[str]) -> int:
-    try:
-        return entry.stat().st_size
-    except OSError:
-        return 0
 
 
 def _text(name: str) -> str:

@@ -16,7 +16,7 @@ from av.video.stream import VideoStream
 
 from configs.pack import ClipConfig, DecodeLimits
 from packer.container import VideoError as VideoError
-from packer.container import open_source, translated_errors
+from packer.container import fetched, open_source, source_sha256, translated_errors
 from packer.decode import Decoded, Decoder, Keep, KeptT
 from packer.jpeg import Planes, encode, to_planes
 
@@ -35,6 +35,8 @@ class Clip:
     source_height_px: int
     """Height of the first frame as coded: before rotation, squaring of the pixels and shrinking."""
     source_width_px: int
+    source_sha256: str
+    """Of the video's bytes."""
     num_frames: int
     """Frames that a full decode gives."""
     num_frames_claimed: int
@@ -108,13 +110,15 @@ def _even(side: Fraction, limit_px: int) -> int:
 
 
 def read_clip(source: str | Path | bytes, clip: ClipConfig, limits: DecodeLimits) -> Clip:
-    """Returns the clip of one video: a file's path, or the file's bytes, which give the same clip.
+    """Returns the clip of one video: a file's path or address, or the file's bytes; they give the same clip.
 
     Raises:
         VideoError: The video gives no clip.
     """
     resizer = _Resizer(clip.short_side_px)
-    picked = pick_frames(source, clip, limits, resizer)
+    with fetched(source) as fetched_source:
+        sha256 = source_sha256(fetched_source)
+        picked = pick_frames(fetched_source, clip, limits, resizer)
     video = picked.video
     with translated_errors():
         jpegs = [encode(planes, clip.jpeg_quality) for planes in picked.frames]
@@ -125,6 +129,7 @@ def read_clip(source: str | Path | bytes, clip: ClipConfig, limits: DecodeLimits
         width_px=width_px,
         source_height_px=resizer.source_size[0],
         source_width_px=resizer.source_size[1],
+        source_sha256=sha256,
         num_frames=video.num_frames,
         num_frames_claimed=video.num_frames_claimed,
         num_bad_packets=video.num_bad_packets,

@@ -5,6 +5,7 @@ file for a video (tty), and a text that lists other files would make it read tho
 becomes a `VideoError`.
 """
 
+import hashlib
 import io
 import os
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from av.stream import Disposition
 from av.video.stream import VideoStream
 
 from configs.pack import DecodeLimits
+from packer.storage import at, is_url, local_copy
 
 CONTAINERS = (
     "3gp,asf,av1,avi,dirac,dv,flv,gif,h261,h263,h264,hevc,ivf,m4v,matroska,mjpeg,mov,mp4,mpeg,mpegts,mpegvideo,mxf,nut,nuv,"
@@ -48,7 +50,33 @@ class VideoError(ValueError):
 
 
 @contextmanager
-def open_source(source: str | Path | bytes) -> Iterator[BinaryIO]:
+def fetched(source: str | Path | bytes) -> Iterator[str | Path | bytes]:
+    """Yields the video where it is at hand: one at an address as a temporary copy, any other as it is.
+
+    A copy, since every byte is read anyhow, for the digest, and some bytes three times.
+
+    Raises:
+        VideoError: It cannot be fetched, though tried again several times.
+    """
+    if not (isinstance(source, str) and is_url(source)):
+        yield source
+        return
+    with translated_errors(), local_copy(at(source)) as path:
+        yield path
+
+
+def source_sha256(source: str | Path | bytes) -> str:
+    """Returns the digest of a video that is at hand.
+
+    Raises:
+        VideoError: The file cannot be read, or is empty.
+    """
+    with open_source(source) as file, translated_errors():
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def open_source(source: str | Path | bytes) -> Iterator[io.BytesIO | io.FileIO]:
     """Yields the video as a file without a name, so that FFmpeg judges by content whatever road the video came.
 
     Raises:

@@ -1,12 +1,12 @@
 """Tells which videos belong together: cut from one recording, or of equal content. They must not be in two splits."""
 
-import hashlib
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from packer.catalog import Video
+from packer.container import VideoError, fetched, source_sha256
+from packer.storage import is_url, read_many
 
 _HMDB51 = re.compile(r"(.+)_[hulf]_(?:cm|nm)_np\d+_(?:fr|ba|le|ri)_(?:goo|med|bad)_\d+")
 _UCF101 = re.compile(r"v_(.+_g\d+)_c\d+")
@@ -21,11 +21,11 @@ def content_digests(videos: Sequence[Video], known_sha256: Mapping[str, str]) ->
         known_sha256: By source, of files that need not be read again.
     """
     by_size = Counter(video.num_bytes for video in videos)
-    digests = {
-        video.source: known_sha256.get(video.source) or _sha256(video.path)
-        for video in videos
-        if video.num_bytes and by_size[video.num_bytes] > 1
-    }
+    alike = [video for video in videos if video.num_bytes and by_size[video.num_bytes] > 1]
+    unknown = [video for video in alike if not known_sha256.get(video.source)]
+    paths = [video.path for video in unknown]
+    read = read_many(_sha256, paths, is_remote=any(map(is_url, paths)))
+    digests = {video.source: known_sha256.get(video.source) or next(read) for video in alike}
     return {source: digest for source, digest in digests.items() if digest}
 
 
@@ -75,7 +75,7 @@ def _name_group(video: Video, pattern: re.Pattern[str] | None) -> str | None:
 def _sha256(path: str) -> str:
     """Returns the digest of a file; empty where it cannot be read."""
     try:
-        with Path(path).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:
+        with fetched(path) as source:
+            return source_sha256(source)
+    except VideoError:
         return ""

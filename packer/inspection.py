@@ -3,7 +3,6 @@
 import io
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -11,7 +10,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from packer.manifest import read_manifest, read_samples
 from packer.report import class_table
-from packer.verify import read_members
+from packer.storage import Location, read_range
+from packer.verify import sample_members
 
 _NUM_SIZES = 5
 _TILE_WIDTH_PX, _TILE_HEIGHT_PX = 96, 72
@@ -20,7 +20,7 @@ _GAP_PX = 6
 _TITLE_PX = 18
 
 
-def format_inspection(folder: Path) -> str:
+def format_inspection(folder: Location) -> str:
     """Returns what a pack holds, as the text that the user reads.
 
     Raises:
@@ -62,7 +62,7 @@ def _counted(counts: Sequence[tuple[str, int]]) -> str:
     return ", ".join(f"{count} {what}" for what, count in counts)
 
 
-def draw_sheet(folder: Path, num_clips: int) -> Image.Image:
+def draw_sheet(folder: Location, num_clips: int) -> Image.Image:
     """Returns a contact sheet: per class a row of clips, each by its first, middle and last frame.
 
     Args:
@@ -94,9 +94,8 @@ def draw_sheet(folder: Path, num_clips: int) -> Image.Image:
     return sheet
 
 
-def _tiles(folder: Path, row: dict[str, Any]) -> list[Image.Image]:
-    with (folder / row["shard"]).open("rb") as file:
-        jpegs = read_members(file, row)[:-2]
+def _tiles(folder: Location, row: dict[str, Any]) -> list[Image.Image]:
+    jpegs = sample_members(read_range(folder / row["shard"], row["offset"], row["num_bytes"]), row)[:-2]
     last = len(jpegs) - 1
     tiles = []
     for number in (0, last // 2, last):

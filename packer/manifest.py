@@ -6,7 +6,7 @@ The manifest is written last, so its presence means that the pack is complete; i
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from pathlib import Path
+from io import BufferedRandom, BufferedReader
 
 import pyarrow as pa
 import pyarrow.csv
@@ -18,7 +18,7 @@ from configs.pack import ClipConfig, PackRecipe
 from packer.catalog import Video
 from packer.container import VideoError
 from packer.sample import SampleRow
-from packer.storage import write_atomically
+from packer.storage import Location, local_copy, write_atomically
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -123,7 +123,7 @@ class Manifest(Section):
         return self.config.seed
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Location) -> Manifest:
     """Returns the manifest of the pack in `folder`.
 
     Raises:
@@ -131,7 +131,7 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_bytes())
         version = values["format_version"]
     except FileNotFoundError:
         raise ManifestError(
@@ -150,12 +150,12 @@ def read_manifest(folder: Path) -> Manifest:
         raise ManifestError(f"{path} is damaged: {'; '.join(describe(error).splitlines())}") from error
 
 
-def manifest_sha256(folder: Path) -> str:
+def manifest_sha256(folder: Location) -> str:
     """Returns the sha256 of the manifest's bytes: equal digests mean equal packs."""
     return file_sha256(folder / MANIFEST)
 
 
-def read_samples(folder: Path, split: str, columns: Sequence[str] | None = None) -> pa.Table:
+def read_samples(folder: Location, split: str, columns: Sequence[str] | None = None) -> pa.Table:
     """Returns the index rows of one split, in the order of shards and, within a shard, of the tar.
 
     Args:
@@ -169,20 +169,21 @@ def read_samples(folder: Path, split: str, columns: Sequence[str] | None = None)
     path = folder / SAMPLES
     try:
         names = None if columns is None else list(columns)
-        return pq.read_table(path, columns=names, filters=[("split", "==", split)], memory_map=True)
+        with local_copy(path) as file:
+            return pq.read_table(file, columns=names, filters=[("split", "==", split)], memory_map=True)
     except (OSError, pa.ArrowInvalid) as error:
         raise ManifestError(f"{path} cannot be read: run the packer again, it rebuilds the index") from error
 
 
-def write_samples(folder: Path, rows: Iterable[SampleRow]) -> str:
+def write_samples(folder: Location, rows: Iterable[SampleRow]) -> str:
     """Writes the index and returns its sha256."""
     table = pa.Table.from_pylist([row.model_dump() for row in rows], _SCHEMA)
     with write_atomically(folder / SAMPLES) as file:
         pq.write_table(table, file)
-    return file_sha256(folder / SAMPLES)
+        return open_sha256(file)
 
 
-def write_rejected(folder: Path, rows: Iterable[RejectedRow]) -> None:
+def write_rejected(folder: Location, rows: Iterable[RejectedRow]) -> None:
     """Writes the rejected videos as parquet and as CSV; with none, the files hold the header alone."""
     table = pa.Table.from_pylist([row.model_dump() for row in rows], _REJECTED_SCHEMA)
     with write_atomically(folder / f"{REJECTED}.parquet") as file:
@@ -191,13 +192,19 @@ def write_rejected(folder: Path, rows: Iterable[RejectedRow]) -> None:
         pyarrow.csv.write_csv(table, file)
 
 
-def write_manifest(folder: Path, manifest: Manifest) -> None:
+def write_manifest(folder: Location, manifest: Manifest) -> None:
     """Writes the manifest, which declares the pack complete."""
     with write_atomically(folder / MANIFEST) as file:
         file.write(manifest.model_dump_json(indent=2).encode() + b"\n")
 
 
-def file_sha256(path: Path) -> str:
+def file_sha256(path: Location) -> str:
     """Returns the sha256 of a file's bytes, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    with local_copy(path) as local, local.open("rb") as file:
+        return open_sha256(file)
+
+
+def open_sha256(file: BufferedRandom | BufferedReader) -> str:
+    """Returns the sha256 of an open file's bytes, those just written among them."""
+    file.seek(0)
+    return hashlib.file_digest(file, "sha256").hexdigest()

@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,6 +14,7 @@ from packer.lists import read_given
 from packer.manifest import SAMPLES
 from packer.plan import Plan, extend_plan, make_plan
 from packer.split import SPLITS
+from packer.storage import Location, local_copy, locate
 from packer.target import (
     check_folders,
     differing_settings,
@@ -30,7 +30,7 @@ from packer.target import (
 class Preparation:
     """What is to be done."""
 
-    target: Path
+    target: Location
     catalog: Catalog
     plan: Plan
     bound_sha256: str
@@ -45,7 +45,7 @@ def prepare(config: PackConfig) -> Preparation:
     Raises:
         UsageError: The command cannot be carried out as given.
     """
-    source, target = resolve(config.source), resolve(config.target)
+    source, target = locate(config.source), locate(config.target)
     check_folders(source, target)
     bound_sha256 = plan_sha256(target)
     catalog = find_videos(source, SPLITS if config.split.method == "folders" else ())
@@ -67,7 +67,7 @@ def prepare(config: PackConfig) -> Preparation:
 
 
 def _plan(
-    target: Path, catalog: Catalog, config: PackConfig, given: Mapping[str, str] | None
+    target: Location, catalog: Catalog, config: PackConfig, given: Mapping[str, str] | None
 ) -> tuple[Plan, dict[str, list[str]]]:
     """Returns the plan, and which of the earlier pack's videos are not as they were."""
     earlier = read_plan(target, catalog.videos)
@@ -95,10 +95,11 @@ def _plan(
     return extend_plan(earlier, catalog, given, _known_sha256(target)), differing
 
 
-def _known_sha256(target: Path) -> dict[str, str]:
+def _known_sha256(target: Location) -> dict[str, str]:
     """Returns the sha256 of the packed videos by source."""
     try:
-        table = pq.read_table(target / SAMPLES, columns=["source", "source_sha256"])
+        with local_copy(target / SAMPLES) as file:
+            table = pq.read_table(file, columns=["source", "source_sha256"])
     except (OSError, pa.ArrowInvalid):
         return {}  # those files are read again
     return dict(zip(table["source"].to_pylist(), table["source_sha256"].to_pylist(), strict=True))

@@ -1,18 +1,17 @@
 """Packs the damaged shards of a complete pack again, and nothing else: the manifest stays as it is, and must hold."""
 
-from pathlib import Path
-
 from configs.load import UsageError
 from packer.catalog import find_videos
 from packer.manifest import SAMPLES, ManifestError, read_manifest, write_samples
 from packer.run import PackError, pack_shards
 from packer.shard import read_record
 from packer.split import SPLITS
+from packer.storage import Location
 from packer.target import locked, plan_sha256, read_plan
 from packer.verify import find_faults
 
 
-def repair(target: Path, source: Path, workers: int) -> list[str]:
+def repair(target: Location, source: Location, workers: int) -> list[str]:
     """Returns what was made anew: names of shards, or `samples.parquet`.
 
     Args:

@@ -4,7 +4,6 @@ A killed pack is continued by the same command. The bytes written depend on the 
 number of workers, on time, or on how often the pack was stopped.
 """
 
-import hashlib
 import logging
 import os
 import time
@@ -12,7 +11,6 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
-from pathlib import Path
 
 from tqdm import tqdm
 
@@ -36,6 +34,7 @@ from packer.prepare import Preparation
 from packer.sample import SampleRow
 from packer.shard import ShardRecord, ShardWriter, read_record
 from packer.split import SPLITS
+from packer.storage import Location
 from packer.target import locked, named, plan_sha256, write_plan
 
 logger = logging.getLogger(__name__)
@@ -93,8 +92,8 @@ def pack(prepared: Preparation, workers: int = 0, strict: bool = False) -> PackR
         if strict:
             for row in _failed(done.values()):
                 raise _strict_error(row.source, row.message)
-        pack_shards(target, plan, missing, workers, strict)
-        records = [done.get(shard.name) or _record(target, shard) for shard in plan.shards]
+        done |= pack_shards(target, plan, missing, workers, strict)
+        records = [done[shard.name] for shard in plan.shards]
         manifest = _finish(prepared, records)
     return PackResult(
         manifest=manifest,
@@ -116,8 +115,10 @@ def _is_damaged(row: SampleRow) -> bool:
     return row.num_bad_packets > 0 or row.num_frames < _WHOLE_SHARE * row.num_frames_claimed
 
 
-def pack_shards(target: Path, plan: Plan, shards: Sequence[PlannedShard], workers: int, strict: bool = False) -> None:
-    """Packs some of a plan's shards.
+def pack_shards(
+    target: Location, plan: Plan, shards: Sequence[PlannedShard], workers: int, strict: bool = False
+) -> dict[str, ShardRecord]:
+    """Packs some of a plan's shards and returns, by name, what they became.
 
     Raises:
         PackError: A video is not as it was when it was planned; or, with `strict`, one gave no clip.
@@ -127,6 +128,7 @@ def pack_shards(target: Path, plan: Plan, shards: Sequence[PlannedShard], worker
         raise PackError(f"{named(lost)} must be packed again, but changed or went since: put them back as they were")
     class_index = {name: index for index, name in enumerate(plan.class_names)}
     clip, limits = plan.recipe.clip, plan.recipe.limits
+    records = {}
     num_workers = min(workers or len(os.sched_getaffinity(0)), max(1, len(videos)))
     with DecodePool(num_workers, limits) as pool, tqdm(total=len(videos), unit="video", disable=None) as bar:
         bar.set_postfix(rejected=0)
@@ -144,8 +146,10 @@ def pack_shards(target: Path, plan: Plan, shards: Sequence[PlannedShard], worker
                         num_rejected += 1
                         bar.set_postfix(rejected=num_rejected)
                     else:
-                        writer.add(video, outcome[0], class_index[video.class_name], outcome[1])
+                        writer.add(video, class_index[video.class_name], outcome)
                     bar.update()
+            records[shard.name] = writer.record
+    return records
 
 
 def _duplicate(original: str) -> VideoError:
@@ -156,10 +160,8 @@ def _strict_error(source: str, message: str) -> PackError:
     return PackError(f"{source} is rejected: {message}; repair or remove it, or leave --strict out")
 
 
-def _outcomes(
-    pool: DecodePool, videos: Sequence[Video], clip: ClipConfig, window: int
-) -> Iterator[tuple[str, Clip] | VideoError]:
-    """Yields, per video and in order, its sha256 and clip or why it has none; at most `window` clips wait in memory."""
+def _outcomes(pool: DecodePool, videos: Sequence[Video], clip: ClipConfig, window: int) -> Iterator[Clip | VideoError]:
+    """Yields, per video and in order, its clip or why it has none; at most `window` clips wait in memory."""
     waiting = iter(videos)
     pending: deque[tuple[Video, Future[Clip]]] = deque()
     while True:
@@ -170,31 +172,15 @@ def _outcomes(
         video, future = pending.popleft()
         try:
             try:
-                result = future.result()
+                yield future.result()
             except VideoError as error:
                 if error.reason not in _LOAD_REASONS:
                     raise
                 logger.warning("retry alone source=%s reason=%s", video.source, error.reason)
                 wait([other for _, other in pending])
-                result = pool.submit(video.path, clip).result()
-            yield _sha256(video), result
+                yield pool.submit(video.path, clip).result()
         except VideoError as error:
             yield error
-
-
-def _sha256(video: Video) -> str:
-    try:
-        with Path(video.path).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise VideoError("unreadable", f"the file cannot be read: {error.strerror}") from error
-
-
-def _record(target: Path, shard: PlannedShard) -> ShardRecord:
-    record = read_record(target, shard)
-    if record is None:
-        raise PackError(f"{shard.name} in {target} changed while it was packed: run the same command again")
-    return record
 
 
 def _finish(prepared: Preparation, records: Sequence[ShardRecord]) -> Manifest:

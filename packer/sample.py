@@ -58,14 +58,9 @@ def _plain(text: str, num_chars: int) -> str:
     return re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")[:num_chars].strip("_") or "x"
 
 
-def sample_members(video: Video, source_sha256: str, class_index: int, clip: Clip) -> list[tuple[str, bytes]]:
+def sample_members(video: Video, class_index: int, clip: Clip) -> list[tuple[str, bytes]]:
     """Returns what a sample holds as (extension, bytes), in the order of the tar."""
-    facts = {
-        "class_name": video.class_name,
-        "source": video.source,
-        "source_sha256": source_sha256,
-        **clip_facts(clip),
-    }
+    facts = {"class_name": video.class_name, "source": video.source, **clip_facts(clip)}
     text = json.dumps(facts, sort_keys=True, ensure_ascii=False)
     frames = [(f"{number:03d}.jpg", jpeg) for number, jpeg in enumerate(clip.jpegs)]
     return [*frames, ("cls", str(class_index).encode()), ("json", text.encode())]

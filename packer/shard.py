@@ -3,7 +3,7 @@
 import io
 import tarfile
 from contextlib import ExitStack
-from pathlib import Path
+from io import BufferedRandom
 from types import TracebackType
 
 from pydantic import ValidationError
@@ -11,10 +11,10 @@ from pydantic import ValidationError
 from configs.load import Section
 from packer.catalog import Video
 from packer.clip import Clip, VideoError
-from packer.manifest import RejectedRow, ShardSummary, file_sha256, rejected_row
+from packer.manifest import RejectedRow, ShardSummary, file_sha256, open_sha256, rejected_row
 from packer.plan import PlannedShard
 from packer.sample import SampleRow, clip_facts, sample_key, sample_members
-from packer.storage import write_atomically
+from packer.storage import Location, write_atomically
 
 RECORDS = ".pack"
 """Folder in the target for the shards' records, the plan and the lock."""
@@ -29,23 +29,30 @@ class ShardRecord(Section):
 
 
 class ShardWriter:
-    """Writes the samples of one planned shard in order; the record is written where the block ends well."""
+    """Writes the samples of one planned shard in order; the record is written where the block ends well.
 
-    def __init__(self, folder: Path, planned: PlannedShard, max_bytes: int) -> None:
+    Attributes:
+        record: What the shard became, once the block has ended well.
+    """
+
+    record: ShardRecord
+
+    def __init__(self, folder: Location, planned: PlannedShard, max_bytes: int) -> None:
         """Takes the pack's folder and the most bytes in one tar, which nevertheless holds at least one sample."""
         self._folder = folder
         self._planned = planned
         self._max_bytes = max_bytes
         self._open = ExitStack()
+        self._file: BufferedRandom
         self._tar: tarfile.TarFile | None = None
         self._tar_rows: list[SampleRow] = []
         self._shards: list[ShardSummary] = []
         self._rows: list[SampleRow] = []
         self._rejected: list[RejectedRow] = []
 
-    def add(self, video: Video, source_sha256: str, class_index: int, clip: Clip) -> None:
+    def add(self, video: Video, class_index: int, clip: Clip) -> None:
         """Appends a sample."""
-        members = sample_members(video, source_sha256, class_index, clip)
+        members = sample_members(video, class_index, clip)
         num_bytes = sum(tarfile.BLOCKSIZE + _padded(len(data)) for _, data in members)
         tar = self._tar_with_room(num_bytes)
         offset = tar.offset
@@ -67,7 +74,6 @@ class ShardWriter:
                     "class_index": class_index,
                     "class_name": video.class_name,
                     "source": video.source,
-                    "source_sha256": source_sha256,
                     **clip_facts(clip),
                 }
             )
@@ -89,9 +95,9 @@ class ShardWriter:
             self._open.__exit__(kind, error, trace)
             return
         self._close_tar()
-        record = ShardRecord(shards=tuple(self._shards), rows=tuple(self._rows), rejected=tuple(self._rejected))
+        self.record = ShardRecord(shards=tuple(self._shards), rows=tuple(self._rows), rejected=tuple(self._rejected))
         with write_atomically(_record_path(self._folder, self._planned)) as file:
-            file.write(record.model_dump_json().encode())
+            file.write(self.record.model_dump_json().encode())
 
     @property
     def _tar_name(self) -> str:
@@ -102,8 +108,8 @@ class ShardWriter:
         if self._tar is not None and self._tar.offset + num_bytes + tarfile.RECORDSIZE > self._max_bytes:
             self._close_tar()
         if self._tar is None:
-            file = self._open.enter_context(write_atomically(self._folder / self._tar_name))
-            self._tar = tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
+            self._file = self._open.enter_context(write_atomically(self._folder / self._tar_name))
+            self._tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
         return self._tar
 
     def _close_tar(self) -> None:
@@ -111,20 +117,18 @@ class ShardWriter:
             return
         with self._open:
             self._tar.close()
-        path = self._folder / self._tar_name
-        self._shards.append(
-            ShardSummary(
-                name=path.name,
+            shard = ShardSummary(
+                name=self._tar_name,
                 num_samples=len(self._tar_rows),
-                num_bytes=path.stat().st_size,
-                sha256=file_sha256(path),
+                sha256=open_sha256(self._file),
+                num_bytes=self._file.tell(),
             )
-        )
+        self._shards.append(shard)
         self._rows += self._tar_rows
         self._tar, self._tar_rows = None, []
 
 
-def read_record(folder: Path, planned: PlannedShard) -> ShardRecord | None:
+def read_record(folder: Location, planned: PlannedShard) -> ShardRecord | None:
     """Returns the record of a shard that is done; None where a tar or the record is missing or not as recorded."""
     try:
         record = ShardRecord.model_validate_json(_record_path(folder, planned).read_bytes())
@@ -134,7 +138,7 @@ def read_record(folder: Path, planned: PlannedShard) -> ShardRecord | None:
     return record if whole else None
 
 
-def _record_path(folder: Path, planned: PlannedShard) -> Path:
+def _record_path(folder: Location, planned: PlannedShard) -> Location:
     return folder / RECORDS / f"{planned.name}.json"
 
 

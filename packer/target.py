@@ -7,7 +7,6 @@ settings or versions can be refused by saying what differs.
 import fcntl
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -16,9 +15,10 @@ from configs.load import Section, UsageError
 from configs.pack import PackRecipe
 from packer.catalog import Catalog, Video
 from packer.manifest import SAMPLES, ManifestError, file_sha256, read_manifest
+from packer.owner import owned
 from packer.plan import Plan, PlannedShard, library_versions
 from packer.shard import RECORDS
-from packer.storage import PARTIAL_SUFFIX, write_atomically
+from packer.storage import PARTIAL_SUFFIX, Location, RemotePath, is_inside, write_atomically
 
 _PLAN = "plan.json"
 _NUM_NAMED = 3
@@ -40,21 +40,25 @@ class _StoredPlan(Section):
     copies: dict[str, str]
 
 
-def check_folders(source: Path, target: Path) -> None:
+def check_folders(source: Location, target: Location) -> None:
     """Raises UsageError where the one cannot be packed into the other."""
     if not source.is_dir():
         raise UsageError(f"{source} is not a folder: give the folder that holds one folder of videos per class")
-    if target.resolve().is_relative_to(source.resolve()):
+    if is_inside(target, source):
         raise UsageError(f"{target} lies inside {source} and would be packed as a class: choose another target")
     if target.exists() and not target.is_dir():
         raise UsageError(f"{target} is a file: choose another target")
-    if target.exists() and not (target / RECORDS).exists() and any(target.iterdir()):
+    if target.exists() and not (target / RECORDS).exists() and any(target.glob("*")):
         raise UsageError(f"{target} holds other files: choose an empty or a new folder")
 
 
 @contextmanager
-def locked(target: Path) -> Iterator[None]:
+def locked(target: Location) -> Iterator[None]:
     """Creates the target and keeps other packers out; the lock goes with the process, however it ends."""
+    if isinstance(target, RemotePath):
+        with owned(target / RECORDS / "lock"):
+            yield
+        return
     records = target / RECORDS
     try:
         records.mkdir(parents=True, exist_ok=True)
@@ -72,7 +76,7 @@ def locked(target: Path) -> Iterator[None]:
         yield
 
 
-def is_complete(target: Path) -> bool:
+def is_complete(target: Location) -> bool:
     """Tells whether the manifest is there and binds the index and the plan; a torn set is rebuilt from the records."""
     try:
         manifest = read_manifest(target)
@@ -81,13 +85,15 @@ def is_complete(target: Path) -> bool:
         return False
 
 
-def plan_sha256(target: Path) -> str:
+def plan_sha256(target: Location) -> str:
     """Returns the sha256 of the stored plan; empty where there is none."""
-    path = target / RECORDS / _PLAN
-    return file_sha256(path) if path.exists() else ""
+    try:
+        return file_sha256(target / RECORDS / _PLAN)
+    except FileNotFoundError:
+        return ""
 
 
-def write_plan(target: Path, plan: Plan) -> None:
+def write_plan(target: Location, plan: Plan) -> None:
     """Binds the target to a plan."""
     shards = [
         _StoredShard(
@@ -109,7 +115,7 @@ def write_plan(target: Path, plan: Plan) -> None:
         file.write(stored.model_dump_json().encode())
 
 
-def read_plan(target: Path, videos: Sequence[Video]) -> Plan | None:
+def read_plan(target: Location, videos: Sequence[Video]) -> Plan | None:
     """Returns the plan that a target is bound to; None where it is bound to none.
 
     Args:
@@ -123,7 +129,7 @@ def read_plan(target: Path, videos: Sequence[Video]) -> Plan | None:
     try:
         stored = _StoredPlan.model_validate_json(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
-        if any(path.parent.glob("*-*.json")):
+        if any((target / RECORDS).glob("*-*.json")):
             raise UsageError(f"{target} has lost the plan of its shards: delete it to pack anew") from None
         return None
     except ValidationError as error:

@@ -3,14 +3,14 @@
 import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import simplejpeg
 
 from packer.manifest import SAMPLES, ManifestError, ShardSummary, file_sha256, read_manifest, read_samples
+from packer.storage import Location, local_copy
 from packer.target import plan_sha256
 
 
@@ -26,7 +26,7 @@ class Fault:
         return f"{self.file}: {self.text}"
 
 
-def find_faults(folder: Path) -> Iterator[Fault]:
+def find_faults(folder: Location) -> Iterator[Fault]:
     """Yields every fault; a good pack yields none.
 
     Raises:
@@ -35,7 +35,7 @@ def find_faults(folder: Path) -> Iterator[Fault]:
     manifest = read_manifest(folder)
     if plan_sha256(folder) not in {"", manifest.plan_sha256}:  # a pack is read without its .pack too
         yield Fault(".pack/plan.json", "its sha256 is not the manifest's")
-    yield from _faults_of_bytes(folder / SAMPLES, manifest.samples_sha256)
+    yield from _faults_of_file(folder / SAMPLES, manifest.samples_sha256)
     for name, split in manifest.splits.items():
         rows: dict[str, list[dict[str, Any]]] = defaultdict(list)
         try:
@@ -44,35 +44,40 @@ def find_faults(folder: Path) -> Iterator[Fault]:
         except ManifestError as error:
             yield Fault(SAMPLES, str(error))
         for shard in split.shards:
-            yield from _faults_of_bytes(folder / shard.name, shard.sha256)
-            if rows:
-                yield from _faults_of_rows(folder / shard.name, shard, rows[shard.name])
+            yield from _faults_of_file(folder / shard.name, shard.sha256, shard, rows)
 
 
-def _faults_of_bytes(path: Path, sha256: str) -> Iterator[Fault]:
+def _faults_of_file(
+    location: Location,
+    sha256: str,
+    shard: ShardSummary | None = None,
+    rows: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+) -> Iterator[Fault]:
     try:
-        if file_sha256(path) != sha256:
-            yield Fault(path.name, "its sha256 is not the manifest's")
+        with local_copy(location) as path:
+            if file_sha256(path) != sha256:
+                yield Fault(location.name, "its sha256 is not the manifest's")
+            if shard and rows:
+                yield from _faults_of_rows(path, shard, rows[shard.name])
     except OSError as error:
-        yield Fault(path.name, error.strerror or str(error))
+        yield Fault(location.name, error.strerror or str(error))
 
 
 def _faults_of_rows(path: Path, shard: ShardSummary, rows: Sequence[Mapping[str, Any]]) -> Iterator[Fault]:
     if len(rows) != shard.num_samples:
-        yield Fault(path.name, f"the index has {len(rows)} samples of it, the manifest {shard.num_samples}")
-    with suppress(OSError), path.open("rb") as file:  # that it cannot be read was said above
+        yield Fault(shard.name, f"the index has {len(rows)} samples of it, the manifest {shard.num_samples}")
+    with path.open("rb") as file:
         for row in rows:
-            if fault := _fault_of_sample(file, row):
-                yield Fault(path.name, f"sample {row['key']}: {fault}")
+            if fault := _fault_of_sample(os.pread(file.fileno(), row["num_bytes"], row["offset"]), row):
+                yield Fault(shard.name, f"sample {row['key']}: {fault}")
 
 
-def read_members(file: BinaryIO, row: Mapping[str, Any]) -> list[bytes]:
-    """Returns the members of a sample, the JPEGs first, from its shard and its row of the index.
+def sample_members(data: bytes, row: Mapping[str, Any]) -> list[bytes]:
+    """Returns the members of a sample, the JPEGs first, from what its shard holds where its row of the index says.
 
     Raises:
-        ValueError: The sample is not where the row says.
+        ValueError: The sample is not there.
     """
-    data = os.pread(file.fileno(), row["num_bytes"], row["offset"])
     if len(data) < row["num_bytes"] or not data.startswith(f"{row['key']}.000.jpg\0".encode()):
         raise ValueError("it is not where the index says")
     return [
@@ -80,9 +85,9 @@ def read_members(file: BinaryIO, row: Mapping[str, Any]) -> list[bytes]:
     ]
 
 
-def _fault_of_sample(file: BinaryIO, row: Mapping[str, Any]) -> str | None:
+def _fault_of_sample(data: bytes, row: Mapping[str, Any]) -> str | None:
     try:
-        *jpegs, label, _ = read_members(file, row)
+        *jpegs, label, _ = sample_members(data, row)
     except ValueError as error:
         return str(error)
     if label != str(row["class_index"]).encode():

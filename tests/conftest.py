@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -74,3 +75,24 @@ def system_program(name: str) -> str:
             pytest.fail(message)
         pytest.skip(message)
     return path
+
+
+@pytest.fixture(scope="session")
+def s3_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """A running S3 server, as environment variables."""
+    from tests.s3 import s3_server
+
+    with s3_server(tmp_path_factory.mktemp("s3") / "log") as environment:
+        yield environment
+
+
+@pytest.fixture
+def bucket(s3_environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> str:
+    """The address of a new bucket, which this test and the processes that it starts can reach."""
+    import fsspec
+
+    for name, value in s3_environment.items():
+        monkeypatch.setenv(name, value)
+    name = f"bucket-{uuid.uuid4().hex}"
+    fsspec.filesystem("s3").mkdir(name)
+    return f"s3://{name}"

@@ -1,6 +1,7 @@
 """One shard: cut where it overflows, whole or absent, read back only if unchanged."""
 
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,7 @@ def write(folder: Path, clip: Clip, max_bytes: int) -> None:
             if number == 2:
                 writer.reject(video, VideoError("undecodable", "not one frame of the video can be decoded"))
             else:
-                writer.add(video, f"{number:064d}", 0, clip)
+                writer.add(video, 0, replace(clip, source_sha256=f"{number:064d}"))
 
 
 @pytest.mark.parametrize(("samples_per_tar", "num_samples"), [(9, [5]), (2, [2, 2, 1]), (1, [1] * 5), (0, [1] * 5)])
@@ -67,7 +68,7 @@ def test_a_shard_of_rejected_videos_alone_has_no_tar(folder: Path) -> None:
 def test_an_error_leaves_nothing_behind(folder: Path, clip: Clip) -> None:
     writer = ShardWriter(folder, PLANNED, 2**20)
     with pytest.raises(KeyboardInterrupt), writer:  # noqa: PT012
-        writer.add(PLANNED.videos[0], "0" * 64, 0, clip)
+        writer.add(PLANNED.videos[0], 0, clip)
         raise KeyboardInterrupt
     assert [path.name for path in folder.rglob("*")] == [RECORDS]
     assert read_record(folder, PLANNED) is None

@@ -1,0 +1,139 @@
+"""Packs from and to a real S3 server: the bytes, refusals and repairs are those of local folders."""
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from packer.owner import _Owner
+from packer.storage import RemotePath, write_atomically
+from tests.packs import assert_same_pack, command, refused, run
+from tests.s3 import get_folder, put_folder
+from tests.videos import write_classes
+
+pytestmark = pytest.mark.integration
+
+FAST = ["--clip.num-frames=2", "--clip.short-side-px=16", "--shards.max-samples=2", "--max-rejected-fraction=1"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = write_classes(tmp_path_factory.mktemp("remote") / "data", {"a": 9, "b": 8}, 4)
+    (folder / "a/sub folder").mkdir()
+    shutil.copy(folder / "a/video 0.mp4", folder / "a/sub folder/#1 [é] 100%?.mp4")
+    (folder / "b/notes.txt").write_text("no video")
+    (folder / "b/empty.mp4").touch()
+    (folder / "b/broken.mp4").write_bytes(bytes(2000))
+    (folder / "readme").write_text("beside the classes")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(data: Path) -> Path:
+    assert run(data, data.parent / "shards", *FAST, "--workers=1") == 0
+    return data.parent / "shards"
+
+
+def assert_same_remote(url: str, whole: Path, tmp_path: Path) -> None:
+    got = get_folder(url, tmp_path / "got")
+    (got / ".pack/lock").touch()  # a local lock is a file that stays
+    assert_same_pack(got, whole)
+
+
+def test_the_bytes_are_those_of_a_local_pack(data: Path, whole: Path, bucket: str, tmp_path: Path) -> None:
+    put_folder(data, f"{bucket}/data")
+    assert run(f"{bucket}/data/", f"{bucket}/deep/shards", *FAST, "--workers=2") == 0
+    assert_same_remote(f"{bucket}/deep/shards", whole, tmp_path)
+
+
+def test_a_killed_pack_is_continued(data: Path, whole: Path, bucket: str, tmp_path: Path) -> None:
+    target = f"{bucket}/shards"
+    process = subprocess.Popen(command([data, target, *FAST, "--workers=1"]), stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not RemotePath(f"{target}/.pack/train-000001.json").exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not RemotePath(f"{target}/manifest.json").exists()
+    before = RemotePath(f"{target}/.pack/train-000000.json").read_bytes()
+    assert run(data, target, *FAST) == 0
+    assert RemotePath(f"{target}/.pack/train-000000.json").read_bytes() == before
+    assert_same_remote(target, whole, tmp_path)
+
+
+def test_a_second_packer_is_refused(data: Path, bucket: str, capsys: pytest.CaptureFixture[str]) -> None:
+    target = f"{bucket}/shards"
+    lock = RemotePath(f"{target}/.pack/lock")
+    for owner, lives in [
+        (_Owner(), True),
+        (_Owner(host="elsewhere", pid=1), True),
+        (_Owner(host="elsewhere", pid=1, beat=time.time() - 301), False),
+        (_Owner(born=0), False),
+    ]:
+        lock.write_bytes(owner.model_dump_json().encode())
+        if lives:
+            assert f"process {owner.pid} on {owner.host} packs there" in refused([data, target, *FAST], capsys)
+    assert run(data, target, *FAST) == 0
+    assert not lock.exists()
+    lock.write_bytes(b"", "create")
+    with pytest.raises(FileExistsError):
+        lock.write_bytes(b"", "create")
+
+
+def test_verify_repair_inspect_and_append(
+    data: Path, whole: Path, bucket: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = f"{bucket}/shards"
+    put_folder(whole, target)
+    assert run("verify", target) == 0
+    shard = RemotePath(f"{target}/train-000001.tar")
+    damaged = bytearray(shard.read_bytes())
+    damaged[5000] ^= 1
+    shard.write_bytes(bytes(damaged))
+    RemotePath(f"{target}/val-000000.tar").unlink()
+    capsys.readouterr()
+    assert run("verify", target) == 1
+    output = capsys.readouterr().out
+    assert "train-000001.tar: its sha256 is not the manifest's" in output
+    assert "val-000000.tar: No such file or directory" in output
+    assert run("repair", target, data) == 0
+    assert run("verify", target) == 0
+    assert_same_remote(target, whole, tmp_path)
+    assert run("inspect", target, "--sheet", str(tmp_path / "sheet.png")) == 0
+    more = shutil.copytree(data, tmp_path / "data")
+    shutil.copy(data / "a/video 1.mp4", more / "a/new.mp4")
+    local = shutil.copytree(whole, tmp_path / "local")
+    for where in (target, local):
+        assert run(more, where, *FAST, "--append") == 0
+    assert_same_remote(target, local, tmp_path / "appended")
+
+
+def test_what_cannot_be_is_refused(data: Path, bucket: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "is not a folder" in refused([f"{bucket}/nothing", f"{bucket}/shards"], capsys)
+    assert "is not a folder" in refused(["s3://no-such-bucket-at-all/x", f"{bucket}/shards"], capsys)
+    put_folder(data, f"{bucket}/data")
+    assert "lies inside" in refused([f"{bucket}/data", f"{bucket}/data/shards"], capsys)
+    assert "holds other files" in refused([data, f"{bucket}/data"], capsys)
+    assert "Protocol not known: nowhere" in refused([data, "nowhere://shards"], capsys)
+    assert "holds no complete pack" in refused(["verify", f"{bucket}/data"], capsys)
+
+
+def test_large_files_go_up_in_parts(bucket: str, tmp_path: Path) -> None:
+    path = RemotePath(f"{bucket}/large")
+    block = os.urandom(2**20)
+    with write_atomically(path) as file:
+        for _ in range(101):
+            file.write(block)
+    path.download(tmp_path / "large")
+    assert (tmp_path / "large").read_bytes() == block * 101
+    from fsspec import filesystem
+
+    assert filesystem("s3").info(path.url)["ETag"].strip('"').endswith("-3")  # how S3 marks an upload of 3 parts
+    with pytest.raises(OSError, match="stopped"), write_atomically(RemotePath(f"{bucket}/other")):
+        raise OSError("stopped")
+    assert not RemotePath(f"{bucket}/other").exists()

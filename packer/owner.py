@@ -12,10 +12,9 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Self
 
 import psutil
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from configs.load import Section, UsageError
 from packer.storage import RemotePath
@@ -29,13 +28,6 @@ class _Owner(Section):
     pid: int = Field(default_factory=os.getpid)
     born: float = Field(default_factory=lambda: psutil.Process().create_time())
     beat: float = Field(default_factory=time.time)
-
-    @classmethod
-    def read(cls, path: RemotePath) -> Self | None:
-        try:
-            return cls.model_validate_json(path.read_bytes())
-        except (FileNotFoundError, ValidationError):
-            return None
 
     @property
     def lives(self) -> bool:
@@ -52,13 +44,19 @@ def owned(path: RemotePath) -> Iterator[None]:
         UsageError: Another process holds it, or it cannot be written.
     """
     try:
-        if (owner := _Owner.read(path)) is not None:
-            if owner.lives:
-                raise _taken(path, owner)
-            path.unlink(missing_ok=True)
+        owner = _Owner.model_validate_json(path.read_bytes())
+        if owner.lives:
+            raise UsageError(
+                f"{path} says that process {owner.pid} on {owner.host} packs there: wait for it, or stop it; one that "
+                f"died on another machine is succeeded after {DEAD_SECONDS:g} s"
+            )
+        path.unlink(missing_ok=True)
+    except FileNotFoundError:
+        pass
+    try:
         path.write_bytes(_Owner().model_dump_json().encode(), "create")
     except FileExistsError as error:
-        raise _taken(path, _Owner.read(path)) from error
+        raise UsageError(f"{path} was just written by another packer: wait for it, or stop it") from error
     except OSError as error:
         raise UsageError(f"{path} cannot be written: {error.strerror}") from error
     ended = threading.Event()
@@ -75,11 +73,3 @@ def owned(path: RemotePath) -> Iterator[None]:
 def _beat(path: RemotePath, ended: threading.Event) -> None:
     while not ended.wait(BEAT_SECONDS):
         path.write_bytes(_Owner().model_dump_json().encode())
-
-
-def _taken(path: RemotePath, owner: _Owner | None) -> UsageError:
-    who = f"process {owner.pid} on {owner.host}" if owner else "another process"
-    return UsageError(
-        f"{path} says that {who} packs there: wait for it, or stop it; one that died on another machine is succeeded "
-        f"after {DEAD_SECONDS:g} s"
-    )

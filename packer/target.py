@@ -56,7 +56,7 @@ def check_folders(source: Location, target: Location) -> None:
 def locked(target: Location) -> Iterator[None]:
     """Creates the target and keeps other packers out; the lock goes with the process, however it ends."""
     if isinstance(target, RemotePath):
-        with owned(target / RECORDS / "lock"):
+        with owned(target / RECORDS / "owner.json"):
             yield
         return
     records = target / RECORDS

@@ -40,7 +40,7 @@ def whole(data: Path) -> Path:
 
 def assert_same_remote(url: str, whole: Path, tmp_path: Path) -> None:
     got = get_folder(url, tmp_path / "got")
-    (got / ".pack/lock").touch()  # a local lock is a file that stays
+    (got / ".pack/lock").touch()  # the lock of a local pack is a file that stays
     assert_same_pack(got, whole)
 
 
@@ -68,7 +68,7 @@ def test_a_killed_pack_is_continued(data: Path, whole: Path, bucket: str, tmp_pa
 
 def test_a_second_packer_is_refused(data: Path, bucket: str, capsys: pytest.CaptureFixture[str]) -> None:
     target = f"{bucket}/shards"
-    lock = RemotePath(f"{target}/.pack/lock")
+    lock = RemotePath(f"{target}/.pack/owner.json")
     for owner, lives in [
         (_Owner(), True),
         (_Owner(host="elsewhere", pid=1), True),

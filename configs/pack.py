@@ -122,8 +122,10 @@ class PackRecipe(Section):
 class PackConfig(PackRecipe):
     """Everything `python -m packer` can be told."""
 
-    source: CliPositionalArg[str] = Field(description="folder with one folder of videos per class")
-    target: CliPositionalArg[str] = Field(description="folder for the shards; it is created")
+    source: CliPositionalArg[str] = Field(
+        description="folder with one folder of videos per class, or its address, such as s3://bucket/data"
+    )
+    target: CliPositionalArg[str] = Field(description="folder for the shards, or its address; it is created")
     lists: str = ""
     """Where the split's lists lie: the folder of the official ones, or the file of `--split.method csv`."""
     append: bool = False

@@ -95,7 +95,7 @@ class TrainConfig(Section):
     """Everything `python -m trainer` can be told."""
 
     shards: str = "shards"
-    """Folder that the packer wrote."""
+    """Folder that the packer wrote, or its address, such as s3://bucket/shards."""
     run: str | None = None
     """Name of the run; the name of an unfinished run resumes it. Without one a new name is made."""
     runs: str = "runs"

@@ -11,7 +11,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import psutil
 from pydantic import Field
@@ -72,4 +72,5 @@ def owned(path: RemotePath) -> Iterator[None]:
 
 def _beat(path: RemotePath, ended: threading.Event) -> None:
     while not ended.wait(BEAT_SECONDS):
-        path.write_bytes(_Owner().model_dump_json().encode())
+        with suppress(OSError):  # a store that fails for good fails the pack itself
+            path.write_bytes(_Owner().model_dump_json().encode())

@@ -7,13 +7,19 @@ import subprocess
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from numpy.typing import NDArray
 
 from packer.owner import _Owner
 from packer.storage import RemotePath, write_atomically
 from tests.packs import assert_same_pack, command, refused, run
 from tests.s3 import get_folder, put_folder
 from tests.videos import write_classes
+from trainer.index import SampleIndex
+from trainer.schedule import Row, Schedule, Shuffle
+from trainer.stream import make_loader
 
 pytestmark = pytest.mark.integration
 
@@ -137,3 +143,29 @@ def test_large_files_go_up_in_parts(bucket: str, tmp_path: Path) -> None:
     with pytest.raises(OSError, match="stopped"), write_atomically(RemotePath(f"{bucket}/other")):
         raise OSError("stopped")
     assert not RemotePath(f"{bucket}/other").exists()
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_the_trainer_streams_what_it_streams_from_a_folder(packed: Path, bucket: str, num_workers: int) -> None:
+    put_folder(packed, f"{bucket}/shards")
+    streams = []
+    for folder in (packed, RemotePath(f"{bucket}/shards")):
+        index = SampleIndex.open(folder, "train")
+        schedule = Schedule(index.shard_sizes, 4, num_epochs=2, shuffle=Shuffle(seed=0, block=8))
+        streams.append(list(make_loader(index, schedule, as_stored, 32, num_workers=num_workers)))
+    assert len(streams[0]) > 8
+    for local, remote in zip(*streams, strict=True):
+        assert torch.equal(local.clips, remote.clips)
+        assert (local.rows, local.errors) == (remote.rows, remote.errors) == (local.rows, ())
+
+
+def test_the_trainer_counts_a_sample_that_cannot_be_read(packed: Path, bucket: str) -> None:
+    put_folder(packed, f"{bucket}/shards")
+    index = SampleIndex.open(RemotePath(f"{bucket}/shards"), "val")
+    RemotePath(f"{bucket}/shards/{index.shards[0]}").unlink()
+    batches = list(make_loader(index, Schedule(index.shard_sizes, 4), as_stored, 32))
+    assert "val-000000.tar at byte 0) cannot be read: [Errno 2] No such file or directory" in batches[0].errors[0]
+
+
+def as_stored(frames: NDArray[np.uint8], row: Row) -> NDArray[np.uint8]:
+    return frames

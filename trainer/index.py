@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from packer.manifest import read_manifest, read_samples
+from packer.storage import Location, RemotePath
 
 TAR_BLOCK_BYTES = 512
 MAX_OPEN_SHARDS = 64
@@ -29,6 +30,10 @@ class ShardReader(Protocol):
 
     def read(self, shard: str, offset: int, num_bytes: int) -> bytes:
         """Returns `num_bytes` bytes of `shard` from `offset`; fewer only where the shard ends."""
+        ...
+
+    def close(self) -> None:
+        """Lets go of what is open."""
         ...
 
 
@@ -58,11 +63,25 @@ class LocalReader:
         return descriptor
 
 
+class RemoteReader:
+    """Reads shards at an address by range requests, each tried again where the store fails."""
+
+    def __init__(self, folder: RemotePath) -> None:
+        self._folder = folder
+
+    def read(self, shard: str, offset: int, num_bytes: int) -> bytes:
+        """Returns `num_bytes` bytes of `shard` from `offset`; fewer only where the shard ends."""
+        return (self._folder / shard).read_range(offset, num_bytes)
+
+    def close(self) -> None:
+        """Does nothing: no shard stays open."""
+
+
 @dataclass(frozen=True)
 class SampleIndex:
     """Where the samples of one split lie; arrays of one entry per sample, in shard order, then tar order."""
 
-    folder: Path
+    folder: Location
     shards: tuple[str, ...]
     shard_sizes: tuple[int, ...]
     shard_of: NDArray[np.int32]
@@ -77,7 +96,7 @@ class SampleIndex:
         return len(self.labels)
 
     @classmethod
-    def open(cls, folder: Path, split: str) -> "SampleIndex":
+    def open(cls, folder: Location, split: str) -> "SampleIndex":
         """Returns the index of a split.
 
         Raises:
@@ -98,6 +117,10 @@ class SampleIndex:
             labels=table["class_index"].to_numpy().astype(np.int64),
             num_frames=manifest.clip.num_frames,
         )
+
+    def reader(self) -> ShardReader:
+        """Returns a reader of the shards where they lie, for the process that asks."""
+        return RemoteReader(self.folder) if isinstance(self.folder, RemotePath) else LocalReader(self.folder)
 
     def read(self, reader: ShardReader, index: int) -> Sample:
         """Returns a sample as WebDataset gives it: `__key__`, `__url__`, `000.jpg` ..., `cls` and `json`, all bytes.

@@ -25,6 +25,7 @@ from ray.train.v2.api.result import Result
 from configs.load import UsageError, resolve
 from configs.train import TrainConfig
 from packer.manifest import Manifest, manifest_sha256, read_manifest
+from packer.storage import at, locate
 from trainer.failure import FailureReport, last_line
 from trainer.model import load_backbone_weights, make_backbone
 from trainer.registry import tracking_uri
@@ -78,7 +79,7 @@ def train(config: TrainConfig) -> int:
         UsageError: The configuration does not fit the data, the storage or the cluster.
     """
     config = _absolute(config)
-    shards, folder = Path(config.shards), Path(config.runs) / str(config.run)
+    shards, folder = at(config.shards), Path(config.runs) / str(config.run)
     manifest = read_manifest(shards)
     digest = manifest_sha256(shards)
     _check(config, manifest)
@@ -145,7 +146,7 @@ def _absolute(config: TrainConfig) -> TrainConfig:
     """Returns the configuration with absolute paths and a name: workers run in a folder of Ray's."""
     return config.model_copy(
         update={
-            "shards": str(resolve(config.shards)),
+            "shards": str(locate(config.shards)),
             "runs": str(resolve(config.runs)),
             "run": config.run or new_name(),
         }
@@ -183,7 +184,7 @@ def _begin(
         describe_run(uri, run_id, config, manifest, digest, code_version())
         save_config(folder, config)
         if weights is not None:
-            torch.save(weights, JobSpec(config, Path(config.shards), folder, run_id, uri, num_workers=1).weights_file)
+            torch.save(weights, JobSpec(config, at(config.shards), folder, run_id, uri, num_workers=1).weights_file)
         record.save(folder)
     except BaseException as error:
         end_run(uri, run_id, "KILLED" if isinstance(error, Stopped) else "FAILED")

@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +9,7 @@ from torch import nn
 
 from configs.train import ModelContract
 from packer.manifest import Manifest, manifest_sha256, read_samples
+from packer.storage import Location
 from trainer.loop import Ranks, evaluate
 from trainer.registry import Registry
 from trainer.run import code_version
@@ -55,7 +55,7 @@ def judge(spec: JobSpec, model: nn.Module, contract: ModelContract) -> float:
     return evaluation.figures()[spec.config.select_by]
 
 
-def val_sha256(shards: Path, manifest: Manifest) -> str:
+def val_sha256(shards: Location, manifest: Manifest) -> str:
     """Returns a digest of the val split's samples and classes: equal digests make figures comparable."""
     table = read_samples(shards, "val", columns=["key", "class_index", "source_sha256"])
     digest = hashlib.sha256("\0".join(manifest.class_names).encode())

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from configs.train import TrainConfig
 from packer.manifest import Manifest
+from packer.storage import Location
 from trainer.augment import EvalView, TrainView
 from trainer.checkpoint import CheckpointStore
 from trainer.index import SampleIndex
@@ -30,7 +31,7 @@ class JobSpec:
     """What the driver tells every worker; all paths are absolute, since workers run in a folder of Ray's."""
 
     config: TrainConfig
-    shards: Path
+    shards: Location
     run_folder: Path
     run_id: str
     tracking_uri: str

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from packer.jpeg import decode_frames
-from trainer.index import LocalReader, Sample, SampleError, SampleIndex
+from packer.storage import RemotePath, read_many
+from trainer.index import Sample, SampleError, SampleIndex, ShardReader
 from trainer.schedule import Row, Schedule
 
 FILL_VALUE = 128
@@ -77,15 +78,19 @@ class RowSource(IterableDataset[Sample]):
         """Yields sample dicts with their row, their step, and their place among the step's rows."""
         worker = get_worker_info()
         first, stride = (worker.id, worker.num_workers) if worker else (0, 1)
-        with closing(LocalReader(self._index.folder)) as reader:
+        is_remote = isinstance(self._index.folder, RemotePath)
+        with closing(self._index.reader()) as reader:
             for step in range(first, self._schedule.num_steps, stride):
                 rows = self._schedule.rows(step, self._rank, self._world_size)
-                for place, row in enumerate(rows):
-                    mark: Sample = {"__row__": row, "__step__": step, "__place__": place, "__num_rows__": len(rows)}
-                    try:
-                        yield {**self._index.read(reader, row.index), **mark}
-                    except SampleError as error:
-                        yield {"__key__": f"sample-{row.index}", "__error__": str(error), **mark}
+                samples = read_many(partial(self._read, reader), rows, is_remote)
+                for place, (row, sample) in enumerate(zip(rows, samples, strict=True)):
+                    yield {**sample, "__row__": row, "__step__": step, "__place__": place, "__num_rows__": len(rows)}
+
+    def _read(self, reader: ShardReader, row: Row) -> Sample:
+        try:
+            return self._index.read(reader, row.index)
+        except SampleError as error:
+            return {"__key__": f"sample-{row.index}", "__error__": str(error)}
 
 
 def decode(samples: Iterable[Sample], *, num_frames: int) -> Iterator[Sample]:

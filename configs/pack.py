@@ -123,7 +123,7 @@ class PackConfig(PackRecipe):
     """Everything `python -m packer` can be told."""
 
     source: CliPositionalArg[str] = Field(
-        description="folder with one folder of videos per class, or its address, such as s3://bucket/data"
+        description="folder with one folder of videos per class, or its address: s3://..."
     )
     target: CliPositionalArg[str] = Field(description="folder for the shards, or its address; it is created")
     lists: str = ""
@@ -136,6 +136,9 @@ class PackConfig(PackRecipe):
     """Stops at the first video that gives no clip."""
     workers: int = Field(0, ge=0)
     """Processes that decode videos; 0: one per core. The bytes written do not depend on it."""
+    ray: str = ""
+    """Address of a Ray cluster that decodes the videos, such as auto or 10.0.0.1:6379, to the same bytes; all of its
+    machines must have this version of clipstream and be able to read the source. Unset: this machine decodes."""
     max_rejected_fraction: float = Field(0.05, ge=0, le=1)
     """Above this share of rejected videos the exit code is 1, though the shards are complete."""
 

@@ -62,7 +62,7 @@ def _pack(arguments: Sequence[str]) -> int:
         if config.dry_run:
             print(format_plan(prepared))
             return 0
-        result = pack(prepared, config.workers, config.strict)
+        result = pack(prepared, config.workers, config.strict, config.ray)
     except (PackError, OSError) as error:
         return _failed(error)
     print(format_report(result))

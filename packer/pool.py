@@ -13,9 +13,11 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from multiprocessing.connection import Connection, Pipe
 from types import TracebackType
+from typing import Protocol
 
 import psutil
 
@@ -37,10 +39,13 @@ class DecodePool:
             clip = pool.submit("video.mp4", ClipConfig()).result()
     """
 
-    def __init__(self, num_workers: int, limits: DecodeLimits) -> None:
-        """Takes the number of processes and what one video may cost."""
+    def __init__(
+        self, num_workers: int, limits: DecodeLimits, make_decoder: "Callable[[DecodeLimits], Decoder] | None" = None
+    ) -> None:
+        """Takes the number of processes, what one video may cost, and where the processes are: by default, here."""
+        self.num_workers = num_workers
         self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
-        self._decoders = [_Decoder(limits) for _ in range(num_workers)]
+        self._decoders = [(make_decoder or LocalDecoder)(limits) for _ in range(num_workers)]
         self._threads = [
             threading.Thread(target=self._drive, args=(decoder,), name="decoder", daemon=True)
             for decoder in self._decoders
@@ -80,7 +85,7 @@ class DecodePool:
         """Closes the pool."""
         self.close()
 
-    def _drive(self, decoder: "_Decoder") -> None:
+    def _drive(self, decoder: "Decoder") -> None:
         while (task := self._tasks.get()) is not None:
             future, source, clip = task
             if self._closing:
@@ -93,10 +98,23 @@ class DecodePool:
                 future.set_exception(error)
 
 
-class _Decoder:
-    """One decoder process as its driving thread sees it; killed and started anew when a video has spoilt it."""
+class Decoder(Protocol):
+    """A decoder process as its driving thread sees it."""
+
+    def read_clip(self, source: str | bytes, clip: ClipConfig) -> Clip:
+        """Returns the clip of a video, or raises VideoError."""
+        ...
+
+    def close(self) -> None:
+        """Ends the process, also while another thread waits for its answer."""
+        ...
+
+
+class LocalDecoder:
+    """A decoder process on this machine; killed and started anew when a video has spoilt it."""
 
     def __init__(self, limits: DecodeLimits) -> None:
+        """Takes what one video may cost."""
         self._limits = limits
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
@@ -104,12 +122,18 @@ class _Decoder:
         self._connection: Connection
 
     def read_clip(self, source: str | bytes, clip: ClipConfig) -> Clip:
+        """Returns the clip of a video.
+
+        Raises:
+            VideoError: The video gives no clip.
+            ChildProcessError: The process cannot be started.
+        """
         if self._process is None or self._process.poll() is not None:
             self._start()
         try:
             self._connection.send((source, clip, self._limits))
             if not self._connection.poll(self._limits.timeout_seconds):
-                self.kill()
+                self._kill()
                 raise VideoError(
                     "timeout", f"the video took longer than {self._limits.timeout_seconds:g} s (limits.timeout_seconds)"
                 )
@@ -121,10 +145,11 @@ class _Decoder:
         return answer
 
     def close(self) -> None:
+        """Ends the process."""
         self._closed = True
-        self.kill()
+        self._kill()
 
-    def kill(self) -> None:
+    def _kill(self) -> None:
         with self._lock:
             if self._process is not None:
                 self._process.kill()
@@ -150,7 +175,7 @@ class _Decoder:
         except EOFError:
             started = False
         if not started:  # no video is to blame: the whole pack must stop
-            self.kill()
+            self._kill()
             if self._closed:
                 raise RuntimeError(_CLOSED)
             raise ChildProcessError("a decoder process did not start: its own message is above")
@@ -158,7 +183,7 @@ class _Decoder:
     def _crash(self) -> VideoError:
         process = self._process
         exit_code = process.wait() if process is not None else None
-        self.kill()
+        self._kill()
         if exit_code == -signal.SIGKILL:
             return VideoError("out_of_memory", "the decoder was killed by the system, most likely for want of memory")
         return VideoError("decoder_crash", f"the decoder crashed on the video (exit code {exit_code})")

@@ -10,12 +10,13 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from tqdm import tqdm
 
 from configs.load import UsageError
-from configs.pack import ClipConfig
+from configs.pack import ClipConfig, DecodeLimits
 from packer.catalog import Video
 from packer.clip import SAMPLING_RULE, Clip, VideoError
 from packer.manifest import (
@@ -65,13 +66,14 @@ class PackResult:
     seconds: float
 
 
-def pack(prepared: Preparation, workers: int = 0, strict: bool = False) -> PackResult:
+def pack(prepared: Preparation, workers: int = 0, strict: bool = False, cluster: str = "") -> PackResult:
     """Does what `prepare` settled.
 
     Args:
         prepared: What is to be done.
         workers: Processes that decode videos; 0: one per core. The bytes written do not depend on it.
         strict: Whether the first video that gives no clip ends the work.
+        cluster: Address of the Ray cluster that decodes; empty: this machine does.
 
     Raises:
         UsageError: Another process packs, or packed, the target.
@@ -92,7 +94,7 @@ def pack(prepared: Preparation, workers: int = 0, strict: bool = False) -> PackR
         if strict:
             for row in _failed(done.values()):
                 raise _strict_error(row.source, row.message)
-        done |= pack_shards(target, plan, missing, workers, strict)
+        done |= pack_shards(target, plan, missing, workers, strict, cluster)
         records = [done[shard.name] for shard in plan.shards]
         manifest = _finish(prepared, records)
     return PackResult(
@@ -116,7 +118,12 @@ def _is_damaged(row: SampleRow) -> bool:
 
 
 def pack_shards(
-    target: Location, plan: Plan, shards: Sequence[PlannedShard], workers: int, strict: bool = False
+    target: Location,
+    plan: Plan,
+    shards: Sequence[PlannedShard],
+    workers: int,
+    strict: bool = False,
+    cluster: str = "",
 ) -> dict[str, ShardRecord]:
     """Packs some of a plan's shards and returns, by name, what they became.
 
@@ -129,11 +136,14 @@ def pack_shards(
     class_index = {name: index for index, name in enumerate(plan.class_names)}
     clip, limits = plan.recipe.clip, plan.recipe.limits
     records = {}
-    num_workers = min(workers or len(os.sched_getaffinity(0)), max(1, len(videos)))
-    with DecodePool(num_workers, limits) as pool, tqdm(total=len(videos), unit="video", disable=None) as bar:
+    num_videos = max(1, len(videos))
+    with (
+        _pool(limits, workers, num_videos, cluster) as pool,
+        tqdm(total=len(videos), unit="video", disable=None) as bar,
+    ):
         bar.set_postfix(rejected=0)
         num_rejected = 0
-        outcomes = _outcomes(pool, videos, clip, num_workers * _WINDOW_PER_WORKER)
+        outcomes = _outcomes(pool, videos, clip, pool.num_workers * _WINDOW_PER_WORKER)
         for shard in shards:
             with ShardWriter(target, shard, plan.recipe.shards.max_bytes) as writer:
                 for video in shard.videos:
@@ -150,6 +160,21 @@ def pack_shards(
                     bar.update()
             records[shard.name] = writer.record
     return records
+
+
+@contextmanager
+def _pool(limits: DecodeLimits, workers: int, num_videos: int, cluster: str) -> Iterator[DecodePool]:
+    if not cluster:
+        num_workers = workers or len(os.sched_getaffinity(0))
+        with DecodePool(min(num_workers, num_videos), limits) as pool:
+            yield pool
+        return
+    from packer.cluster import ClusterDecoder, joined
+
+    with joined(cluster) as num_cpus:  # an actor more than there are CPUs would wait, and its video with it
+        num_workers = min(workers or num_cpus, num_cpus)
+        with DecodePool(min(num_workers, num_videos), limits, ClusterDecoder) as pool:
+            yield pool
 
 
 def _duplicate(original: str) -> VideoError:

@@ -5,6 +5,8 @@ machine of the cluster must have this version of clipstream and be able to read 
 """
 
 import logging
+import re
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,7 +17,10 @@ from configs.load import UsageError
 from configs.pack import ClipConfig, DecodeLimits
 from packer.clip import Clip, VideoError
 from packer.plan import library_versions
-from packer.pool import LocalDecoder
+from packer.pool import ProcessDecoder
+
+_HOST_AND_PORT = re.compile(r"([^:/]+):([0-9]+)")
+_CONNECT_SECONDS = 10
 
 
 @contextmanager
@@ -26,13 +31,15 @@ def joined(address: str) -> Iterator[int]:
         UsageError: No cluster answers at the address.
     """
     try:
+        if match := _HOST_AND_PORT.fullmatch(address):  # Ray itself would try for many minutes
+            socket.create_connection((match[1], int(match[2])), _CONNECT_SECONDS).close()
         ray.init(address=address, logging_level=logging.WARNING)
-    except (ConnectionError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise UsageError(f"no Ray cluster answers at {address} (--ray), or it asks for another token") from error
     try:
         yield max(1, int(ray.available_resources().get("CPU", 0)))  # type: ignore[no-untyped-call]
     finally:
-        ray.shutdown()  # type: ignore[no-untyped-call]
+        ray.shutdown()
 
 
 class ClusterDecoder:
@@ -67,7 +74,7 @@ class ClusterDecoder:
 
 class _Actor:
     def __init__(self, limits: DecodeLimits) -> None:
-        self._decoder = LocalDecoder(limits)
+        self._decoder = ProcessDecoder(limits)
 
     def versions(self) -> dict[str, str]:
         return library_versions()

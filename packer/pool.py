@@ -40,12 +40,12 @@ class DecodePool:
     """
 
     def __init__(
-        self, num_workers: int, limits: DecodeLimits, make_decoder: "Callable[[DecodeLimits], Decoder] | None" = None
+        self, num_workers: int, limits: DecodeLimits, start: "Callable[[DecodeLimits], ClipDecoder] | None" = None
     ) -> None:
         """Takes the number of processes, what one video may cost, and where the processes are: by default, here."""
         self.num_workers = num_workers
         self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
-        self._decoders = [(make_decoder or LocalDecoder)(limits) for _ in range(num_workers)]
+        self._decoders = [(start or ProcessDecoder)(limits) for _ in range(num_workers)]
         self._threads = [
             threading.Thread(target=self._drive, args=(decoder,), name="decoder", daemon=True)
             for decoder in self._decoders
@@ -85,7 +85,7 @@ class DecodePool:
         """Closes the pool."""
         self.close()
 
-    def _drive(self, decoder: "Decoder") -> None:
+    def _drive(self, decoder: "ClipDecoder") -> None:
         while (task := self._tasks.get()) is not None:
             future, source, clip = task
             if self._closing:
@@ -98,7 +98,7 @@ class DecodePool:
                 future.set_exception(error)
 
 
-class Decoder(Protocol):
+class ClipDecoder(Protocol):
     """A decoder process as its driving thread sees it."""
 
     def read_clip(self, source: str | bytes, clip: ClipConfig) -> Clip:
@@ -110,7 +110,7 @@ class Decoder(Protocol):
         ...
 
 
-class LocalDecoder:
+class ProcessDecoder:
     """A decoder process on this machine; killed and started anew when a video has spoilt it."""
 
     def __init__(self, limits: DecodeLimits) -> None:

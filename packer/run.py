@@ -136,11 +136,8 @@ def pack_shards(
     class_index = {name: index for index, name in enumerate(plan.class_names)}
     clip, limits = plan.recipe.clip, plan.recipe.limits
     records = {}
-    num_videos = max(1, len(videos))
-    with (
-        _pool(limits, workers, num_videos, cluster) as pool,
-        tqdm(total=len(videos), unit="video", disable=None) as bar,
-    ):
+    bar = tqdm(total=len(videos), unit="video", disable=None)
+    with bar, _pool(limits, workers, max(1, len(videos)), cluster) as pool:
         bar.set_postfix(rejected=0)
         num_rejected = 0
         outcomes = _outcomes(pool, videos, clip, pool.num_workers * _WINDOW_PER_WORKER)

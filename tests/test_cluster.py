@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from tests.packs import assert_same_pack, command, run
+from tests.training import until
 from tests.videos import write_classes
 
 pytestmark = pytest.mark.integration
@@ -51,6 +52,7 @@ def cluster() -> Iterator[dict[str, str]]:
     with (Path(folder) / "log").open("wb") as log:
         head = subprocess.Popen(start, env=environment, stdout=log, stderr=log, start_new_session=True)
     try:
+        until(lambda: "Ray runtime started" in (Path(folder) / "log").read_text())
         yield environment | {"RAY_ADDRESS": f"127.0.0.1:{gcs}"}
     finally:
         processes = [*psutil.Process(head.pid).children(recursive=True), psutil.Process(head.pid)]

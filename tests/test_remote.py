@@ -15,13 +15,15 @@ from numpy.typing import NDArray
 from packer.owner import _Owner
 from packer.storage import RemotePath, write_atomically
 from tests.packs import assert_same_pack, command, refused, run
+from tests.registry import MLFLOW_WARNINGS
 from tests.s3 import get_folder, put_folder
+from tests.training import project
 from tests.videos import write_classes
 from trainer.index import SampleIndex
 from trainer.schedule import Row, Schedule, Shuffle
 from trainer.stream import make_loader
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, *MLFLOW_WARNINGS]
 
 FAST = ["--clip.num-frames=2", "--clip.short-side-px=16", "--shards.max-samples=2", "--max-rejected-fraction=1"]
 
@@ -145,14 +147,13 @@ def test_large_files_go_up_in_parts(bucket: str, tmp_path: Path) -> None:
     assert not RemotePath(f"{bucket}/other").exists()
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_the_trainer_streams_what_it_streams_from_a_folder(packed: Path, bucket: str, num_workers: int) -> None:
+def test_the_trainer_streams_what_it_streams_from_a_folder(packed: Path, bucket: str) -> None:
     put_folder(packed, f"{bucket}/shards")
     streams = []
     for folder in (packed, RemotePath(f"{bucket}/shards")):
         index = SampleIndex.open(folder, "train")
         schedule = Schedule(index.shard_sizes, 4, num_epochs=2, shuffle=Shuffle(seed=0, block=8))
-        streams.append(list(make_loader(index, schedule, as_stored, 32, num_workers=num_workers)))
+        streams.append(list(make_loader(index, schedule, as_stored, 32)))
     assert len(streams[0]) > 8
     for local, remote in zip(*streams, strict=True):
         assert torch.equal(local.clips, remote.clips)
@@ -165,6 +166,16 @@ def test_the_trainer_counts_a_sample_that_cannot_be_read(packed: Path, bucket: s
     RemotePath(f"{bucket}/shards/{index.shards[0]}").unlink()
     batches = list(make_loader(index, Schedule(index.shard_sizes, 4), as_stored, 32))
     assert "val-000000.tar at byte 0) cannot be read: [Errno 2] No such file or directory" in batches[0].errors[0]
+
+
+@pytest.mark.timeout(1800)
+def test_a_training(packed: Path, bucket: str, tmp_path: Path) -> None:
+    put_folder(packed, f"{bucket}/shards")
+    with project(tmp_path, packed) as made:
+        for run_name, shards in (("near", str(packed)), ("far", f"{bucket}/shards")):
+            done = made.train("--run", run_name, "--epochs", "1", "--loader-workers", "1", "--shards", shards)
+            assert done.code == 0
+        assert made.curve("near", "train_loss") == made.curve("far", "train_loss")
 
 
 def as_stored(frames: NDArray[np.uint8], row: Row) -> NDArray[np.uint8]:

@@ -89,7 +89,7 @@ def plan_sha256(target: Location) -> str:
     """Returns the sha256 of the stored plan; empty where there is none."""
     try:
         return file_sha256(target / RECORDS / _PLAN)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return ""
 
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from io import BufferedRandom, BufferedReader
+from itertools import islice
 
 import pyarrow as pa
 import pyarrow.csv
@@ -24,6 +25,8 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 SAMPLES = "samples.parquet"
 REJECTED = "rejected"
+
+_NUM_AT_ONCE = 4096
 
 _SCHEMA = pa.schema(
     [
@@ -177,7 +180,11 @@ def read_samples(folder: Location, split: str, columns: Sequence[str] | None = N
 
 def write_samples(folder: Location, rows: Iterable[SampleRow]) -> str:
     """Writes the index and returns its sha256."""
-    table = pa.Table.from_pylist([row.model_dump() for row in rows], _SCHEMA)
+    waiting = iter(rows)
+    tables = [_SCHEMA.empty_table()]  # rows as Python objects take ten times the memory: few at a time
+    while some := [row.model_dump() for row in islice(waiting, _NUM_AT_ONCE)]:
+        tables.append(pa.Table.from_pylist(some, _SCHEMA))
+    table = pa.concat_tables(tables).combine_chunks()
     with write_atomically(folder / SAMPLES) as file:
         pq.write_table(table, file)
         return open_sha256(file)

@@ -172,10 +172,9 @@ def test_the_trainer_counts_a_sample_that_cannot_be_read(packed: Path, bucket: s
 def test_a_training(packed: Path, bucket: str, tmp_path: Path) -> None:
     put_folder(packed, f"{bucket}/shards")
     with project(tmp_path, packed) as made:
-        for run_name, shards in (("near", str(packed)), ("far", f"{bucket}/shards")):
-            done = made.train("--run", run_name, "--epochs", "1", "--loader-workers", "1", "--shards", shards)
-            assert done.code == 0
-        assert made.curve("near", "train_loss") == made.curve("far", "train_loss")
+        done = made.train("--epochs", "1", "--loader-workers", "1", "--shards", f"{bucket}/shards", "--run", "far")
+        assert done.code == 0
+        assert "registered clipstream version 1" in done.log
 
 
 def as_stored(frames: NDArray[np.uint8], row: Row) -> NDArray[np.uint8]:

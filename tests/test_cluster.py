@@ -82,3 +82,8 @@ def test_no_cluster_is_said(cluster: dict[str, str], tmp_path: Path) -> None:
     assert done.returncode == 2
     assert f"no Ray cluster answers at 127.0.0.1:{port} (--ray)" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_ray_is_loaded_for_a_cluster_alone() -> None:
+    code = "import sys, packer.run, packer.prepare; assert not {'ray', 'fsspec', 's3fs'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -26,7 +26,7 @@ MANIFEST = "manifest.json"
 SAMPLES = "samples.parquet"
 REJECTED = "rejected"
 
-_NUM_AT_ONCE = 4096
+_NUM_AT_ONCE = 512
 
 _SCHEMA = pa.schema(
     [

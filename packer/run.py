@@ -23,6 +23,7 @@ from packer.manifest import (
     MANIFEST,
     Manifest,
     RejectedRow,
+    ShardSummary,
     SplitSummary,
     rejected_row,
     write_manifest,
@@ -33,7 +34,7 @@ from packer.plan import Plan, PlannedShard
 from packer.pool import DecodePool
 from packer.prepare import Preparation
 from packer.sample import SampleRow
-from packer.shard import ShardRecord, ShardWriter, read_record
+from packer.shard import ShardRecord, ShardWriter, read_record, stored_record
 from packer.split import SPLITS
 from packer.storage import Location
 from packer.target import locked, named, plan_sha256, write_plan
@@ -66,6 +67,21 @@ class PackResult:
     seconds: float
 
 
+@dataclass(frozen=True)
+class _Packed:
+    """What is kept in memory of a shard's record: the rows of a million videos would take gigabytes."""
+
+    shards: tuple[ShardSummary, ...]
+    rejected: tuple[RejectedRow, ...]
+    num_per_class: Counter[str]
+    num_damaged: int
+
+    @classmethod
+    def of(cls, record: ShardRecord) -> "_Packed":
+        num_per_class = Counter(row.class_name for row in record.rows)
+        return cls(record.shards, record.rejected, num_per_class, sum(map(_is_damaged, record.rows)))
+
+
 def pack(prepared: Preparation, workers: int = 0, strict: bool = False, cluster: str = "") -> PackResult:
     """Does what `prepare` settled.
 
@@ -87,7 +103,11 @@ def pack(prepared: Preparation, workers: int = 0, strict: bool = False, cluster:
         if plan_sha256(target) != prepared.bound_sha256:
             raise UsageError(f"{target} was changed by another process meanwhile: give the same command again")
         write_plan(target, plan)
-        done = {shard.name: record for shard in plan.shards if (record := read_record(target, shard)) is not None}
+        done = {
+            shard.name: _Packed.of(record)
+            for shard in plan.shards
+            if (record := read_record(target, shard)) is not None
+        }
         missing = [shard for shard in plan.shards if shard.name not in done]
         if done:
             logger.info("continue num_shards_done=%d num_shards_missing=%d", len(done), len(missing))
@@ -102,13 +122,13 @@ def pack(prepared: Preparation, workers: int = 0, strict: bool = False, cluster:
         plan=plan,
         notes=prepared.notes,
         rejected_fraction=len(_failed(records)) / plan.num_videos,
-        num_damaged=sum(_is_damaged(row) for record in records for row in record.rows),
+        num_damaged=sum(record.num_damaged for record in records),
         num_videos_now=sum(len(shard.videos) for shard in missing),
         seconds=time.monotonic() - started,
     )
 
 
-def _failed(records: Iterable[ShardRecord]) -> list[RejectedRow]:
+def _failed(records: Iterable[_Packed]) -> list[RejectedRow]:
     return [row for record in records for row in record.rejected if row.reason != "duplicate"]
 
 
@@ -124,7 +144,7 @@ def pack_shards(
     workers: int,
     strict: bool = False,
     cluster: str = "",
-) -> dict[str, ShardRecord]:
+) -> dict[str, _Packed]:
     """Packs some of a plan's shards and returns, by name, what they became.
 
     Raises:
@@ -155,7 +175,7 @@ def pack_shards(
                     else:
                         writer.add(video, class_index[video.class_name], outcome)
                     bar.update()
-            records[shard.name] = writer.record
+            records[shard.name] = _Packed.of(writer.record)
     return records
 
 
@@ -205,13 +225,13 @@ def _outcomes(pool: DecodePool, videos: Sequence[Video], clip: ClipConfig, windo
             yield error
 
 
-def _finish(prepared: Preparation, records: Sequence[ShardRecord]) -> Manifest:
+def _finish(prepared: Preparation, records: Sequence[_Packed]) -> Manifest:
     """Writes the index and, last, the manifest."""
     target, plan, non_videos = prepared.target, prepared.plan, prepared.catalog.non_videos
     splits = {}
     for split in SPLITS:
         of_split = [record for planned, record in zip(plan.shards, records, strict=True) if planned.split == split]
-        num_per_class = Counter(row.class_name for record in of_split for row in record.rows)
+        num_per_class = sum((record.num_per_class for record in of_split), Counter[str]())
         if not of_split:
             continue
         for name in plan.class_names:
@@ -237,7 +257,9 @@ def _finish(prepared: Preparation, records: Sequence[ShardRecord]) -> Manifest:
         num_videos=plan.num_videos + len(non_videos),
         rejected=dict(sorted(Counter(row.reason for row in rejected).items())),
         splits=splits,
-        samples_sha256=write_samples(target, (row for record in records for row in record.rows)),
+        samples_sha256=write_samples(
+            target, (row for shard in plan.shards for row in stored_record(target, shard).rows)
+        ),
         plan_sha256=plan_sha256(target),
     )
     write_manifest(target, manifest)

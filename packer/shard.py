@@ -131,11 +131,21 @@ class ShardWriter:
 def read_record(folder: Location, planned: PlannedShard) -> ShardRecord | None:
     """Returns the record of a shard that is done; None where a tar or the record is missing or not as recorded."""
     try:
-        record = ShardRecord.model_validate_json(_record_path(folder, planned).read_bytes())
+        record = stored_record(folder, planned)
         whole = all(file_sha256(folder / shard.name) == shard.sha256 for shard in record.shards)
     except (FileNotFoundError, ValidationError):
         return None
     return record if whole else None
+
+
+def stored_record(folder: Location, planned: PlannedShard) -> ShardRecord:
+    """Returns the record of a shard as it is stored, without a look at the tars.
+
+    Raises:
+        FileNotFoundError: There is none.
+        ValidationError: It is damaged.
+    """
+    return ShardRecord.model_validate_json(_record_path(folder, planned).read_bytes())
 
 
 def _record_path(folder: Location, planned: PlannedShard) -> Location:

@@ -56,6 +56,8 @@ class ModelConfig(Section):
     """imagenet (torchvision's, downloaded once), none (random), or the path of a local state_dict."""
     temporal_shift: bool = False
     """Lets each block of the backbone see the frames before and after (TSM): motion is learnt from far fewer clips."""
+    differences: bool = False
+    """Shows the CNN what changed since the frame before, too: where things move is learnt from far fewer clips."""
     grid: int = Field(1, ge=1, le=8)
     """Frame features are averaged to grid x grid places; 1: one average over the whole frame."""
     feature_size: int = Field(256, ge=8)

@@ -28,6 +28,8 @@ CONFIGS = [
     ModelConfig(**NARROW, bidirectional=True, num_layers=2),
     ModelConfig(**RESNET, bidirectional=True),
     ModelConfig(**RESNET, temporal_shift=True, grid=2),
+    ModelConfig(**NARROW, differences=True),
+    ModelConfig(**RESNET, differences=True, temporal_shift=True),
 ]
 
 
@@ -79,6 +81,32 @@ def test_memory_layout_does_not_matter() -> None:
     last = batch.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
     assert not last.is_contiguous()
     assert torch.allclose(model(last), model(batch), atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_differences_are_those_to_the_frame_before() -> None:
+    model = make(ModelConfig(**NARROW, differences=True))
+    assert model.stem_of_changes is not None
+    seen: list[Tensor] = []
+    model.stem_of_changes.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    batch = clips(3)
+    model(batch)
+    changes = seen[0].unflatten(0, (3, NUM_FRAMES))
+    assert not changes[:, 0].any()
+    since_last = batch[:, 1:].float() - batch[:, :-1].float()
+    assert torch.allclose(changes[:, 1:], since_last / model.std, atol=1e-4)
+
+
+@torch.no_grad()
+def test_differences_leave_a_still_clip_to_the_backbone() -> None:
+    """Pictures alone pass the backbone as they did when its weights were trained."""
+    model = make(ModelConfig(**NARROW, differences=True))
+    still = clips(2)[:, :1].expand(-1, NUM_FRAMES, -1, -1, -1)
+    moving = clips(2)
+    with_changes = model(still), model(moving)
+    model.stem_of_changes = None
+    assert torch.allclose(model(still), with_changes[0], atol=1e-5, rtol=0)
+    assert (model(moving) - with_changes[1]).abs().max() > 1e-2
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ server cannot prepare pixels in different ways. A clip's logits depend on that c
 Shapes: B batch, T frames, C channels, H, W height and width, F features of a frame, D width of the RNN, K classes.
 """
 
+import copy
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -100,6 +101,7 @@ class CnnRnn(nn.Module):
         self.backbone, num_channels = make_backbone(config)
         if config.temporal_shift:
             shift_in_time(self.backbone, num_frames)
+        self.stem_of_changes = _like(self.backbone[0]) if config.differences else None
         self.grid = nn.AdaptiveAvgPool2d(config.grid)
         num_cells = config.grid**2
         self.project: nn.Module = nn.Identity()
@@ -128,11 +130,26 @@ class CnnRnn(nn.Module):
         """Returns the logits `(B, K) float32` of clips `(B, T, 3, H, W) uint8 RGB`."""
         num_clips, num_frames = clips_BTCHW.shape[:2]
         pixels_NCHW = clips_BTCHW.flatten(0, 1).to(self.mean.dtype, memory_format=torch.channels_last)
-        maps_NCHW = self.backbone((pixels_NCHW - self.mean) / self.std)
+        maps_NCHW = self._see((pixels_NCHW - self.mean) / self.std, num_frames)
         features_NF = self.project(self.grid(maps_NCHW).flatten(1))
         states_BTD = self._read(features_NF.view(num_clips, num_frames, -1))
         logits_BK: Tensor = self.head(self.dropout(self._pool(states_BTD)))
         return logits_BK.float()
+
+    def _see(self, pixels_NCHW: Tensor, num_frames: int) -> Tensor:
+        if self.stem_of_changes is None:
+            whole: Tensor = self.backbone(pixels_NCHW)
+            return whole
+        clips_BTCHW = pixels_NCHW.view(-1, num_frames, *pixels_NCHW.shape[1:])
+        since_last = clips_BTCHW[:, 1:] - clips_BTCHW[:, :-1]
+        changes_BTCHW = torch.cat([torch.zeros_like(clips_BTCHW[:, :1]), since_last], dim=1)
+        changes_NCHW = changes_BTCHW.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        # Two sums of one convolution over six channels, so that a backbone trained on pictures keeps its state_dict.
+        stem, *layers = self.backbone
+        maps_NCHW: Tensor = stem(pixels_NCHW) + self.stem_of_changes(changes_NCHW)
+        for layer in layers:
+            maps_NCHW = layer(maps_NCHW)
+        return maps_NCHW
 
     def _read(self, features_BTF: Tensor) -> Tensor:
         state = self.first_state.to(features_BTF.dtype).expand(-1, features_BTF.shape[0], -1).contiguous()
@@ -150,7 +167,7 @@ class CnnRnn(nn.Module):
         return torch.cat([forward_BTD[:, -1], backward_BTD[:, 0]], dim=-1)
 
 
-def make_backbone(config: ModelConfig) -> tuple[nn.Module, int]:
+def make_backbone(config: ModelConfig) -> tuple[nn.Sequential, int]:
     """Returns a backbone with random weights, `(N, 3, H, W)` to `(N, C, h, w)`, and its number of channels C.
 
     Raises:
@@ -241,6 +258,14 @@ def _match(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor
             f"missing, unknown or of another shape, the first {wrong[0]}"
         )
     return renamed
+
+
+def _like(conv: nn.Module) -> nn.Conv2d:
+    """Returns another convolution of the same shape, with weights of its own."""
+    assert isinstance(conv, nn.Conv2d), "every backbone begins with a convolution"
+    other = copy.deepcopy(conv)
+    other.reset_parameters()
+    return other
 
 
 def _block(inside: int, outside: int) -> BasicBlock:

@@ -60,7 +60,13 @@ def never(model: nn.Module, held: ModelContract) -> float:
 
 def test_an_exported_model_answers_like_the_original_at_any_batch_size(store: Store) -> None:
     config = ModelConfig(
-        backbone="narrow", width=8, weights="none", hidden_size=8, temporal_shift=True, differences=True, bidirectional=True
+        backbone="narrow",
+        width=8,
+        weights="none",
+        hidden_size=8,
+        temporal_shift=True,
+        differences=True,
+        bidirectional=True,
     )
     model = CnnRnn(config, num_classes=3, num_frames=CLIP.num_frames).eval()
     registry = Registry(store.uri, "answers")

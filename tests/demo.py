@@ -222,6 +222,7 @@ def drive() -> None:
 
 def main() -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells let background jobs ignore it, and theirs too
     code = 0
     try:
         drive()

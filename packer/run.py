@@ -6,6 +6,7 @@ number of workers, on time, or on how often the pack was stopped.
 
 import logging
 import os
+import sys
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -43,6 +44,8 @@ logger = logging.getLogger(__name__)
 
 _WINDOW_PER_WORKER = 4
 _WHOLE_SHARE = 0.9
+_LOGGED_SECONDS = 30.0
+"""How often a log, unlike a terminal, is told of the progress."""
 _LOAD_REASONS = frozenset({"timeout", "out_of_memory"})
 """Reasons that may lie with the machine's load rather than with the video."""
 
@@ -156,7 +159,7 @@ def pack_shards(
     class_index = {name: index for index, name in enumerate(plan.class_names)}
     clip, limits = plan.recipe.clip, plan.recipe.limits
     records = {}
-    bar = tqdm(total=len(videos), unit="video", disable=None)
+    bar = tqdm(total=len(videos), unit="video", mininterval=0.1 if sys.stderr.isatty() else _LOGGED_SECONDS)
     with bar, _pool(limits, workers, max(1, len(videos)), cluster) as pool:
         bar.set_postfix(rejected=0)
         num_rejected = 0

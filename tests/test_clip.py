@@ -195,6 +195,19 @@ def test_damage_costs_frames_and_not_the_video(tmp_path: Path) -> None:
     assert tuple(read_number(frame) for frame in decode_frames(cut.jpegs)) == cut.frame_indices
 
 
+def test_an_mp4_without_its_end_is_truncated(tmp_path: Path) -> None:
+    whole = write_numbered_video(tmp_path / "video.mp4", 30).read_bytes()
+    assert whole.index(b"mdat") < whole.index(b"moov")
+    for num_bytes in (whole.index(b"mdat") + 100, whole.index(b"moov") - 4, len(whole) - 900, len(whole) - 100):
+        with pytest.raises(VideoError, match="ends before its index does") as caught:
+            read_clip(whole[:num_bytes], ClipConfig(), LIMITS)
+        assert caught.value.reason == "truncated"
+    for damaged in (whole.replace(b"mvhd", b"\0\0\0\0").replace(b"trak", b"\0\0\0\0"), b"text" + whole[:100]):
+        with pytest.raises(VideoError) as caught:
+            read_clip(damaged, ClipConfig(), LIMITS)
+        assert caught.value.reason != "truncated"
+
+
 def test_mutated_videos_raise_nothing_but_video_error(tmp_path: Path) -> None:
     for name, codec in (("a.mp4", "libx264"), ("a.avi", "mpeg4"), ("a.mkv", "ffv1"), ("a.webm", "libvpx-vp9")):
         whole = write_numbered_video(tmp_path / name, 12, codec=codec).read_bytes()

@@ -196,7 +196,7 @@ def test_rejected_videos_are_listed_and_may_fail_the_command(
     with (tmp_path / "shards/rejected.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["source"], row["class_name"], row["reason"]) for row in rows] == [
-        ('a/cut, and "quoted".mp4', "a", "not_a_video")
+        ('a/cut, and "quoted".mp4', "a", "truncated")
     ]
     half = write_numbered_video(tmp_path / "half.avi", 60, codec="mpeg4", options={"g": "5"}).read_bytes()
     (folder / "a/half.avi").write_bytes(half[: len(half) * 4 // 5])

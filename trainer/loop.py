@@ -6,6 +6,7 @@ batch's mass A, the sum of its rows' weights, and each piece's loss is world_siz
 DDP's mean over the ranks is then the mean over the batch, not a mean of means.
 """
 
+import ctypes
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -22,6 +23,10 @@ from torch.nn.parallel import DistributedDataParallel
 from configs.train import OptimizerConfig
 from trainer.metrics import TOP_K, Evaluation
 from trainer.stream import Batch
+
+# Of glibc's malloc.h.
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_MAX = -4
 
 
 @dataclass(frozen=True)
@@ -200,6 +205,18 @@ def evaluate(
         loss_sum=totals[1],
         num_bad=int(totals[2]),
     )
+
+
+def keep_freed_memory() -> None:
+    """Lets the C library keep what each step frees for the next one.
+
+    By default glibc gives it back and the kernel clears it anew: up to a fifth of a ResNet-18 step on the CPU. Other C
+    libraries lack `mallopt` and are left alone.
+    """
+    c_library = ctypes.CDLL(None)
+    if hasattr(c_library, "mallopt"):
+        c_library.mallopt(_M_MMAP_MAX, 0)
+        c_library.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def share_buffers(model: nn.Module, ranks: Ranks) -> None:

@@ -9,7 +9,7 @@ import ray.train.torch
 import torch
 import torch.distributed as dist
 
-from trainer.loop import Ranks
+from trainer.loop import Ranks, keep_freed_memory
 from trainer.spec import JobSpec
 from trainer.training import Training, TrainingError
 
@@ -25,6 +25,7 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(message)s", force=True)
     spec: JobSpec = settings["spec"]
     context = ray.train.get_context()
+    keep_freed_memory()
     torch.set_num_threads(spec.num_threads)
     world_size = context.get_world_size()
     ranks = Ranks(context.get_world_rank(), world_size, dist.new_group(backend="gloo") if world_size > 1 else None)

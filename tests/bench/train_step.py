@@ -1,43 +1,40 @@
 """Rows: our train step against the tutorial's, which calls the CNN once per frame."""
 
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from multiprocessing import Pipe, get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+
 import torch
 from torch import nn
 
 from configs.train import ModelConfig, OptimizerConfig
 from tests.bench.measure import Contender, Cost, Row, interleave, stopwatch
 from tests.bench.tutorial import FrameByFrame
-from trainer.loop import make_optimizer
+from trainer.loop import keep_freed_memory, make_optimizer
 from trainer.model import CnnRnn
 
 NUM_CLIPS, NUM_FRAMES, NUM_CLASSES, HIDDEN_SIZE = 8, 16, 51, 100
 STEPS_PER_ROUND = 2
 
 
-def rows(num_rounds: int) -> list[Row]:
+def rows(num_rounds: int, folder: Path) -> list[Row]:
     return [_row(size_px, num_rounds) for size_px in (64, 112)]
 
 
 def _row(size_px: int, num_rounds: int) -> Row:
-    torch.manual_seed(0)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    pixels = torch.randint(256, (NUM_CLIPS, NUM_FRAMES, 3, size_px, size_px), dtype=torch.uint8)
-    labels = torch.randint(NUM_CLASSES, (NUM_CLIPS,))
-    config = ModelConfig(backbone="resnet18", weights="none", hidden_size=HIDDEN_SIZE)
-    ours = CnnRnn(config, NUM_CLASSES, NUM_FRAMES).to(memory_format=torch.channels_last)
-    tutorial = FrameByFrame(NUM_CLASSES, HIDDEN_SIZE)
-    contenders = {
-        "ours": _stepper(ours, make_optimizer(ours, OptimizerConfig(weight_decay=0.01)), pixels, labels),
-        "tutorial": _stepper(
-            tutorial, torch.optim.AdamW(tutorial.parameters(), lr=3e-4), (pixels / 255 - 0.45) / 0.225, labels
-        ),
-    }
-    costs = interleave(contenders, num_rounds)
-    torch.set_num_threads(threads)
+    with ExitStack() as stack:
+        makers = {"ours": _make_ours, "tutorial": _make_tutorial}
+        costs = interleave(
+            {name: stack.enter_context(_process(make, size_px)) for name, make in makers.items()}, num_rounds
+        )
     return Row(
         name=f"train step, {size_px} px",
         work=f"same work: ResNet-18 + LSTM({HIDDEN_SIZE}), float32, AdamW, B={NUM_CLIPS}, T={NUM_FRAMES}, one thread; "
-        "ours takes uint8 and normalises inside and has the fused AdamW, the tutorial's is given floats",
+        "ours takes uint8 and normalises inside, has the fused AdamW and keeps freed memory, the tutorial's is given "
+        "floats",
         unit="clip",
         ours=costs["ours"],
         peer_name="tutorial",
@@ -46,17 +43,58 @@ def _row(size_px: int, num_rounds: int) -> Row:
     )
 
 
-def _stepper(
-    model: nn.Module, optimizer: torch.optim.Optimizer, clips: torch.Tensor, labels: torch.Tensor
-) -> Contender:
-    model.train()
+@dataclass
+class _Stepper:
+    """What a contender's process keeps between its rounds."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    clips: torch.Tensor
+    labels: torch.Tensor
+
+    def step(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        nn.functional.cross_entropy(self.model(self.clips), self.labels).backward()
+        self.optimizer.step()
+
+
+@contextmanager
+def _process(make: Callable[[torch.Tensor, torch.Tensor], _Stepper], size_px: int) -> Iterator[Contender]:
+    """A contender in a process of its own: how memory is kept is a setting of the process."""
+    ours, theirs = Pipe()
+    process = get_context("spawn").Process(target=_answer, args=(theirs, make, size_px))
+    process.start()
 
     def measured() -> Cost:
-        with stopwatch(STEPS_PER_ROUND * len(clips)) as result:
-            for _ in range(STEPS_PER_ROUND):
-                optimizer.zero_grad(set_to_none=True)
-                nn.functional.cross_entropy(model(clips), labels).backward()
-                optimizer.step()
-        return result[0]
+        ours.send(True)
+        cost: Cost = ours.recv()
+        return cost
 
-    return measured
+    yield measured
+    ours.send(False)
+    process.join()
+
+
+def _answer(connection: Connection, make: Callable[[torch.Tensor, torch.Tensor], _Stepper], size_px: int) -> None:
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    pixels = torch.randint(256, (NUM_CLIPS, NUM_FRAMES, 3, size_px, size_px), dtype=torch.uint8)
+    stepper = make(pixels, torch.randint(NUM_CLASSES, (NUM_CLIPS,)))
+    stepper.model.train()
+    while connection.recv():
+        with stopwatch(STEPS_PER_ROUND * NUM_CLIPS) as result:
+            for _ in range(STEPS_PER_ROUND):
+                stepper.step()
+        connection.send(result[0])
+
+
+def _make_ours(pixels: torch.Tensor, labels: torch.Tensor) -> _Stepper:
+    keep_freed_memory()
+    config = ModelConfig(backbone="resnet18", weights="none", hidden_size=HIDDEN_SIZE)
+    model = CnnRnn(config, NUM_CLASSES, NUM_FRAMES).to(memory_format=torch.channels_last)
+    return _Stepper(model, make_optimizer(model, OptimizerConfig(weight_decay=0.01)), pixels, labels)
+
+
+def _make_tutorial(pixels: torch.Tensor, labels: torch.Tensor) -> _Stepper:
+    model = FrameByFrame(NUM_CLASSES, HIDDEN_SIZE)
+    return _Stepper(model, torch.optim.AdamW(model.parameters(), lr=3e-4), (pixels / 255 - 0.45) / 0.225, labels)

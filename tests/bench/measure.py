@@ -5,6 +5,7 @@ row's ratio is taken within each round; its median and its spread over the round
 processes of a contender together) are the figure to trust on a busy machine, wall seconds on an idle one.
 """
 
+import math
 import os
 import statistics
 import subprocess
@@ -25,6 +26,7 @@ class Cost:
 
     wall_seconds: float
     cpu_seconds: float
+    """NaN: not known."""
     num_units: int
 
     @property
@@ -59,27 +61,27 @@ class Row:
 
     def as_json(self) -> dict[str, Any]:
         sides = {"ours": self.ours, self.peer_name: self.peer}
-        return {
-            "name": self.name,
-            "work": self.work,
-            "unit": self.unit,
-            "goal": self.goal,
-            "cpu_ratio": spread(self.ratios("cpu_ms")),
-            "wall_ratio": spread(self.ratios("wall_ms")),
-            "cpu_ms_per_unit": {side: [round(cost.cpu_ms, 4) for cost in costs] for side, costs in sides.items()},
-            "wall_ms_per_unit": {side: [round(cost.wall_ms, 4) for cost in costs] for side, costs in sides.items()},
-        }
+        figures: dict[str, Any] = {"name": self.name, "work": self.work, "unit": self.unit, "goal": self.goal}
+        for quantity in ("cpu_ms", "wall_ms"):
+            if not any(math.isnan(ratio) for ratio in self.ratios(quantity)):
+                figures[f"{quantity.removesuffix('_ms')}_ratio"] = spread(self.ratios(quantity))
+                figures[f"{quantity}_per_unit"] = {
+                    side: [round(getattr(cost, quantity), 4) for cost in costs] for side, costs in sides.items()
+                }
+        return figures
 
     def as_text(self) -> str:
         cpu, wall = spread(self.ratios("cpu_ms")), spread(self.ratios("wall_ms"))
         ours, peer = (statistics.median(cost.cpu_ms for cost in costs) for costs in (self.ours, self.peer))
         goal = f"  goal {self.goal:g}x" if self.goal else ""
-        return (
-            f"{self.name}: {cpu['median']:.2f}x ({cpu['min']:.2f}-{cpu['max']:.2f}) by CPU, "
-            f"{wall['median']:.2f}x ({wall['min']:.2f}-{wall['max']:.2f}) by the clock{goal}\n"
-            f"    {self.work}\n"
-            f"    CPU-ms per {self.unit}: ours {ours:.2f}, {self.peer_name} {peer:.2f}"
-        )
+        by_cpu = "" if math.isnan(ours) else f"{cpu['median']:.2f}x ({cpu['min']:.2f}-{cpu['max']:.2f}) by CPU, "
+        lines = [
+            f"{self.name}: {by_cpu}{wall['median']:.2f}x ({wall['min']:.2f}-{wall['max']:.2f}) by the clock{goal}",
+            f"    {self.work}",
+        ]
+        if by_cpu:
+            lines.append(f"    CPU-ms per {self.unit}: ours {ours:.2f}, {self.peer_name} {peer:.2f}")
+        return "\n".join(lines)
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:

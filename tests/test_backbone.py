@@ -64,10 +64,11 @@ def test_temporal_shift_reaches_the_first_convolution_of_every_block() -> None:
     }
 
 
-def test_an_unknown_backbone_is_refused() -> None:
-    message = r"model.backbone \(vgg11\) is not known: choose one of narrow, convnext_base, .*, r2plus1d_18$"
+@pytest.mark.parametrize("name", ["vgg11", "resnet19"])  # one that torchvision has, one that it has not
+def test_an_unknown_backbone_is_refused(name: str) -> None:
+    message = rf"model.backbone \({name}\) is not known: choose one of narrow, convnext_base, .*, r2plus1d_18$"
     with pytest.raises(UsageError, match=message):
-        CnnRnn(ModelConfig(backbone="vgg11", weights="none"), 4, NUM_FRAMES)
+        CnnRnn(ModelConfig(backbone=name, weights="none"), 4, NUM_FRAMES)
 
 
 @pytest.mark.parametrize("backbone", ["mobilenet_v3_small", "convnext_tiny", "r3d_18"])

@@ -35,12 +35,12 @@ class CnnRnn(nn.Module):
             UsageError: The backbone is not one that is known, or cannot do what else is configured.
         """
         super().__init__()
+        self.backbone, num_channels = make_backbone(config)
         mean, std = pixel_statistics(config.backbone)
         # 255 folded in: the pixels need no division of their own.
         self.register_buffer("mean", 255 * torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(std).view(1, 3, 1, 1), persistent=False)
         self.sees_clips = config.backbone in VIDEO_RESNETS
-        self.backbone, num_channels = make_backbone(config)
         if config.temporal_shift and not shift_in_time(self.backbone, num_frames):
             raise _misfit("temporal_shift", "shifts inside of a ResNet's blocks", config)
         self.stem_of_changes = _stem_of_changes(self.backbone, config) if config.differences else None

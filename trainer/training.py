@@ -117,6 +117,9 @@ class Training:
             if self._lost_patience:
                 break
             waiting_since = time.monotonic()
+        if self.log and self.position < schedule.num_positions:
+            epoch = self.position // self.index.num_samples
+            _say("stopped early", epoch=epoch, patience_epochs=self.config.patience_epochs)
         return False
 
     def _begin_phase(self) -> None:
@@ -185,8 +188,6 @@ class Training:
             named = {f"val_{name}": value for name, value in figures.items()}
             _say("evaluated", epoch=epoch, of=self.config.epochs, **named)
             self.log.metrics({"epoch": epoch, "num_bad_samples": self.num_bad, **named}, self.global_step)
-            if self._lost_patience:
-                _say("stopped early", epoch=epoch, patience_epochs=self.config.patience_epochs)
         self._save()
         if self.model.frozen:
             self._begin_phase()

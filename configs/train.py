@@ -1,10 +1,12 @@
 """Configuration of the trainer, and `ModelContract`: what a registered model tells the server that loads it."""
 
+import math
 from typing import Literal
 
 from pydantic import Field, model_validator
 
 from configs.load import Section
+from configs.model import ModelConfig
 from configs.pack import ClipConfig
 
 REGISTERED_MODEL = "clipstream"
@@ -45,42 +47,11 @@ class AugmentConfig(Section):
     """Distance from each pixel's own grey."""
 
 
-class ModelConfig(Section):
-    """The CNN that sees single frames and the RNN that reads them in order."""
-
-    backbone: str = "resnet18"
-    """A torchvision ResNet by name, or `narrow`: a ResNet-10 of `width` channels for CPUs."""
-    width: int = Field(16, ge=8)
-    """Channels of the first stage of the `narrow` backbone."""
-    weights: str = "imagenet"
-    """imagenet (torchvision's, downloaded once), none (random), or the path of a local state_dict."""
-    temporal_shift: bool = False
-    """Lets each block of the backbone see the frames before and after (TSM): motion is learnt from far fewer clips."""
-    differences: bool = False
-    """Shows the CNN what changed since the frame before, too: where things move is learnt from far fewer clips."""
-    grid: int = Field(1, ge=1, le=8)
-    """Frame features are averaged to grid x grid places; 1: one average over the whole frame."""
-    feature_size: int = Field(256, ge=8)
-    """Features per frame that the RNN reads, used where grid > 1."""
-    rnn: Literal["lstm", "gru"] = "lstm"
-    """Kind of recurrence."""
-    hidden_size: int = Field(256, ge=1)
-    """Width of the RNN's state."""
-    num_layers: int = Field(1, ge=1)
-    """Layers of the RNN."""
-    bidirectional: bool = False
-    """Read the clip in both directions."""
-    pooling: Literal["last", "mean"] = "last"
-    """What the classifier sees: the last step of the RNN, or the mean over steps."""
-    dropout: float = Field(0.1, ge=0, lt=1)
-    """Share of features dropped before the classifier."""
-
-
 class OptimizerConfig(Section):
     """AdamW with linear warm-up and cosine decay to zero."""
 
-    learning_rate: float = Field(3e-4, gt=0)
-    """Highest learning rate, for the global batch as configured."""
+    learning_rate: float | None = Field(None, gt=0)
+    """Highest learning rate; by default 3e-4 at a global batch of 32, which grows with the batch's square root."""
     weight_decay: float = Field(0.05, ge=0)
     """Decay of matrices and kernels; biases and norms are left alone."""
     warmup_fraction: float = Field(0.1, ge=0, lt=1)
@@ -91,6 +62,11 @@ class OptimizerConfig(Section):
     """balanced: a class weighs as much as any other, however few its samples."""
     max_grad_norm: float = Field(1.0, gt=0)
     """Gradients are scaled down to this norm."""
+    backbone_factor: float = Field(1.0, gt=0)
+    """The backbone's learning rate is this share of the rest's; below 1 keeps more of what its weights know."""
+    ema_decay: float = Field(0.0, ge=0, lt=1)
+    """Evaluates, chooses and registers a moving average of the weights, which keeps this share at every step, such as
+    0.999; 0: the weights themselves."""
 
 
 class TrainConfig(Section):
@@ -107,7 +83,10 @@ class TrainConfig(Section):
     global_batch: int = Field(32, ge=1)
     """Clips per optimizer step over all workers together; any number of workers up to it gives the same batches."""
     micro_batch: int = Field(0, ge=0)
-    """Most clips per forward pass and worker; gradients are summed. 0: the worker's whole share."""
+    """Most clips per forward pass and worker, to save memory; gradients are summed, so a step is the same but for what
+    batch norm sees at a time. 0: the worker's whole share."""
+    patience_epochs: int = Field(0, ge=0)
+    """The run ends when its best epoch is this many epochs ago; 0: after `epochs`."""
     num_workers: int | None = Field(None, ge=1)
     """Training workers; by default one per GPU of the cluster, or one CPU worker where there is none."""
     threads_per_worker: int | None = Field(None, ge=1)
@@ -139,6 +118,15 @@ class TrainConfig(Section):
     augment: AugmentConfig = AugmentConfig()
     model: ModelConfig = ModelConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
+
+    @property
+    def learning_rate(self) -> float:
+        """Highest learning rate of the run: as configured, else 3e-4 * sqrt(global_batch / 32).
+
+        Source of the square root: Malladi et al. 2022, "On the SDEs and Scaling Rules for Adaptive Gradient
+        Algorithms"; the linear rule of SGD is too much for Adam.
+        """
+        return self.optimizer.learning_rate or 3e-4 * math.sqrt(self.global_batch / 32)
 
 
 class ModelContract(Section):

@@ -13,8 +13,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from configs.model import ModelConfig
 from configs.serve import ServeConfig
-from configs.train import CHAMPION, ModelConfig, ModelContract, ViewConfig
+from configs.train import CHAMPION, ModelContract, ViewConfig
 from packer.__main__ import main
 from packer.clip import frame_indices
 from packer.jpeg import decode_frames

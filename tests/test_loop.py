@@ -1,6 +1,7 @@
 """The exact gradient: ranks, their uneven shares and pieces of them give what one process gives for the whole batch."""
 
 import math
+from collections import OrderedDict
 from dataclasses import dataclass, replace
 from itertools import product
 from multiprocessing import get_context
@@ -16,8 +17,8 @@ from torch.multiprocessing import start_processes
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
-from configs.train import OptimizerConfig
-from trainer.loop import Learner, Loss, Ranks, evaluate, learning_rate, make_optimizer, share_buffers
+from configs.train import OptimizerConfig, TrainConfig
+from trainer.loop import Learner, Loss, Ranks, distribute, evaluate, learning_rate, make_optimizer, share_buffers
 from trainer.metrics import Evaluation
 from trainer.schedule import Row
 from trainer.stream import PRELOADED, Batch
@@ -28,6 +29,17 @@ NUM_CLASSES = 3
 MAX_RANKS = 4
 CPU = torch.device("cpu")
 CLASS_WEIGHTS = torch.tensor([0.5, 1.0, 3.0])
+
+
+class Scaled(nn.Module):
+    """Bytes as fractions, each with a learnt factor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.ones(96))
+
+    def forward(self, pixels_BF: Tensor) -> Tensor:
+        return pixels_BF / 255 * self.factor
 
 
 class Tiny(nn.Module):
@@ -164,6 +176,23 @@ def break_last_rank(ranks: Ranks) -> str:
     return str(caught.value)
 
 
+def thaw(ranks: Ranks) -> dict[str, Tensor]:
+    """Returns the weights after two steps with the first layer frozen and two with all of them."""
+    learner = make_learner(Ranks(), Case(1, 0, (1.0,) * 7, False, 0.0))
+    learner.ranks = ranks
+    model = learner.model
+    batch = make_batch((1.0,) * 7)
+    share = share_of(batch, ranks.rank, ranks.world_size)
+    for frozen in (True, False):
+        model.hidden.requires_grad_(not frozen)
+        learner.model = distribute(model, ranks)
+        before = model.hidden.weight.detach().clone()
+        for _ in range(2):
+            learner.step(share, 7.0, 0.5)
+        assert torch.equal(model.hidden.weight, before) is frozen
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+
 EVALUATED = (
     make_batch((1.0,) * 8),
     make_batch((1.0, 1.0, 0.0, 1.0, 1.0, 0.0, 1.0, 1.0), num_errors=2),
@@ -187,7 +216,8 @@ def run_rank(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=MAX_RANKS)
     groups = [dist.new_group(list(range(world_size)), backend="gloo") for world_size in range(1, MAX_RANKS + 1)]
-    results: dict[str, Any] = {"buffers": spread_buffers(Ranks(rank, MAX_RANKS, groups[-1]))}
+    everyone = Ranks(rank, MAX_RANKS, groups[-1])
+    results: dict[str, Any] = {"buffers": spread_buffers(everyone), "thawed": thaw(everyone)}
     for world_size, group in enumerate(groups, start=1):
         if rank < world_size:
             ranks = Ranks(rank, world_size, group)
@@ -267,6 +297,14 @@ def test_every_rank_gets_the_buffers_of_rank_0(by_rank: list[dict[str, Any]]) ->
     assert [results["buffers"] for results in by_rank] == [7.0] * MAX_RANKS
 
 
+def test_a_layer_that_is_trained_later_learns_from_every_rank(by_rank: list[dict[str, Any]]) -> None:
+    wanted = thaw(Ranks())
+    for results in by_rank:
+        assert results["thawed"].keys() == wanted.keys()
+        for name, parameter in wanted.items():
+            assert torch.allclose(results["thawed"][name], parameter, rtol=1e-4, atol=1e-6)
+
+
 def test_top_k_counts_the_five_most_probable_classes() -> None:
     logits = torch.tensor([[7.0, 6, 5, 4, 3, 2, 1, 0]] * 8)
     batch = replace(make_batch((1.0,) * 8), labels=torch.arange(8))
@@ -287,20 +325,45 @@ def test_the_gradient_is_scaled_down_to_the_norm() -> None:
 
 def test_the_optimizer_decays_matrices_only() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2), nn.LSTM(2, 2))
-    model[2].weight.requires_grad_(False)
     decayed, spared = make_optimizer(model, OptimizerConfig(weight_decay=0.3)).param_groups
     assert (decayed["weight_decay"], spared["weight_decay"]) == (0.3, 0.0)
     assert all(parameter.dim() >= 2 for parameter in decayed["params"])
     assert all(parameter.dim() == 1 for parameter in spared["params"])
     grouped = {id(parameter) for parameter in (*decayed["params"], *spared["params"])}
-    assert grouped == {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
+    assert grouped == {id(parameter) for parameter in model.parameters()}
+
+
+def test_the_backbone_has_its_share_of_the_learning_rate() -> None:
+    learner = make_learner(Ranks(), Case(1, 0, (1.0,) * 7, False, 0.0))
+    learner.model = nn.Sequential(OrderedDict(backbone=nn.Sequential(nn.Flatten(), Scaled()), head=nn.Linear(96, 3)))
+    learner.optimizer = make_optimizer(learner.model, OptimizerConfig(backbone_factor=0.1, weight_decay=0.0))
+    before = {name: parameter.detach().clone() for name, parameter in learner.model.named_parameters()}
+    learner.step(make_batch((1.0,) * 7), 7.0, 0.01)
+    # AdamW's first step is one learning rate wide for every weight.
+    for name, parameter in learner.model.named_parameters():
+        width = 0.001 if name.startswith("backbone.") else 0.01
+        assert float((parameter - before[name]).detach().abs().max()) == pytest.approx(width, rel=1e-3)
+
+
+def test_a_frozen_parameter_is_left_alone_until_it_is_trained() -> None:
+    """Weight decay too, and the optimizer's state begins when it is trained."""
+    learner = make_learner(Ranks(), Case(1, 0, (1.0,) * 7, False, 0.0))
+    learner.optimizer = make_optimizer(learner.model, OptimizerConfig(weight_decay=0.5))
+    hidden = learner.model.hidden.weight
+    before = hidden.detach().clone()
+    hidden.requires_grad_(False)
+    learner.step(make_batch((1.0,) * 7), 7.0, 0.01)
+    assert torch.equal(hidden, before)
+    hidden.requires_grad_(True)
+    learner.step(make_batch((1.0,) * 7), 7.0, 0.01)
+    assert not torch.equal(hidden, before)
+    assert float(learner.optimizer.state[hidden]["step"]) == 1
 
 
 @pytest.mark.parametrize("warmup", [0.0, 0.1, 0.5])
 def test_learning_rate_rises_linearly_and_falls_to_zero_as_a_cosine(warmup: float) -> None:
-    config = OptimizerConfig(learning_rate=2.0, warmup_fraction=warmup)
     num_positions = 1000
-    rates = [learning_rate(config, position, num_positions) for position in range(num_positions)]
+    rates = [learning_rate(2.0, warmup, position, num_positions) for position in range(num_positions)]
     top = round(warmup * num_positions)
     assert rates[:top] == pytest.approx([2.0 * (position + 1) / max(1, top) for position in range(top)])
     assert max(rates) == pytest.approx(2.0, rel=1e-4)
@@ -310,7 +373,12 @@ def test_learning_rate_rises_linearly_and_falls_to_zero_as_a_cosine(warmup: floa
 
 
 def test_learning_rate_depends_on_the_position_alone() -> None:
-    config = OptimizerConfig(learning_rate=1.0, warmup_fraction=0.2)
-    coarse = {position: learning_rate(config, position, 100) for position in range(0, 100, 10)}
-    fine = {position: learning_rate(config, position, 100) for position in range(0, 100, 5)}
+    coarse = {position: learning_rate(1.0, 0.2, position, 100) for position in range(0, 100, 10)}
+    fine = {position: learning_rate(1.0, 0.2, position, 100) for position in range(0, 100, 5)}
     assert coarse.items() <= fine.items()
+
+
+def test_learning_rate_grows_with_the_square_root_of_the_batch_unless_it_is_given() -> None:
+    rates = {batch: TrainConfig(global_batch=batch).learning_rate for batch in (8, 32, 128)}
+    assert rates == {8: 1.5e-4, 32: 3e-4, 128: 6e-4}
+    assert TrainConfig(global_batch=128, optimizer=OptimizerConfig(learning_rate=0.01)).learning_rate == 0.01

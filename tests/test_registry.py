@@ -11,8 +11,9 @@ from mlflow.exceptions import MlflowException
 from torch import Tensor, nn
 
 from configs.load import UsageError
+from configs.model import ModelConfig
 from configs.pack import ClipConfig
-from configs.train import CHAMPION, ModelConfig, ModelContract
+from configs.train import CHAMPION, ModelContract, ViewConfig
 from tests.registry import CLIP, MLFLOW_WARNINGS, VIEW, Brightness, contract, store_uri
 from trainer.model import CnnRnn
 from trainer.registry import Registry, tracking_uri
@@ -58,28 +59,33 @@ def never(model: nn.Module, held: ModelContract) -> float:
     raise AssertionError("figures that can be compared are not measured again")
 
 
-def test_an_exported_model_answers_like_the_original_at_any_batch_size(store: Store) -> None:
-    config = ModelConfig(
-        backbone="narrow",
-        width=8,
-        weights="none",
-        hidden_size=8,
-        temporal_shift=True,
-        differences=True,
-        bidirectional=True,
-    )
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"backbone": "narrow", "temporal_shift": True, "differences": True, "bidirectional": True},
+        {"backbone": "narrow", "rnn": "none", "pooling": "attention", "grid": 2, "batch_norm": "frozen"},
+        {"backbone": "mobilenet_v3_small"},
+        {"backbone": "efficientnet_b0"},
+        {"backbone": "convnext_tiny"},
+        {"backbone": "mc3_18", "rnn": "none", "pooling": "mean"},
+    ],
+    ids=lambda values: values["backbone"],
+)
+def test_an_exported_model_answers_like_the_original_at_any_batch_size(store: Store, values: dict[str, object]) -> None:
+    config = ModelConfig(width=8, weights="none", hidden_size=8, **values)
     model = CnnRnn(config, num_classes=3, num_frames=CLIP.num_frames).eval()
     registry = Registry(store.uri, "answers")
-    uri = registry.export(model, store.run_id, CONTRACT)
+    wanted = changed(view=ViewConfig(short_side_px=32, size_px=32))
+    uri = registry.export(model, store.run_id, wanted)
     exported, held = registry.load(uri)
-    assert held == CONTRACT
+    assert held == wanted
     for size in (1, 2, 3, 7):
-        clips = torch.randint(0, 256, (size, CLIP.num_frames, 3, VIEW.size_px, VIEW.size_px), dtype=torch.uint8)
+        clips = torch.randint(0, 256, (size, CLIP.num_frames, 3, 32, 32), dtype=torch.uint8)
         with torch.no_grad():
             assert torch.allclose(exported(clips), model(clips), atol=1e-4, rtol=0)
     signature = mlflow.models.get_model_info(uri).signature
-    (wanted,) = signature.inputs.inputs
-    assert (wanted.type, wanted.shape) == (np.dtype(np.uint8), (-1, CLIP.num_frames, 3, VIEW.size_px, VIEW.size_px))
+    (inputs,) = signature.inputs.inputs
+    assert (inputs.type, inputs.shape) == (np.dtype(np.uint8), (-1, CLIP.num_frames, 3, 32, 32))
     assert signature.outputs.inputs[0].shape == (-1, 3)
 
 

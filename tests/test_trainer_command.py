@@ -166,7 +166,9 @@ def test_promote_says_when_the_registry_does_not_answer(
         (["--config", "absent.yaml"], r"no config file absent.yaml"),
         (["--epochs", "0"], r"epochs: Input should be greater than or equal to 1 \(got '0'\)"),
         (["--num-workers", "9"], r"num_workers \(9\) must be at most global_batch \(8\)"),
-        (["--model.backbone", "vgg"], r"model.backbone \(vgg\) is not known: choose one of narrow, resnet18"),
+        (["--model.backbone", "vgg"], r"model.backbone \(vgg\) is not known: choose one of narrow, convnext_base"),
+        (["--model.freeze-epochs", "2"], r"model: freeze_epochs \(2\) would keep random weights: choose other weights"),
+        (["--model.backbone", "r3d_18", "--model.differences"], r"model.differences .* model.backbone r3d_18 lacks"),
         (["--model.weights", "absent.pt"], r"model.weights \(.*absent.pt\) does not exist"),
         (["--model.weights", "imagenet"], r"does not exist for model.backbone narrow: give --model.weights none"),
         (
@@ -196,6 +198,12 @@ def test_what_cannot_be_trained_is_one_sentence_before_ray_starts(
     assert not ray.is_initialized()
     assert re.search(message, sentence(capsys))
     assert not (tmp_path / "mlflow.db").exists()
+
+
+def test_statistics_over_all_workers_need_gpus(plain: Project) -> None:
+    refused = plain.train("--model.batch-norm", "sync")
+    assert refused.code == 2
+    assert "model.batch_norm (sync) needs GPUs, and the cluster has none: give train or frozen" in refused.log
 
 
 def test_an_unknown_option_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

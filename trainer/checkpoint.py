@@ -115,6 +115,12 @@ class CheckpointStore:
                 shutil.rmtree(self.folder / _name(step))
 
 
+def judged_weights(state: State) -> dict[str, torch.Tensor]:
+    """Returns the weights that a run's figures are of: their moving average where it keeps one."""
+    weights: dict[str, torch.Tensor] = (state.get("average") or state)["model"]
+    return weights
+
+
 def _name(step: int) -> str:
     return f"step-{step:010d}"
 

@@ -27,7 +27,8 @@ from configs.train import TrainConfig
 from packer.manifest import Manifest, manifest_sha256, read_manifest
 from packer.storage import at, locate
 from trainer.failure import FailureReport, last_line
-from trainer.model import load_backbone_weights, make_backbone
+from trainer.model import CnnRnn
+from trainer.pretrained import load_backbone_weights
 from trainer.registry import tracking_uri
 from trainer.release import register_best
 from trainer.run import RunRecord, bound_fields, code_version, find_record, locked, new_name, save_config
@@ -162,7 +163,7 @@ def _check(config: TrainConfig, manifest: Manifest) -> None:
     if len(manifest.class_names) < 2:
         raise UsageError(f"{shards} holds one class ({manifest.class_names[0]}): a classifier needs at least two")
     with torch.device("meta"):
-        make_backbone(config.model)
+        CnnRnn(config.model, len(manifest.class_names), manifest.clip.num_frames)
     if config.num_workers:
         _check_share(config.num_workers, config.global_batch)
 
@@ -210,6 +211,8 @@ def _start_ray(config: TrainConfig) -> int:
     if num_workers > room:
         raise UsageError(f"num_workers ({num_workers}) must be at most {room}, the cluster's {kind}s: one each")
     _check_share(num_workers, config.global_batch)
+    if config.model.batch_norm == "sync" and not num_gpus:
+        raise UsageError("model.batch_norm (sync) needs GPUs, and the cluster has none: give train or frozen")
     logger.info(
         "cluster ready address=%s num_workers=%d kind=%s", ray.get_runtime_context().gcs_address, num_workers, kind
     )

@@ -21,12 +21,16 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from configs.train import OptimizerConfig
+from trainer.average import WeightAverage
 from trainer.metrics import TOP_K, Evaluation
 from trainer.stream import Batch
 
 # Of glibc's malloc.h.
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_MAX = -4
+
+FACTOR = "lr_factor"
+"""Where a group of the optimizer's parameters keeps its share of the learning rate."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,8 @@ class Learner:
     """Most rows per forward pass; 0: all at once."""
     max_grad_norm: float = 1.0
     autocast_dtype: torch.dtype | None = None
+    average: WeightAverage | None = None
+    """Moving average of the weights, brought up to date by every step."""
     last_loss: float = field(default=math.nan, init=False)
     """This rank's part of the newest step's loss sum."""
 
@@ -112,8 +118,11 @@ class Learner:
         if not norm.isfinite():
             raise FloatingPointError(f"the gradient's norm became {float(norm)}: lower --optimizer.learning-rate")
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+            # A checkpoint of before there was this factor has none.
+            group["lr"] = learning_rate * group.get(FACTOR, 1.0)
         self.optimizer.step()
+        if self.average:
+            self.average.update()
         return float(norm)
 
     def _pieces(self, batch: Batch) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -143,28 +152,44 @@ def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContext
     return torch.autocast(device.type, dtype) if dtype else nullcontext()
 
 
+def distribute(model: nn.Module, ranks: Ranks) -> nn.Module:
+    """Returns a model as its learner calls it: wrapped by DDP where there are several ranks.
+
+    DDP adds up the gradients of the parameters that need one now: where others do later, it must be made anew.
+    """
+    # Buffers are shared where they are used, not at every step.
+    return DistributedDataParallel(model, forward_sync_buffers=False) if ranks.world_size > 1 else model
+
+
 def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """Returns AdamW that decays matrices and kernels only; norms, biases and other vectors are left alone."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    """Returns AdamW that decays matrices and kernels only; norms, biases and other vectors are left alone.
+
+    Every step brings its own learning rate. Parameters that are frozen now are held too: AdamW leaves alone what has no
+    gradient.
+    """
+    by_factor: dict[float, list[nn.Parameter]] = {1.0: [], config.backbone_factor: []}
+    for name, parameter in model.named_parameters():
+        by_factor[config.backbone_factor if name.startswith("backbone.") else 1.0].append(parameter)
     groups = [
-        {"params": [one for one in parameters if one.dim() >= 2], "weight_decay": config.weight_decay},
-        {"params": [one for one in parameters if one.dim() < 2], "weight_decay": 0.0},
+        {"params": [one for one in parameters if (one.dim() >= 2) is decayed], FACTOR: factor, "weight_decay": decay}
+        for factor, parameters in by_factor.items()
+        for decayed, decay in ((True, config.weight_decay), (False, 0.0))
     ]
     # Fused on the CPU too: 19 instead of 68 ms per step of ResNet-18 on one core.
-    return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
+    return torch.optim.AdamW(groups, fused=True)
 
 
-def learning_rate(config: OptimizerConfig, position: int, num_positions: int) -> float:
+def learning_rate(highest: float, warmup_fraction: float, position: int, num_positions: int) -> float:
     """Returns the learning rate of the step that starts at `position` of `num_positions` samples.
 
     Linear warm-up, then half a cosine down to zero. It depends on the samples used, not on steps taken, so a run that
     was stopped in mid-epoch goes on where it was.
     """
     share = (position + 1) / num_positions
-    if share < config.warmup_fraction:
-        return config.learning_rate * share / config.warmup_fraction
-    decayed = (share - config.warmup_fraction) / (1 - config.warmup_fraction)
-    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * min(decayed, 1.0)))
+    if share < warmup_fraction:
+        return highest * share / warmup_fraction
+    decayed = (share - warmup_fraction) / (1 - warmup_fraction)
+    return highest * 0.5 * (1 + math.cos(math.pi * min(decayed, 1.0)))
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ from torch import nn
 from configs.train import ModelContract
 from packer.manifest import Manifest, manifest_sha256, read_samples
 from packer.storage import Location
+from trainer.checkpoint import judged_weights
 from trainer.loop import Ranks, evaluate
 from trainer.registry import Registry
 from trainer.run import code_version
@@ -28,7 +29,7 @@ def register_best(spec: JobSpec, manifest: Manifest, outcome: dict[str, Any]) ->
     """
     state = spec.checkpoints.load(outcome["best_step"])
     model = spec.make_model(manifest)
-    model.load_state_dict(state["model"])
+    model.load_state_dict(judged_weights(state))
     contract = ModelContract(
         class_names=manifest.class_names,
         clip=manifest.clip,

@@ -27,7 +27,16 @@ RECORD_FILE = "run.json"
 CONFIG_FILE = "config.yaml"
 LOCK_FILE = ".lock"
 # What a run's checkpoints, order and gradients depend on: a resumed run must not change it.
-BOUND_FIELDS = ("global_batch", "seed", "shuffle_block", "view", "model", "registered_model", "experiment")
+BOUND_FIELDS = (
+    "global_batch",
+    "seed",
+    "shuffle_block",
+    "view",
+    "model",
+    "optimizer.backbone_factor",
+    "registered_model",
+    "experiment",
+)
 
 
 class RunRecord(Section):
@@ -55,7 +64,8 @@ def new_name() -> str:
 
 def bound_fields(config: TrainConfig) -> dict[str, object]:
     """Returns the fields that a resumed run must not change, by dotted name."""
-    return flatten({name: value for name, value in config.model_dump(mode="json").items() if name in BOUND_FIELDS})
+    fields = flatten(config.model_dump(mode="json")).items()
+    return {name: value for name, value in fields if {name, name.partition(".")[0]} & set(BOUND_FIELDS)}
 
 
 def find_record(folder: Path, config: TrainConfig, manifest_sha256: str) -> RunRecord | None:
@@ -81,11 +91,12 @@ def find_record(folder: Path, config: TrainConfig, manifest_sha256: str) -> RunR
             f"run {config.run} was started on other shards (manifest {record.manifest_sha256[:12]}, now "
             f"{manifest_sha256[:12]}): give --shards the folder it was started on, or another --run"
         )
-    now = bound_fields(config)
+    # What a record lacks came later than the run, whose value is then the default.
+    before, now = bound_fields(TrainConfig()) | record.bound, bound_fields(config)
     changed = [
-        f"{name} ({record.bound.get(name)} before, {now.get(name)} now)"
-        for name in sorted(record.bound.keys() | now.keys())
-        if record.bound.get(name) != now.get(name)
+        f"{name} ({before.get(name)} before, {now.get(name)} now)"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name)
     ]
     if changed:
         raise UsageError(

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from configs.train import TrainConfig
 from packer.manifest import Manifest
 from packer.storage import Location
 from trainer.augment import EvalView, TrainView
+from trainer.average import WeightAverage
 from trainer.checkpoint import CheckpointStore
 from trainer.index import SampleIndex
 from trainer.loop import Learner, Loss, Ranks, make_optimizer
@@ -74,13 +74,14 @@ class JobSpec:
         return model
 
     def make_learner(self, model: nn.Module, index: SampleIndex, num_classes: int, ranks: Ranks) -> Learner:
-        """Returns the learner of a model that is on its device already."""
+        """Returns the learner of a model that is on its device already; several ranks must yet `distribute` it."""
         config = self.config.optimizer
         device = next(model.parameters()).device
+        if self.config.model.batch_norm == "sync" and ranks.world_size > 1:
+            nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
         bf16 = self.config.precision == "bf16" or (self.config.precision == "auto" and device.type == "cuda")
         return Learner(
-            # Buffers are shared where they are used, not at every step.
-            model=DistributedDataParallel(model, forward_sync_buffers=False) if ranks.world_size > 1 else model,
+            model=model,
             optimizer=make_optimizer(model, config),
             loss=Loss(self._class_weights(index, num_classes, device), config.label_smoothing),
             ranks=ranks,
@@ -88,6 +89,7 @@ class JobSpec:
             micro_batch=self.config.micro_batch,
             max_grad_norm=config.max_grad_norm,
             autocast_dtype=torch.bfloat16 if bf16 else None,
+            average=WeightAverage(model, config.ema_decay) if config.ema_decay else None,
         )
 
     def train_loader(self, index: SampleIndex, start: int, ranks: Ranks) -> "tuple[Schedule, DataLoader[Batch]]":

@@ -15,9 +15,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from packer.manifest import read_manifest
-from trainer.checkpoint import State
+from trainer.checkpoint import State, judged_weights
 from trainer.index import SampleIndex
-from trainer.loop import Ranks, evaluate, learning_rate, share_buffers
+from trainer.loop import Ranks, distribute, evaluate, learning_rate, share_buffers
 from trainer.metrics import Evaluation
 from trainer.spec import JobSpec
 from trainer.stream import Batch
@@ -54,14 +54,18 @@ class Training:
         self.manifest = read_manifest(spec.shards)
         self.class_names = self.manifest.class_names
         self.index = SampleIndex.open(spec.shards, "train")
-        self.model = spec.make_model(self.manifest).to(device).to(memory_format=torch.channels_last)
+        self.model = spec.make_model(self.manifest).to(device).channels_last()
         self.learner = spec.make_learner(self.model, self.index, len(self.class_names), ranks)
+        average = self.learner.average
+        self.judged = average.model if average else self.model
         self.position = 0
         self.global_step = 0
         self.num_bad = 0
         self.best_step: int | None = None
         self.best_figures: dict[str, float] = {}
+        self.num_epochs_since_best = 0
         self._resume()
+        self._begin_phase()
         self.log = RunLog(spec.tracking_uri, spec.run_id) if ranks.rank == 0 else None
         self.val_loader = spec.eval_loader("val", ranks)
         self.last_saved_seconds = -math.inf
@@ -90,13 +94,14 @@ class Training:
     def _train(self) -> bool:
         """Returns whether the driver asked to stop before the last step."""
         schedule, loader = self.spec.train_loader(self.index, self.position, self.ranks)
+        highest, warmup_fraction = self.config.learning_rate, self.config.optimizer.warmup_fraction
         waiting_since = time.monotonic()
-        for batch in loader:
+        for batch in loader if not self._lost_patience else ():
             self.window.waited_seconds += time.monotonic() - waiting_since
             start = schedule.start + batch.step * schedule.global_batch
             mass, num_bad, save, stop = self._agree(batch)
             self._check_bad(num_bad, schedule.end_of(batch.step))
-            rate = learning_rate(self.config.optimizer, start, schedule.num_positions)
+            rate = learning_rate(highest, warmup_fraction, start, schedule.num_positions)
             # Dropout is then a function of the step alone, so a resumed run repeats it.
             torch.manual_seed(hash((self.config.seed, self.global_step, self.ranks.rank)))
             norm = self.learner.step(batch, mass, rate)
@@ -109,8 +114,22 @@ class Training:
                 self._save()
             if stop:
                 return True
+            if self._lost_patience:
+                break
             waiting_since = time.monotonic()
+        if self.log and self.position < schedule.num_positions:
+            epoch = self.position // self.index.num_samples
+            _say("stopped early", epoch=epoch, patience_epochs=self.config.patience_epochs)
         return False
+
+    def _begin_phase(self) -> None:
+        """Freezes the backbone or not, as the position has it; to be called anew where that changes."""
+        self.model.freeze(self.position < self.config.model.freeze_epochs * self.index.num_samples)
+        self.learner.model = distribute(self.model, self.ranks)
+
+    @property
+    def _lost_patience(self) -> bool:
+        return 0 < self.config.patience_epochs <= self.num_epochs_since_best
 
     def _agree(self, batch: Batch) -> tuple[float, int, bool, bool]:
         """Returns a step's mass and unreadable samples over all ranks, and whether to save or to stop after it."""
@@ -160,14 +179,18 @@ class Training:
         evaluation = self._evaluate(self.val_loader)
         figures = evaluation.figures()
         if self._rank_of(figures) > self._rank_of(self.best_figures):
-            self.best_step, self.best_figures = self.global_step, figures
+            self.best_step, self.best_figures, self.num_epochs_since_best = self.global_step, figures, 0
             if self.log:
                 self.log.evaluation("val", evaluation, self.class_names)
+        else:
+            self.num_epochs_since_best += 1
         if self.log:
             named = {f"val_{name}": value for name, value in figures.items()}
             _say("evaluated", epoch=epoch, of=self.config.epochs, **named)
             self.log.metrics({"epoch": epoch, "num_bad_samples": self.num_bad, **named}, self.global_step)
         self._save()
+        if self.model.frozen:
+            self._begin_phase()
         self.window = Window()
 
     def _rank_of(self, figures: dict[str, float]) -> tuple[float, float]:
@@ -177,7 +200,7 @@ class Training:
     def _test(self) -> dict[str, float]:
         if self.best_step is None or "test" not in self.manifest.splits or not self.manifest.splits["test"].num_samples:
             return {}
-        self.model.load_state_dict(self.spec.checkpoints.load(self.best_step)["model"])
+        self.judged.load_state_dict(judged_weights(self.spec.checkpoints.load(self.best_step)))
         evaluation = self._evaluate(self.spec.eval_loader("test", self.ranks))
         figures = evaluation.figures()
         if self.log:
@@ -187,13 +210,15 @@ class Training:
         return figures
 
     def _evaluate(self, loader: "DataLoader[Batch]") -> Evaluation:
-        share_buffers(self.model, self.ranks)
-        self.model.eval()
+        share_buffers(self.judged, self.ranks)
+        self.judged.eval()
         learner = self.learner
-        return evaluate(self.model, loader, len(self.class_names), self.ranks, learner.device, learner.autocast_dtype)
+        return evaluate(self.judged, loader, len(self.class_names), self.ranks, learner.device, learner.autocast_dtype)
 
     def _save(self) -> None:
         share_buffers(self.model, self.ranks)
+        if self.judged is not self.model:
+            share_buffers(self.judged, self.ranks)
         if self.log:
             # The curves must have arrived: a resumed run goes on from here and logs only what comes after.
             self.log.flush()
@@ -203,12 +228,14 @@ class Training:
     def _state(self) -> State:
         return {
             "model": self.model.state_dict(),
+            "average": self.learner.average.state_dict() if self.learner.average else None,
             "optimizer": self.learner.optimizer.state_dict(),
             "position": self.position,
             "global_step": self.global_step,
             "num_bad": self.num_bad,
             "best_step": self.best_step,
             "best_figures": self.best_figures,
+            "num_epochs_since_best": self.num_epochs_since_best,
         }
 
     def _resume(self) -> None:
@@ -220,9 +247,13 @@ class Training:
             return
         state = newest or store.load(step)
         self.model.load_state_dict(state["model"])
+        if self.learner.average:
+            # A run that had none so far: the average begins with the weights.
+            self.learner.average.load_state_dict(state.get("average") or {"model": state["model"], "num_updates": 0})
         self.learner.optimizer.load_state_dict(state["optimizer"])
         self.position, self.global_step, self.num_bad = state["position"], state["global_step"], state["num_bad"]
         self.best_step, self.best_figures = state["best_step"], state["best_figures"]
+        self.num_epochs_since_best = state.get("num_epochs_since_best", 0)
         logger.info("resumed step=%d position=%d", self.global_step, self.position)
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from configs.train import ModelConfig, OptimizerConfig
+from configs.model import ModelConfig
+from configs.train import OptimizerConfig
 from tests.bench.measure import Contender, Cost, Row, interleave, stopwatch
 from tests.bench.tutorial import FrameByFrame
 from trainer.loop import keep_freed_memory, make_optimizer

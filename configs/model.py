@@ -1,0 +1,57 @@
+"""Configuration of the model: a CNN that sees frames, or short clips, and an RNN that reads them in order."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from configs.load import Section
+
+
+class ModelConfig(Section):
+    """The CNN that sees single frames and the RNN that reads them in order."""
+
+    backbone: str = "resnet18"
+    """A torchvision CNN by name: resnet*, mobilenet_v3_*, efficientnet_*, convnext_*; a 3-D CNN, which sees motion
+    itself: r3d_18, mc3_18, r2plus1d_18; or `narrow`: a ResNet-10 of `width` channels for CPUs."""
+    width: int = Field(16, ge=8)
+    """Channels of the first stage of the `narrow` backbone."""
+    weights: str = "imagenet"
+    """imagenet or, for 3-D CNNs, kinetics400 (torchvision's, downloaded once), none (random), or the path of a local
+    state_dict."""
+    freeze_epochs: int = Field(0, ge=0)
+    """Epochs before the backbone is trained too, its weights and statistics as they came; as many as `epochs`: never,
+    which is fast and fits few clips."""
+    batch_norm: Literal["train", "frozen", "sync"] = "train"
+    """train: statistics of each worker's clips; frozen: those that came with the weights, so results do not depend on
+    the number of workers; sync: statistics over all workers' clips, on GPUs only."""
+    temporal_shift: bool = False
+    """Lets each block of the backbone see the frames before and after (TSM): motion is learnt from far fewer clips."""
+    differences: bool = False
+    """Shows the CNN what changed since the frame before, too: where things move is learnt from far fewer clips."""
+    grid: int = Field(1, ge=1, le=8)
+    """Frame features are averaged to grid x grid places; 1: one average over the whole frame."""
+    feature_size: int = Field(256, ge=8)
+    """Features per frame that the RNN reads, used where grid > 1."""
+    rnn: Literal["lstm", "gru", "none"] = "lstm"
+    """Kind of recurrence; none: the frames' features are pooled as they are. A 3-D CNN gives features for every frame
+    (mc3_18) or for every eighth."""
+    hidden_size: int = Field(256, ge=1)
+    """Width of the RNN's state."""
+    num_layers: int = Field(1, ge=1)
+    """Layers of the RNN."""
+    bidirectional: bool = False
+    """Read the clip in both directions."""
+    pooling: Literal["last", "mean", "attention"] = "last"
+    """What the classifier sees: the last step of the RNN, the mean over steps, or a mean whose weights are learnt."""
+    dropout: float = Field(0.1, ge=0, lt=1)
+    """Share of features dropped before the classifier."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> "ModelConfig":
+        if self.rnn == "none" and self.pooling == "last":
+            raise ValueError("pooling (last) of rnn (none) would see the last frame alone: choose mean or attention")
+        if self.rnn == "none" and (self.bidirectional or self.num_layers > 1):
+            raise ValueError("rnn (none) has neither directions nor layers: leave bidirectional and num_layers out")
+        if self.freeze_epochs and self.weights == "none":
+            raise ValueError(f"freeze_epochs ({self.freeze_epochs}) would keep random weights: choose other weights")
+        return self

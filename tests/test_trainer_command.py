@@ -166,6 +166,7 @@ def test_promote_says_when_the_registry_does_not_answer(
         (["--config", "absent.yaml"], r"no config file absent.yaml"),
         (["--epochs", "0"], r"epochs: Input should be greater than or equal to 1 \(got '0'\)"),
         (["--num-workers", "9"], r"num_workers \(9\) must be at most global_batch \(8\)"),
+        (["--view.num-frames", "5"], r"view.num_frames \(5\) must be at most 4, the frames of a clip in .*packed"),
         (["--model.backbone", "vgg"], r"model.backbone \(vgg\) is not known: choose one of narrow, resnet18"),
         (["--model.weights", "absent.pt"], r"model.weights \(.*absent.pt\) does not exist"),
         (["--model.weights", "imagenet"], r"does not exist for model.backbone narrow: give --model.weights none"),

@@ -161,6 +161,12 @@ def _check(config: TrainConfig, manifest: Manifest) -> None:
             raise UsageError(f"{shards} has no sample in its {split} split: pack again with another --split")
     if len(manifest.class_names) < 2:
         raise UsageError(f"{shards} holds one class ({manifest.class_names[0]}): a classifier needs at least two")
+    num_packed = manifest.clip.num_frames
+    if config.view.num_frames_of(num_packed) > num_packed:
+        raise UsageError(
+            f"view.num_frames ({config.view.num_frames}) must be at most {num_packed}, the frames of a clip in "
+            f"{shards}: pack again with more --clip.num-frames"
+        )
     with torch.device("meta"):
         make_backbone(config.model)
     if config.num_workers:

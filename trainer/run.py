@@ -27,7 +27,7 @@ RECORD_FILE = "run.json"
 CONFIG_FILE = "config.yaml"
 LOCK_FILE = ".lock"
 # What a run's checkpoints, order and gradients depend on: a resumed run must not change it.
-BOUND_FIELDS = ("global_batch", "seed", "shuffle_block", "view", "model", "registered_model", "experiment")
+BOUND_FIELDS = ("global_batch", "seed", "shuffle_block", "sampling", "view", "model", "registered_model", "experiment")
 
 
 class RunRecord(Section):
@@ -82,10 +82,11 @@ def find_record(folder: Path, config: TrainConfig, manifest_sha256: str) -> RunR
             f"{manifest_sha256[:12]}): give --shards the folder it was started on, or another --run"
         )
     now = bound_fields(config)
+    before = bound_fields(TrainConfig()) | record.bound  # a field that is newer than the run had its default
     changed = [
-        f"{name} ({record.bound.get(name)} before, {now.get(name)} now)"
-        for name in sorted(record.bound.keys() | now.keys())
-        if record.bound.get(name) != now.get(name)
+        f"{name} ({before.get(name)} before, {now.get(name)} now)"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name)
     ]
     if changed:
         raise UsageError(

@@ -192,6 +192,13 @@ class TrainConfig(Section):
         return self
 
 
+class CvConfig(TrainConfig):
+    """Everything `python -m trainer cv` can be told: a training and, in `shards`, the packs to repeat it on."""
+
+    shards: str = "shards-1,shards-2,shards-3"
+    """Folders or addresses of the packs, with commas between them: one for each split or fold of the same videos."""
+
+
 class ModelContract(Section):
     """What a registered model carries as metadata: enough to prepare a video exactly as in training.
 

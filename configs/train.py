@@ -24,12 +24,20 @@ class ViewConfig(Section):
     """Side of the square picture."""
     mode: Literal["crop", "squash"] = "crop"
     """crop: cut the square out (its centre, when evaluating); squash: scale the whole frame to the square."""
+    num_frames: int | None = Field(None, ge=1)
+    """Frames that the model reads of those packed; unset: all of them. With fewer, training takes one at a random place
+    of each of so many equal parts of the clip; evaluation and the server take them equally spaced, as the packer does.
+    """
 
     @model_validator(mode="after")
     def _fits(self) -> "ViewConfig":
         if self.size_px > self.short_side_px:
             raise ValueError(f"size_px ({self.size_px}) must be at most short_side_px ({self.short_side_px})")
         return self
+
+    def num_frames_of(self, num_packed: int) -> int:
+        """Returns the number of frames that the model reads of `num_packed`."""
+        return self.num_frames or num_packed
 
 
 class AugmentConfig(Section):
@@ -45,6 +53,35 @@ class AugmentConfig(Section):
     """Distance from the clip's mean grey."""
     saturation: float = Field(0.0, ge=0, lt=1)
     """Distance from each pixel's own grey."""
+    erasing: float = Field(0.0, ge=0, le=1)
+    """Share of clips in which a box, at one place in all frames, is greyed out."""
+    mixup: float = Field(0.0, ge=0)
+    """Alpha (0.2 to 0.8 are usual) by which each clip is blended with another of the global batch, and their labels in
+    the same shares; 0: off. It reads and decodes two clips per row."""
+    cutmix: float = Field(0.0, ge=0)
+    """The same, where a box of the clip (alpha 1: of any size) shows the other one instead; given both, each clip has
+    one of the two."""
+
+
+class EvaluationConfig(Section):
+    """Test-time averaging: a second test, of logits averaged over several views of each clip.
+
+    Its figures are logged apart, as test_tta_top1 and so on: the server shows the model one view, and so does whatever
+    chooses a model. It costs a forward pass for each view.
+    """
+
+    flip: bool = False
+    """Adds the mirror image of each view; leave off where a class has a direction."""
+    num_crops: Literal[1, 3] = 1
+    """3: squares from both ends of the longer side and from its middle; for view.mode crop."""
+    num_clips: int = Field(1, ge=1)
+    """Times that frames are picked, at other places of each part of the clip; for a view.num_frames below the packed
+    ones."""
+
+    @property
+    def is_averaged(self) -> bool:
+        """Whether there is more than the one view that the server uses."""
+        return self.flip or self.num_crops * self.num_clips > 1
 
 
 class OptimizerConfig(Section):
@@ -98,6 +135,9 @@ class TrainConfig(Section):
     """Seed of the order, the augmentation and the model's first weights."""
     shuffle_block: int = Field(2000, ge=1)
     """Samples move at most about this far from their shard's place in the order: locality against mixing."""
+    sampling: Literal["shuffled", "balanced"] = "shuffled"
+    """shuffled: an epoch uses each sample exactly once. balanced: it draws every class equally often, so rare classes'
+    samples come several times, each time augmented anew, and some of frequent classes not at all; as many in all."""
     max_bad_fraction: float = Field(0.01, ge=0, le=1)
     """Share of unreadable samples above which the run stops."""
     checkpoint_interval_seconds: float = Field(300.0, gt=0)
@@ -116,6 +156,7 @@ class TrainConfig(Section):
     """auto: bf16 autocast on CUDA, fp32 on CPU."""
     view: ViewConfig = ViewConfig()
     augment: AugmentConfig = AugmentConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
     model: ModelConfig = ModelConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
 
@@ -127,6 +168,23 @@ class TrainConfig(Section):
         Algorithms"; the linear rule of SGD is too much for Adam.
         """
         return self.optimizer.learning_rate or 3e-4 * math.sqrt(self.global_batch / 32)
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> "TrainConfig":
+        if self.evaluation.num_crops > 1 and self.view.mode == "squash":
+            raise ValueError(f"evaluation.num_crops ({self.evaluation.num_crops}) is for view.mode crop: give 1")
+        if self.evaluation.num_clips > 1 and self.view.num_frames is None:
+            raise ValueError(f"evaluation.num_clips ({self.evaluation.num_clips}) needs a view.num_frames: give 1")
+        if self.sampling == self.optimizer.class_weights == "balanced":
+            raise ValueError("sampling and optimizer.class_weights (balanced) each even out the classes: give one")
+        return self
+
+
+class CvConfig(TrainConfig):
+    """Everything `python -m trainer cv` can be told: a training and, in `shards`, the packs to repeat it on."""
+
+    shards: str = "shards-1,shards-2,shards-3"
+    """Folders or addresses of the packs, with commas between them: one for each split or fold of the same videos."""
 
 
 class ModelContract(Section):
@@ -153,3 +211,8 @@ class ModelContract(Section):
     """Its value on the val split."""
     code_version: str
     """Git commit (with `-dirty` where files were changed), or a digest of the package's sources."""
+
+    @property
+    def num_frames(self) -> int:
+        """Frames that the model reads, T."""
+        return self.view.num_frames_of(self.clip.num_frames)

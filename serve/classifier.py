@@ -74,7 +74,7 @@ class Classifier:
             version=model.version,
             alias=self._config.alias,
             class_names=list(contract.class_names),
-            num_frames=contract.clip.num_frames,
+            num_frames=contract.num_frames,
             size_px=contract.view.size_px,
             select_by=contract.select_by,
             val_metric=contract.val_metric,
@@ -95,7 +95,7 @@ class Classifier:
             raise Refusal(503, "overloaded", "the server has all the videos it can take", retry_after_seconds=1)
         self._num_admitted += 1
         try:
-            clip = await self._decode(video, model.predictor.contract.clip)
+            clip = model.predictor.pick(await self._decode(video, model.predictor.contract.clip))
             frames = await asyncio.to_thread(model.predictor.view, clip)
             probabilities = await model.batcher.submit(frames)
         finally:

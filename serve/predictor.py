@@ -5,6 +5,7 @@ exactly what an evaluated sample met.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from configs.train import ModelContract
 from packer.clip import Clip
 from packer.jpeg import decode_frames
 from trainer.augment import eval_view
+from trainer.frames import eval_frames
 
 FramesTHWC = NDArray[np.uint8]
 ProbabilitiesK = NDArray[np.float64]
@@ -42,8 +44,14 @@ class Predictor:
         self._num_threads = num_threads
         self._check()
 
+    def pick(self, clip: Clip) -> Clip:
+        """Returns a clip with those of its frames alone that the model reads, as in evaluation."""
+        numbers = eval_frames(len(clip.jpegs), self.contract.num_frames).numbers
+        jpegs = tuple(clip.jpegs[number] for number in numbers)
+        return replace(clip, jpegs=jpegs, frame_indices=tuple(clip.frame_indices[number] for number in numbers))
+
     def view(self, clip: Clip) -> FramesTHWC:
-        """Returns what the model sees of a clip, `(T, S, S, 3) uint8 RGB`.
+        """Returns what the model sees of a clip that was picked, `(T, S, S, 3) uint8 RGB`.
 
         Raises:
             ValueError: A frame cannot be read, or is too small for the view.
@@ -67,7 +75,7 @@ class Predictor:
 
     def _frames_shape(self) -> tuple[int, int, int, int]:
         size_px = self.contract.view.size_px
-        return (self.contract.clip.num_frames, size_px, size_px, 3)
+        return (self.contract.num_frames, size_px, size_px, 3)
 
     def _check(self) -> None:
         """Runs batches of 1 and 3, which warms the model up as well."""

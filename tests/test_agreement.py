@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from configs.model import ModelConfig
 from configs.serve import ServeConfig
-from configs.train import CHAMPION, ModelContract, ViewConfig
+from configs.train import CHAMPION, ModelContract, TrainConfig, ViewConfig
 from packer.__main__ import main
 from packer.clip import frame_indices
 from packer.jpeg import decode_frames
@@ -23,23 +23,25 @@ from packer.manifest import read_manifest, read_samples
 from tests.registry import MLFLOW_WARNINGS, store_uri
 from tests.serving import ask, served
 from tests.videos import write_video
-from trainer.augment import EvalView
 from trainer.index import LocalReader, SampleIndex
+from trainer.loop import Ranks
 from trainer.model import CnnRnn
 from trainer.registry import Registry
-from trainer.schedule import Schedule
-from trainer.stream import make_loader
+from trainer.spec import JobSpec
 
 pytestmark = [pytest.mark.integration, *MLFLOW_WARNINGS]
 
-VIEW = ViewConfig(short_side_px=48, size_px=40)
+NUM_PACKED = 8
+# Fewer frames than were packed: both roads must pick the same ones.
+VIEW = ViewConfig(short_side_px=48, size_px=40, num_frames=6)
+PICKED = frame_indices(NUM_PACKED, 6)
 MODEL = ModelConfig(backbone="narrow", width=8, weights="none", temporal_shift=True, hidden_size=16)
 REAL = "known/hmdb51/*wave*"
 
 
 @dataclass(frozen=True)
 class Packed:
-    """One packed sample: its video, the JPEGs in its tar, and what the stream makes of them for evaluation."""
+    """One packed sample: its video, the JPEGs of its tar that the model reads, and what evaluation makes of them."""
 
     video: Path
     jpegs: list[bytes]
@@ -67,7 +69,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             write_video(folder / "data" / class_name / f"{number}.mp4", textured(number, shift))
     for path in Path(os.environ.get("CLIPSTREAM_TEST_DATA", "absent")).glob(REAL):
         shutil.copy2(path, folder / "data" / "left")
-    options = ["--workers=1", "--clip.num-frames=8", "--clip.short-side-px=48"]
+    options = ["--workers=1", f"--clip.num-frames={NUM_PACKED}", "--clip.short-side-px=48"]
     assert main([str(folder / "data"), str(folder / "shards"), *options]) == 0
     return folder
 
@@ -76,15 +78,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def samples(folder: Path) -> list[Packed]:
     """Every packed sample, read as the trainer's evaluation reads it."""
     found = []
+    config = TrainConfig(view=VIEW, global_batch=3, loader_workers=0)
+    spec = JobSpec(config, folder / "shards", folder, run_id="", tracking_uri="", num_workers=1)
     for split in ("train", "val", "test"):
         index = SampleIndex.open(folder / "shards", split)
         reader = LocalReader(index.folder)
         sources = read_samples(folder / "shards", split, columns=["source"])["source"].to_pylist()
-        for batch in make_loader(index, Schedule(index.shard_sizes, 3), EvalView(VIEW), VIEW.size_px):
+        for batch in spec.eval_loader(split, Ranks()):
             for clip, row in zip(batch.clips, batch.rows, strict=True):
                 if row.weight:
                     stored = index.read(reader, row.index)
-                    jpegs = [stored[f"{number:03d}.jpg"] for number in range(8)]
+                    jpegs = [stored[f"{number:03d}.jpg"] for number in PICKED]
                     found.append(Packed(folder / "data" / sources[row.index], jpegs, clip))
         reader.close()
     return found
@@ -93,7 +97,7 @@ def samples(folder: Path) -> list[Packed]:
 @pytest.fixture(scope="module")
 def eager() -> CnnRnn:
     torch.manual_seed(0)
-    model = CnnRnn(MODEL, 2, 8).eval()
+    model = CnnRnn(MODEL, 2, len(PICKED)).eval()
     with torch.no_grad():
         model.head.weight.mul_(30)  # answers that differ between videos, as a trained model's do
     return model
@@ -142,6 +146,7 @@ def test_the_served_clip_is_the_packed_one_and_so_is_the_answer(
         reply = ask(port, "POST", "/v1/predict?frames=true&top_k=2", sample.video.read_bytes())
         assert reply.status == 200
         # The JPEGs that the replica decoded are the tar's, byte for byte: all that follows is the same code.
+        assert len(reply.json["clip"]["frame_indices"]) == len(PICKED)
         assert [base64.b64decode(frame) for frame in reply.json["frames"]] == sample.jpegs
         probabilities = {one["class"]: one["probability"] for one in reply.json["predictions"]}
         wanted = torch.softmax(logits(eager, sample)[0], 0)
@@ -181,7 +186,8 @@ def test_jpeg_is_all_that_a_packed_frame_lost(samples: list[Packed]) -> None:
                 frame.to_ndarray(format="rgb24", height=height_px, width=width_px, interpolation="AREA")
                 for frame in container.decode(video=0)
             ]
-        wanted = np.stack([frames[index] for index in frame_indices(len(frames), 8)])
+        packed = frame_indices(len(frames), NUM_PACKED)
+        wanted = np.stack([frames[packed[number]] for number in PICKED])
         assert psnr_db(stored, wanted) > 30, sample.video.name
 
 

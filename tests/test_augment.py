@@ -7,7 +7,7 @@ from torch import from_numpy
 from torchvision.transforms.v2.functional import adjust_brightness, adjust_contrast, adjust_saturation, resize
 
 from configs.train import AugmentConfig, ViewConfig
-from trainer.augment import EvalView, FramesTHWC, TrainView, eval_view
+from trainer.augment import GREY, EvalView, FramesTHWC, TrainView, eval_view
 from trainer.schedule import Row
 
 ROWS = [Row(epoch, index, 1.0) for epoch in range(3) for index in range(8)]
@@ -170,3 +170,34 @@ def test_light_is_alike_in_all_frames() -> None:
 def test_a_view_larger_than_the_short_side_is_refused() -> None:
     with pytest.raises(ValidationError, match=r"size_px \(32\) must be at most short_side_px \(24\)"):
         ViewConfig(short_side_px=24, size_px=32)
+
+
+def test_erasing_greys_one_box_of_all_frames() -> None:
+    augment = AugmentConfig(erasing=1.0)
+    frames = np.full((3, 24, 30, 3), 7, np.uint8)
+    areas, covered = [], np.zeros((16, 16), int)
+    for index in range(400):
+        seen = TrainView(CROP, augment, seed=0)(frames, Row(0, index, 1.0))
+        grey = (seen[0] == GREY).all(-1)
+        assert (seen == np.where(grey[None, :, :, None], GREY, 7)).all()
+        rows, columns = np.nonzero(grey)
+        height, width = np.ptp(rows) + 1, np.ptp(columns) + 1
+        assert grey.sum() == height * width
+        areas.append(height * width / 16**2)
+        covered += grey
+    assert (frames == 7).all()
+    assert 0.01 < min(areas) < 0.05
+    assert 0.3 < max(areas) < 0.4
+    assert covered.min() > 0
+
+
+def test_erasing_is_of_a_share_of_the_clips_and_changes_no_other_choice() -> None:
+    frames = noise(24, 30)
+    num_erased = 0
+    for index in range(300):
+        row = Row(0, index, 1.0)
+        plain = TrainView(CROP, AugmentConfig(horizontal_flip=True, contrast=0.2), seed=0)(frames, row)
+        erased = TrainView(CROP, AugmentConfig(horizontal_flip=True, contrast=0.2, erasing=0.25), seed=0)(frames, row)
+        num_erased += not np.array_equal(plain, erased)
+        assert np.array_equal(plain[erased != GREY], erased[erased != GREY])
+    assert 45 < num_erased < 110

@@ -66,10 +66,24 @@ class Case:
     weights: tuple[float, ...]
     weighted_classes: bool
     label_smoothing: float
+    mixed: bool = False
 
     @property
     def batch(self) -> Batch:
-        return make_batch(self.weights)
+        batch = make_batch(self.weights)
+        if not self.mixed:
+            return batch
+        size = len(self.weights)
+        return replace(batch, other_labels=torch.arange(size) * 2 % NUM_CLASSES, shares=torch.linspace(0, 1, size))
+
+    @property
+    def soft_targets(self) -> Tensor:
+        """`(B, K)`: how much of each class a row is."""
+        batch = self.batch
+        shares = torch.ones(len(batch.labels)) if batch.shares is None else batch.shares
+        others = batch.labels if batch.other_labels is None else batch.other_labels
+        own, other = (functional.one_hot(labels, NUM_CLASSES) for labels in (batch.labels, others))
+        return shares[:, None] * own + (1 - shares[:, None]) * other
 
     @property
     def loss(self) -> Loss:
@@ -87,6 +101,12 @@ CASES = [
     Case(world_size, micro_batch, weights, weighted_classes, label_smoothing)
     for world_size, micro_batch, weights, (weighted_classes, label_smoothing) in product(
         (1, 2, 3, 4), (0, 1, 2), WEIGHTS, ((False, 0.0), (True, 0.1))
+    )
+]
+MIXED_CASES = [
+    Case(world_size, micro_batch, weights, weighted_classes, label_smoothing, mixed=True)
+    for world_size, micro_batch, weights, (weighted_classes, label_smoothing) in product(
+        (1, 2, 3), (0, 2), WEIGHTS, ((False, 0.0), (True, 0.1))
     )
 ]
 
@@ -113,6 +133,8 @@ def share_of(batch: Batch, rank: int, world_size: int) -> Batch:
         weights=batch.weights[mine],
         rows=batch.rows[mine],
         errors=batch.errors[mine],
+        other_labels=None if batch.other_labels is None else batch.other_labels[mine],
+        shares=None if batch.shares is None else batch.shares[mine],
     )
 
 
@@ -135,7 +157,7 @@ def take_step(ranks: Ranks, case: Case) -> tuple[dict[str, Tensor], float, float
     """Returns the gradients by name, the loss over all ranks, and the gradient's norm."""
     learner = make_learner(ranks, case)
     share = share_of(case.batch, ranks.rank, ranks.world_size)
-    (mass,) = ranks.sum([case.loss.mass(share.labels, share.weights)])
+    (mass,) = ranks.sum([learner.mass(share)])
     norm = learner.step(share, mass, learning_rate=0.1)
     assert {group["lr"] for group in learner.optimizer.param_groups} == {0.1}
     gradients = {
@@ -226,7 +248,7 @@ def run_rank(rank: int, folder: Path) -> None:
             evaluation = evaluate_shares(ranks)
             results[f"evaluation {world_size}"] = (evaluation.confusion.tolist(), evaluation.figures())
             results[f"bad {world_size}"] = evaluation.num_bad
-            for number, case in enumerate(CASES):
+            for number, case in enumerate([*CASES, *MIXED_CASES]):
                 if case.world_size == world_size:
                     results[f"case {number}"] = take_step(ranks, case)
     torch.save(results, folder / f"{rank}.pt")
@@ -253,6 +275,29 @@ def test_gradient_is_that_of_the_whole_batch(by_rank: list[dict[str, Any]], numb
         weight=CLASS_WEIGHTS if case.weighted_classes else None,
         label_smoothing=case.label_smoothing,
     )
+    assert_step(by_rank, number, case, model, wanted)
+
+
+@pytest.mark.parametrize("number", range(len(CASES), len(CASES) + len(MIXED_CASES)))
+def test_gradient_of_mixed_clips_is_that_of_soft_targets(by_rank: list[dict[str, Any]], number: int) -> None:
+    case = MIXED_CASES[number - len(CASES)]
+    real = case.batch.weights > 0
+    model = Tiny()
+    targets = case.soft_targets[real]
+    class_weights = CLASS_WEIGHTS if case.weighted_classes else torch.ones(NUM_CLASSES)
+    total = functional.cross_entropy(
+        model(case.batch.clips[real]),
+        targets,
+        weight=class_weights,
+        label_smoothing=case.label_smoothing,
+        reduction="sum",
+    )
+    # Torch's own mean over soft targets would divide by the number of rows, whatever their classes weigh.
+    assert_step(by_rank, number, case, model, total / (targets @ class_weights).sum())
+
+
+def assert_step(by_rank: list[dict[str, Any]], number: int, case: Case, model: nn.Module, wanted: Tensor) -> None:
+    """Whether every rank took the step that the gradient of `wanted`, a loss over the whole batch, gives."""
     wanted.backward()
     for rank in range(case.world_size):
         gradients, loss, norm = by_rank[rank][f"case {number}"]

@@ -169,6 +169,7 @@ def test_promote_says_when_the_registry_does_not_answer(
         (["--model.backbone", "vgg"], r"model.backbone \(vgg\) is not known: choose one of narrow, convnext_base"),
         (["--model.freeze-epochs", "2"], r"model: freeze_epochs \(2\) would keep random weights: choose other weights"),
         (["--model.backbone", "r3d_18", "--model.differences"], r"model.differences .* model.backbone r3d_18 lacks"),
+        (["--view.num-frames", "5"], r"view.num_frames \(5\) must be at most 4, the frames of a clip in .*packed"),
         (["--model.weights", "absent.pt"], r"model.weights \(.*absent.pt\) does not exist"),
         (["--model.weights", "imagenet"], r"does not exist for model.backbone narrow: give --model.weights none"),
         (

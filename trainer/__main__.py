@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from configs.load import Section, UsageError, fail, parse
-from configs.train import REGISTERED_MODEL, TrainConfig
+from configs.train import REGISTERED_MODEL, CvConfig, TrainConfig
 
 PROG = "python -m trainer"
 ENV_PREFIX = "CLIPSTREAM_TRAIN_"
@@ -15,7 +15,12 @@ DESCRIPTION = """Train a video classifier on the shards that `python -m packer` 
 
 It runs on the Ray cluster that RAY_ADDRESS names, as in a job, or on a local one that it starts. The run is tracked in
 MLflow, the best epoch's model is registered, and the alias `champion` moves to it if it is better than the one before.
-`python -m trainer promote VERSION` moves the alias by hand."""
+`python -m trainer promote VERSION` moves the alias by hand; `python -m trainer cv` cross-validates."""
+CV_DESCRIPTION = """Repeat a training on several packs, one for each split or fold of the same videos.
+
+The trainings run one after another, each as `python -m trainer` would do it, but register no model. Printed and logged
+are each test split's figures with bootstrap intervals, their mean and their range, in one MLflow run whose children the
+trainings are. With the same --run, what was stopped goes on."""
 
 
 class PromoteConfig(Section):
@@ -32,15 +37,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments[:1] == ["promote"]:
             return _promote(arguments[1:])
-        config = parse(TrainConfig, arguments, prog=PROG, description=DESCRIPTION, env_prefix=ENV_PREFIX)
+        config = _parse(arguments)
         logging.info("trainer interpreter=%s package=%s", sys.executable, Path(__file__).parent)
         _prepare_imports()
         # Imported here: torch and Ray take seconds, which --help and a wrong option should not.
         from packer.manifest import ManifestError
+        from trainer.cv import cross_validate
         from trainer.job import train
 
         try:
-            return train(config)
+            return cross_validate(config) if isinstance(config, CvConfig) else train(config)
         except ManifestError as error:
             raise UsageError(str(error)) from error
     except UsageError as error:
@@ -48,6 +54,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:  # while things start; a run that began is ended by `train`
         print(f"{PROG}: interrupted", file=sys.stderr)
         return 130
+
+
+def _parse(arguments: list[str]) -> TrainConfig:
+    if arguments[:1] == ["cv"]:
+        return parse(CvConfig, arguments[1:], prog=f"{PROG} cv", description=CV_DESCRIPTION, env_prefix=ENV_PREFIX)
+    return parse(TrainConfig, arguments, prog=PROG, description=DESCRIPTION, env_prefix=ENV_PREFIX)
 
 
 def _prepare_imports() -> None:

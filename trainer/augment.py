@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from configs.train import AugmentConfig, ViewConfig
-from trainer.schedule import Row
+from trainer.schedule import Choice, Row, generator_of
 
 FramesTHWC = NDArray[np.uint8]
 
+GREY = 128
+"""What erased pixels become: about the mean that the model subtracts."""
 LUMA = (0.299, 0.587, 0.114)
 """Shares of red, green and blue in a pixel's grey (BT.601)."""
 
@@ -33,7 +35,7 @@ def eval_view(frames: FramesTHWC, view: ViewConfig) -> FramesTHWC:
     """
     if view.mode == "squash":
         return _resize(frames, view.size_px, view.size_px)
-    frames = _to_short_side(frames, view.short_side_px)
+    frames = to_short_side(frames, view.short_side_px)
     top, left = ((side - view.size_px) // 2 for side in frames.shape[1:3])
     return frames[:, top : top + view.size_px, left : left + view.size_px]
 
@@ -63,17 +65,19 @@ class TrainView:
 
     def __call__(self, frames: FramesTHWC, row: Row) -> FramesTHWC:
         """Returns a `(T, size_px, size_px, 3) uint8 RGB` view of `(T, H, W, 3)` stored frames; its strides vary."""
-        generator = np.random.Generator(np.random.PCG64([self.seed, row.epoch, row.index]))
+        generator = generator_of(self.seed, row, Choice.VIEW)
         if self.augment.min_scale < 1 or self.view.mode == "squash":
             frames = _random_part(frames, self.view, self.augment.min_scale, generator)
         else:
-            frames = _to_short_side(frames, self.view.short_side_px)
+            frames = to_short_side(frames, self.view.short_side_px)
             frames = _random_crop(frames, self.view.size_px, self.view.size_px, generator)
         if self.augment.horizontal_flip and generator.random() < 0.5:
             # Not frames[:, :, ::-1]: NumPy copies pixels of 3 bytes backwards at a sixth of this speed.
             frames = torch.from_numpy(frames).flip(2).numpy()
         if self.augment.brightness or self.augment.contrast or self.augment.saturation:
             frames = _other_light(frames, self.augment, generator)
+        if self.augment.erasing and generator.random() < self.augment.erasing:
+            frames = _erase(frames, generator)
         return frames
 
 
@@ -106,7 +110,23 @@ def _other_light(frames: FramesTHWC, augment: AugmentConfig, generator: np.rando
     return pixels.round().clip(0, 255).astype(np.uint8)
 
 
-def _to_short_side(frames: FramesTHWC, short_side_px: int) -> FramesTHWC:
+def _erase(frames: FramesTHWC, generator: np.random.Generator) -> FramesTHWC:
+    """Returns a clip of which a box is grey, at one place in all frames: whatever the model relies on may be hidden.
+
+    Source: Zhong et al. 2020, "Random Erasing": 2 % to a third of the area, 0.3 to 3.3 times as high as wide.
+    """
+    side = frames.shape[1]
+    area = float(generator.uniform(0.02, 1 / 3)) * side**2
+    aspect = float(np.exp(generator.uniform(np.log(0.3), np.log(3.3))))
+    height, width = (min(side, max(1, round(length))) for length in ((area * aspect) ** 0.5, (area / aspect) ** 0.5))
+    top, left = int(generator.integers(side - height + 1)), int(generator.integers(side - width + 1))
+    erased = frames.copy()  # they may lie in the stored frames
+    erased[:, top : top + height, left : left + width] = GREY
+    return erased
+
+
+def to_short_side(frames: FramesTHWC, short_side_px: int) -> FramesTHWC:
+    """Returns `(T, H, W, 3) uint8` frames resized to a short side; those that have it already, as they are."""
     height, width = frames.shape[1:3]
     short = min(height, width)
     if short == short_side_px:

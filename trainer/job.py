@@ -29,11 +29,10 @@ from packer.storage import at, locate
 from trainer.failure import FailureReport, last_line
 from trainer.model import CnnRnn
 from trainer.pretrained import load_backbone_weights
-from trainer.registry import tracking_uri
 from trainer.release import register_best
-from trainer.run import RunRecord, bound_fields, code_version, find_record, locked, new_name, save_config
+from trainer.run import RunRecord, begin_record, code_version, find_record, locked, new_name, save_config
 from trainer.spec import JobSpec
-from trainer.tracking import describe_run, end_run, open_run, reopen_run
+from trainer.tracking import describe_run, end_run, reopen_run
 from trainer.worker import train_worker
 
 logger = logging.getLogger(__name__)
@@ -73,8 +72,12 @@ class Fit:
             self.error = error
 
 
-def train(config: TrainConfig) -> int:
+def train(config: TrainConfig, parent_run_id: str | None = None) -> int:
     """Trains, registers the best model, and returns the command's exit code.
+
+    Args:
+        config: What to train, and on what.
+        parent_run_id: The MLflow run of the cross-validation that this training is part of; it registers no model.
 
     Raises:
         UsageError: The configuration does not fit the data, the storage or the cluster.
@@ -83,7 +86,7 @@ def train(config: TrainConfig) -> int:
     shards, folder = at(config.shards), Path(config.runs) / str(config.run)
     manifest = read_manifest(shards)
     digest = manifest_sha256(shards)
-    _check(config, manifest)
+    check(config, manifest)
     with locked(folder):
         record = find_record(folder, config, digest)
         weights = None if record else load_backbone_weights(config.model)
@@ -94,7 +97,7 @@ def train(config: TrainConfig) -> int:
                 reopen_run(record.tracking_uri, record.run_id)
                 logger.info("run resumed run=%s mlflow_run=%s", config.run, record.run_id)
             else:
-                record = _begin(config, folder, manifest, digest, weights)
+                record = _begin(config, folder, manifest, digest, weights, parent_run_id)
             spec = JobSpec(config, shards, folder, record.run_id, record.tracking_uri, num_workers)
             spec.stop_file.unlink(missing_ok=True)
             return _train_and_register(spec, record, manifest)
@@ -116,7 +119,7 @@ def _train_and_register(spec: JobSpec, record: RunRecord, manifest: Manifest) ->
             raise fit.error
         if "error" in fit.outcome:
             return _fail(spec, fit.outcome["error"])
-        version = register_best(spec, manifest, fit.outcome)
+        version = None if record.parent_run_id else register_best(spec, manifest, fit.outcome)
         end_run(spec.tracking_uri, spec.run_id, "FINISHED")
         record.model_copy(update={"finished_epochs": spec.config.epochs}).save(spec.run_folder)
     except Stopped:
@@ -154,7 +157,7 @@ def _absolute(config: TrainConfig) -> TrainConfig:
     )
 
 
-def _check(config: TrainConfig, manifest: Manifest) -> None:
+def check(config: TrainConfig, manifest: Manifest) -> None:
     """Refuses, before Ray starts, what every worker would refuse."""
     shards = config.shards
     for split in ("train", "val"):
@@ -162,8 +165,14 @@ def _check(config: TrainConfig, manifest: Manifest) -> None:
             raise UsageError(f"{shards} has no sample in its {split} split: pack again with another --split")
     if len(manifest.class_names) < 2:
         raise UsageError(f"{shards} holds one class ({manifest.class_names[0]}): a classifier needs at least two")
+    num_packed = manifest.clip.num_frames
+    if config.view.num_frames_of(num_packed) > num_packed:
+        raise UsageError(
+            f"view.num_frames ({config.view.num_frames}) must be at most {num_packed}, the frames of a clip in "
+            f"{shards}: pack again with more --clip.num-frames"
+        )
     with torch.device("meta"):
-        CnnRnn(config.model, len(manifest.class_names), manifest.clip.num_frames)
+        CnnRnn(config.model, len(manifest.class_names), config.view.num_frames_of(num_packed))
     if config.num_workers:
         _check_share(config.num_workers, config.global_batch)
 
@@ -174,13 +183,16 @@ def _check_share(num_workers: int, global_batch: int) -> None:
 
 
 def _begin(
-    config: TrainConfig, folder: Path, manifest: Manifest, digest: str, weights: dict[str, torch.Tensor] | None
+    config: TrainConfig,
+    folder: Path,
+    manifest: Manifest,
+    digest: str,
+    weights: dict[str, torch.Tensor] | None,
+    parent_run_id: str | None,
 ) -> RunRecord:
     """Returns the record of a new run, after its MLflow run, configuration and first weights are in place."""
-    uri = tracking_uri()
-    artifacts = resolve("mlruns") if uri.startswith("sqlite:") else None
-    run_id = open_run(uri, config, artifacts)
-    record = RunRecord(run_id=run_id, tracking_uri=uri, manifest_sha256=digest, bound=bound_fields(config))
+    record = begin_record(config, digest, parent_run_id)
+    uri, run_id = record.tracking_uri, record.run_id
     try:
         describe_run(uri, run_id, config, manifest, digest, code_version())
         save_config(folder, config)
@@ -275,10 +287,11 @@ def _catch_stop_signals() -> None:
         signal.signal(number, stop)
 
 
-def _summarise(spec: JobSpec, outcome: dict[str, Any], version: str) -> None:
+def _summarise(spec: JobSpec, outcome: dict[str, Any], version: str | None) -> None:
     shown = {f"val_{name}": value for name, value in outcome["val"].items()}
     shown |= {f"test_{name}": value for name, value in outcome["test"].items()}
     logger.info(
         "run finished run=%s %s", spec.config.run, " ".join(f"{name}={value:.4f}" for name, value in shown.items())
     )
-    print(f"run {spec.config.run}: registered {spec.config.registered_model} version {version}; look: mlflow ui")
+    if version:
+        print(f"run {spec.config.run}: registered {spec.config.registered_model} version {version}; look: mlflow ui")

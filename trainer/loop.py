@@ -92,12 +92,16 @@ class Learner:
     last_loss: float = field(default=math.nan, init=False)
     """This rank's part of the newest step's loss sum."""
 
+    def mass(self, batch: Batch) -> float:
+        """Returns what a batch adds to the divisor of the mean; see `Loss.mass`."""
+        return sum(self.loss.mass(labels_B, weights_B) for labels_B, weights_B in batch.targets)
+
     def step(self, batch: Batch, mass: float, learning_rate: float) -> float:
         """Takes one optimizer step and returns the gradient's norm before clipping; 0 for a batch without mass.
 
         Args:
             batch: This rank's rows.
-            mass: Sum of `Loss.mass` over all ranks.
+            mass: Sum of `mass` over all ranks.
             learning_rate: For this step.
 
         Raises:
@@ -109,9 +113,11 @@ class Learner:
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
         pieces = list(self._pieces(batch))
-        for number, (clips, labels, weights) in enumerate(pieces):
+        for number, (clips, targets) in enumerate(pieces):
             with self._no_sync() if number < len(pieces) - 1 else nullcontext():
-                loss = self.loss.sum(self._forward(clips), labels, weights) * (self.ranks.world_size / mass)
+                logits = self._forward(clips)
+                sums = torch.stack([self.loss.sum(logits, labels, weights) for labels, weights in targets])
+                loss = sums.sum() * (self.ranks.world_size / mass)
                 loss.backward()  # type: ignore[no-untyped-call]
             self.last_loss += float(loss.detach()) / self.ranks.world_size
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
@@ -125,15 +131,15 @@ class Learner:
             self.average.update()
         return float(norm)
 
-    def _pieces(self, batch: Batch) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def _pieces(self, batch: Batch) -> Iterator[tuple[Tensor, list[tuple[Tensor, Tensor]]]]:
         size = self.micro_batch or len(batch.labels)
         for start in range(0, len(batch.labels), size):
             piece = slice(start, start + size)
-            yield (
-                batch.clips[piece].to(self.device, non_blocking=True),
-                batch.labels[piece].to(self.device, non_blocking=True),
-                batch.weights[piece].to(self.device, non_blocking=True),
-            )
+            targets = [(self._moved(labels[piece]), self._moved(weights[piece])) for labels, weights in batch.targets]
+            yield self._moved(batch.clips[piece]), targets
+
+    def _moved(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.device, non_blocking=True)
 
     def _forward(self, clips_BTCHW: Tensor) -> Tensor:
         with autocast(self.device, self.autocast_dtype):

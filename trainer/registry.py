@@ -61,7 +61,7 @@ class Registry:
         Raises:
             RuntimeError: The exported model answers differently.
         """
-        shape = (contract.clip.num_frames, 3, contract.view.size_px, contract.view.size_px)
+        shape = (contract.num_frames, 3, contract.view.size_px, contract.view.size_px)
         # Two clips: an example of one would fix the batch size of the exported graph to one.
         example = np.random.default_rng(0).integers(0, 256, (2, *shape), dtype=np.uint8)
         signature = ModelSignature(

@@ -16,10 +16,11 @@ from pydantic import ValidationError
 import configs
 import packer
 import trainer
-from configs.load import Section, UsageError
+from configs.load import Section, UsageError, resolve
 from configs.train import TrainConfig
 from packer.storage import write_atomically
-from trainer.tracking import flatten, sources_sha256
+from trainer.registry import tracking_uri
+from trainer.tracking import flatten, open_run, sources_sha256
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +32,7 @@ BOUND_FIELDS = (
     "global_batch",
     "seed",
     "shuffle_block",
+    "sampling",
     "view",
     "model",
     "optimizer.backbone_factor",
@@ -48,6 +50,8 @@ class RunRecord(Section):
     manifest_sha256: str
     bound: dict[str, object]
     """Fields that a resumed run must not change, by dotted name."""
+    parent_run_id: str | None = None
+    """The MLflow run of the cross-validation that this one is part of."""
     finished_epochs: int = 0
     """Epochs of the training that was brought to its end; 0 while there is none."""
 
@@ -55,6 +59,21 @@ class RunRecord(Section):
         """Writes the record, whole or not at all."""
         with write_atomically(folder / RECORD_FILE) as file:
             file.write(self.model_dump_json(indent=2).encode())
+
+
+def read_record(folder: Path) -> RunRecord | None:
+    """Returns the record of a run, or None where there is none.
+
+    Raises:
+        UsageError: It is damaged.
+    """
+    path = folder / RECORD_FILE
+    try:
+        return RunRecord.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValidationError as error:
+        raise UsageError(f"{path} cannot be read: give --run another name to start anew") from error
 
 
 def new_name() -> str:
@@ -68,19 +87,29 @@ def bound_fields(config: TrainConfig) -> dict[str, object]:
     return {name: value for name, value in fields if {name, name.partition(".")[0]} & set(BOUND_FIELDS)}
 
 
+def begin_record(config: TrainConfig, manifest_sha256: str, parent_run_id: str | None = None) -> RunRecord:
+    """Returns the record of a new run, after its MLflow run is opened.
+
+    Raises:
+        UsageError: The MLflow store does not answer.
+    """
+    uri = tracking_uri()
+    run_id = open_run(uri, config, resolve("mlruns") if uri.startswith("sqlite:") else None, parent_run_id)
+    bound = bound_fields(config)
+    return RunRecord(
+        run_id=run_id, tracking_uri=uri, manifest_sha256=manifest_sha256, bound=bound, parent_run_id=parent_run_id
+    )
+
+
 def find_record(folder: Path, config: TrainConfig, manifest_sha256: str) -> RunRecord | None:
     """Returns the record of a run that is to be resumed, or None for a new run.
 
     Raises:
         UsageError: The run is finished, or was started with other data or settings.
     """
-    path = folder / RECORD_FILE
-    if not path.exists():
+    record = read_record(folder)
+    if record is None:
         return None
-    try:
-        record = RunRecord.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        raise UsageError(f"{path} cannot be read: give --run another name to start anew") from error
     if record.finished_epochs >= config.epochs:
         raise UsageError(
             f"run {config.run} has finished its {record.finished_epochs} epochs: give more --epochs to train on, or "

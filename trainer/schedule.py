@@ -2,14 +2,18 @@
 
 A stream is the epochs' orders laid end to end. A step takes the next `global_batch` positions, whatever the number of
 ranks; rank r takes every world_size-th of them. So any world size gives the same global batches, each sample is used
-once per epoch, and one count, the positions used so far, is the whole state.
+once per epoch, and one count, the positions used so far, is the whole state. Balanced sampling keeps all of that but
+the once: an epoch then uses rare classes' samples more often and leaves out others'.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 
 import numpy as np
 from numpy.typing import NDArray
+
+from trainer.balance import balanced_uses, earlier_uses
 
 
 @dataclass(frozen=True)
@@ -19,6 +23,23 @@ class Row:
     epoch: int
     index: int
     weight: float
+    draw: int = 0
+    """How often the epoch used the sample before: above 0 in balanced sampling only."""
+
+
+class Choice(IntEnum):
+    """What is chosen at random for a row, each from random numbers of its own."""
+
+    VIEW = 0
+    FRAMES = 1
+    PARTNER = 2
+    MIX = 3
+
+
+def generator_of(seed: int, row: Row, choice: Choice) -> np.random.Generator:
+    """Returns the random numbers of one choice for one row, the same wherever and whenever the row is used."""
+    key = [seed, row.epoch, row.index, *([row.draw] if row.draw else [])]
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(key, spawn_key=(choice,) if choice else ())))
 
 
 @dataclass(frozen=True)
@@ -30,7 +51,9 @@ class Shuffle:
     """Samples move at most this many places from where their shard stands: locality of reads against mixing."""
 
 
-def epoch_order(shard_sizes: Sequence[int], shuffle: Shuffle, epoch: int) -> NDArray[np.int64]:
+def epoch_order(
+    shard_sizes: Sequence[int], shuffle: Shuffle, epoch: int, labels: NDArray[np.int64] | None = None
+) -> NDArray[np.int64]:
     """Returns the order in which an epoch uses the samples of a split.
 
     Shards are permuted, then each sample is moved forward by a random part of `shuffle.block`, so that samples of
@@ -40,9 +63,11 @@ def epoch_order(shard_sizes: Sequence[int], shuffle: Shuffle, epoch: int) -> NDA
         shard_sizes: Number of samples in each shard; sample indices count through the shards in this order.
         shuffle: Seed and block.
         epoch: Number of the epoch, from 0.
+        labels: `(N,)` class of each sample, for an order in which every class comes equally often.
 
     Returns:
-        `(N,) int64` permutation of 0..N-1, the same for the same arguments on every machine.
+        `(N,) int64` permutation of 0..N-1, or with labels a multiset of them, the same for the same arguments on every
+        machine.
 
     Source: the block shuffle of MosaicML Streaming ("py1e"), written anew as one stable argsort.
     """
@@ -50,6 +75,8 @@ def epoch_order(shard_sizes: Sequence[int], shuffle: Shuffle, epoch: int) -> NDA
     starts = np.concatenate([[0], np.cumsum(shard_sizes)])
     permuted = generator.permutation(len(shard_sizes))
     samples = np.concatenate([np.arange(starts[shard], starts[shard + 1]) for shard in permuted])
+    if labels is not None:
+        samples = np.repeat(samples, balanced_uses(labels, generator)[samples])
     places = np.arange(len(samples)) + generator.uniform(0, shuffle.block, len(samples))
     return samples[np.argsort(places, kind="stable")].astype(np.int64)
 
@@ -63,6 +90,7 @@ class Schedule:
         num_epochs: Number of epochs that are laid end to end.
         start: Positions that finished steps have used: the state that a resumed run starts from.
         shuffle: How epochs are mixed; without one, samples come in their stored order, as evaluation wants them.
+        labels: `(N,)` class of each sample, for balanced sampling; without them an epoch uses each sample once.
 
     Raises:
         ValueError: No sample, no batch, or a start outside of the schedule.
@@ -75,15 +103,17 @@ class Schedule:
         num_epochs: int = 1,
         start: int = 0,
         shuffle: Shuffle | None = None,
+        labels: NDArray[np.int64] | None = None,
     ) -> None:
         self.shard_sizes = tuple(shard_sizes)
         self.global_batch = global_batch
         self.num_epochs = num_epochs
         self.start = start
         self.shuffle = shuffle
+        self.labels = labels
         self.num_samples = sum(self.shard_sizes)
         self.num_positions = self.num_samples * num_epochs
-        self._orders: dict[int, NDArray[np.int64]] = {}
+        self._orders: dict[int, tuple[NDArray[np.int64], NDArray[np.int64] | None]] = {}
         if self.num_samples < 1:
             raise ValueError("shard_sizes hold no sample: a schedule needs at least one")
         if global_batch < 1:
@@ -120,17 +150,39 @@ class Schedule:
         first = self.start + step * self.global_batch
         return tuple(self._row(position) for position in range(first + rank, first + self.global_batch, world_size))
 
+    def partners(self, step: int, rank: int, world_size: int) -> tuple[Row | None, ...]:
+        """Returns, for each of `rows`, another row of the same global batch, drawn by the row's key, to be mixed with.
+
+        Padding has no partner and is none. Needs a shuffle, whose seed is used.
+        """
+        assert self.shuffle, "evaluation mixes nothing"
+        first = self.start + step * self.global_batch
+        num_real = min(self.global_batch, self.num_positions - first)
+        partners: list[Row | None] = []
+        for place, row in zip(
+            range(rank, self.global_batch, world_size), self.rows(step, rank, world_size), strict=True
+        ):
+            if not row.weight or num_real < 2:
+                partners.append(None)
+                continue
+            other = int(generator_of(self.shuffle.seed, row, Choice.PARTNER).integers(num_real - 1))
+            partners.append(self._row(first + other + (other >= place)))
+        return tuple(partners)
+
     def _row(self, position: int) -> Row:
         epoch, place = divmod(position, self.num_samples)
         real = epoch < self.num_epochs
         epoch = min(epoch, self.num_epochs - 1)
-        return Row(epoch=epoch, index=int(self._order(epoch)[place]), weight=float(real))
+        order, draws = self._order(epoch)
+        return Row(epoch, int(order[place]), float(real), 0 if draws is None else int(draws[place]))
 
-    def _order(self, epoch: int) -> NDArray[np.int64]:
+    def _order(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
+        """Returns an epoch's samples and, in balanced sampling, how often each was used before."""
         if epoch not in self._orders:
             # A batch spans at most a few neighbouring epochs: older orders are never asked for again.
             self._orders = {known: order for known, order in self._orders.items() if known >= epoch - 1}
-            self._orders[epoch] = (
-                epoch_order(self.shard_sizes, self.shuffle, epoch) if self.shuffle else np.arange(self.num_samples)
-            )
+            order = np.arange(self.num_samples)
+            if self.shuffle:
+                order = epoch_order(self.shard_sizes, self.shuffle, epoch, self.labels)
+            self._orders[epoch] = (order, None if self.labels is None else earlier_uses(order))
         return self._orders[epoch]

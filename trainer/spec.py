@@ -14,9 +14,12 @@ from packer.manifest import Manifest
 from packer.storage import Location
 from trainer.augment import EvalView, TrainView
 from trainer.average import WeightAverage
+from trainer.averaging import Crops
 from trainer.checkpoint import CheckpointStore
+from trainer.frames import Frames, RandomFrames, eval_frames, spread_frames
 from trainer.index import SampleIndex
 from trainer.loop import Learner, Loss, Ranks, make_optimizer
+from trainer.mixing import Mixing
 from trainer.model import CnnRnn
 from trainer.schedule import Schedule, Shuffle
 from trainer.stream import Batch, View, make_loader
@@ -68,7 +71,9 @@ class JobSpec:
     def make_model(self, manifest: Manifest) -> CnnRnn:
         """Returns the model with its first weights, the same on every rank."""
         torch.manual_seed(self.config.seed)
-        model = CnnRnn(self.config.model, len(manifest.class_names), manifest.clip.num_frames)
+        model = CnnRnn(
+            self.config.model, len(manifest.class_names), self.config.view.num_frames_of(manifest.clip.num_frames)
+        )
         if self.weights_file.exists():
             model.backbone.load_state_dict(torch.load(self.weights_file, map_location="cpu", weights_only=True))
         return model
@@ -96,16 +101,44 @@ class JobSpec:
         """Returns the schedule from position `start` to the last epoch, and the loader of this rank's part of it."""
         config = self.config
         shuffle = Shuffle(config.seed, config.shuffle_block)
-        schedule = Schedule(index.shard_sizes, config.global_batch, config.epochs, start, shuffle)
-        return schedule, self._loader(index, schedule, TrainView(config.view, config.augment, config.seed), ranks)
+        labels = index.labels if config.sampling == "balanced" else None
+        schedule = Schedule(index.shard_sizes, config.global_batch, config.epochs, start, shuffle, labels)
+        num_read = config.view.num_frames_of(index.num_frames)
+        frames = RandomFrames(index.num_frames, num_read, config.seed)
+        view = TrainView(config.view, config.augment, config.seed)
+        mixing = Mixing(config.augment.mixup, config.augment.cutmix, config.seed)
+        is_mixed = mixing.mixup or mixing.cutmix
+        return schedule, self._loader(index, schedule, view, frames, ranks, mixing=mixing if is_mixed else None)
 
-    def eval_loader(self, split: str, ranks: Ranks) -> "DataLoader[Batch]":
-        """Returns the loader of this rank's part of a split, each sample once."""
+    def eval_loader(self, split: str, ranks: Ranks, averaged: bool = False) -> "DataLoader[Batch]":
+        """Returns the loader of this rank's part of a split, each sample once.
+
+        Args:
+            split: Name of the split.
+            ranks: The processes that share it.
+            averaged: Gives the views of test-time averaging, one after another in the clip's frames.
+        """
+        view, evaluation = self.config.view, self.config.evaluation
         index = SampleIndex.open(self.shards, split)
         schedule = Schedule(index.shard_sizes, self.config.global_batch)
-        return self._loader(index, schedule, EvalView(self.config.view), ranks)
+        num_read = view.num_frames_of(index.num_frames)
+        frames = eval_frames(index.num_frames, num_read)
+        if averaged and evaluation.num_clips > 1:
+            frames = spread_frames(index.num_frames, num_read, evaluation.num_clips)
+        if averaged and evaluation.num_crops > 1:
+            return self._loader(index, schedule, Crops(view), frames, ranks, views_per_frame=evaluation.num_crops)
+        return self._loader(index, schedule, EvalView(view), frames, ranks)
 
-    def _loader(self, index: SampleIndex, schedule: Schedule, view: View, ranks: Ranks) -> "DataLoader[Batch]":
+    def _loader(
+        self,
+        index: SampleIndex,
+        schedule: Schedule,
+        view: View,
+        frames: Frames,
+        ranks: Ranks,
+        views_per_frame: int = 1,
+        mixing: Mixing | None = None,
+    ) -> "DataLoader[Batch]":
         return make_loader(
             index,
             schedule,
@@ -115,6 +148,9 @@ class JobSpec:
             world_size=ranks.world_size,
             num_workers=self.num_loader_workers,
             pin_memory=torch.cuda.is_available(),
+            frames=frames,
+            views_per_frame=views_per_frame,
+            mixing=mixing,
         )
 
     def _class_weights(self, index: SampleIndex, num_classes: int, device: torch.device) -> torch.Tensor | None:

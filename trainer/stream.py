@@ -2,9 +2,9 @@
 
 It is a WebDataset pipeline. `RowSource` reads the samples that the schedule names, each by one contiguous read that
 the index locates (Python's tarfile costs 2.4 ms per sample, a quarter of all the work), and yields ordinary WebDataset
-sample dicts; `decode`, `augment` and `batch` are its further stages. The tars are ordinary too: `wds.WebDataset` reads
-them. A sample that cannot be read or decoded is never dropped silently and never shortens a batch: it keeps its row at
-weight 0 and its error travels with the batch.
+sample dicts; `pick`, `decode`, `augment`, `mix` and `batch` are its further stages. The tars are ordinary too:
+`wds.WebDataset` reads them. A sample that cannot be read or decoded is never dropped silently and never shortens a
+batch: it keeps its row at weight 0 and its error travels with the batch.
 """
 
 import math
@@ -23,7 +23,9 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from packer.jpeg import decode_frames
 from packer.storage import RemotePath, read_many
+from trainer.frames import FixedFrames, Frames, pick
 from trainer.index import Sample, SampleError, SampleIndex, ShardReader
+from trainer.mixing import Mixing, mix
 from trainer.schedule import Row, Schedule
 
 FILL_VALUE = 128
@@ -49,6 +51,21 @@ class Batch:
     """Epoch and sample of each row."""
     errors: tuple[str, ...]
     """One sentence for each sample that could not be read; padding repeats samples and has none."""
+    other_labels: torch.Tensor | None = None
+    """`(B,) int64` classes of what was mixed into the clips; None if nothing was."""
+    shares: torch.Tensor | None = None
+    """`(B,) float32` shares, 0 to 1, of the clips' own classes; the rest is the others'."""
+
+    @property
+    def targets(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Class and weight of each row, `(B,) int64` and `(B,) float32`; twice where clips are mixed of two.
+
+        Cross entropy is linear in its target, so a row of two classes is two rows that share its weight.
+        """
+        if self.other_labels is None or self.shares is None:
+            return [(self.labels, self.weights)]
+        own = self.weights * self.shares
+        return [(self.labels, own), (self.other_labels, self.weights - own)]
 
     def pin_memory(self) -> "Batch":
         """Returns the batch in pinned memory, from where copies to a GPU do not wait."""
@@ -67,24 +84,39 @@ class RowSource(IterableDataset[Sample]):
     turn, so the batches come out in order and do not depend on W.
     """
 
-    def __init__(self, index: SampleIndex, schedule: Schedule, rank: int, world_size: int) -> None:
+    def __init__(
+        self, index: SampleIndex, schedule: Schedule, rank: int, world_size: int, with_partners: bool = False
+    ) -> None:
         super().__init__()
         self._index = index
         self._schedule = schedule
         self._rank = rank
         self._world_size = world_size
+        self._with_partners = with_partners
 
     def __iter__(self) -> Iterator[Sample]:
-        """Yields sample dicts with their row, their step, and their place among the step's rows."""
+        """Yields sample dicts with their row, their step, and their place among the step's rows.
+
+        Where clips are mixed, a row's partner comes just before it and is marked `__partner__`.
+        """
         worker = get_worker_info()
         first, stride = (worker.id, worker.num_workers) if worker else (0, 1)
         is_remote = isinstance(self._index.folder, RemotePath)
         with closing(self._index.reader()) as reader:
             for step in range(first, self._schedule.num_steps, stride):
-                rows = self._schedule.rows(step, self._rank, self._world_size)
-                samples = read_many(partial(self._read, reader), rows, is_remote)
-                for place, (row, sample) in enumerate(zip(rows, samples, strict=True)):
-                    yield {**sample, "__row__": row, "__step__": step, "__place__": place, "__num_rows__": len(rows)}
+                marked = list(self._marked_rows(step))
+                samples = read_many(partial(self._read, reader), [row for row, _ in marked], is_remote)
+                for (row, marks), sample in zip(marked, samples, strict=True):
+                    yield {**sample, "__row__": row, **marks}
+
+    def _marked_rows(self, step: int) -> Iterator[tuple[Row, Sample]]:
+        share = (step, self._rank, self._world_size)
+        rows = self._schedule.rows(*share)
+        partners = self._schedule.partners(*share) if self._with_partners else (None,) * len(rows)
+        for place, (row, other) in enumerate(zip(rows, partners, strict=True)):
+            if other:
+                yield other, {"__partner__": True}
+            yield row, {"__step__": step, "__place__": place, "__num_rows__": len(rows)}
 
     def _read(self, reader: ShardReader, row: Row) -> Sample:
         try:
@@ -141,6 +173,9 @@ def make_loader(
     world_size: int = 1,
     num_workers: int = 0,
     pin_memory: bool = False,
+    frames: Frames | None = None,
+    views_per_frame: int = 1,
+    mixing: Mixing | None = None,
 ) -> "DataLoader[Batch]":
     """Returns a loader of this rank's batches, one for each step of the schedule.
 
@@ -153,13 +188,19 @@ def make_loader(
         world_size: Number of processes that share each global batch.
         num_workers: Loader processes; 0 reads in this process. The batches do not depend on it.
         pin_memory: Whether batches are put in pinned memory.
+        frames: Which of the packed frames are read; None: all.
+        views_per_frame: Pictures that `view` gives of each of them, one clip after another.
+        mixing: Mixes each clip with another of the global batch; None: clips stay as they are.
     """
+    frames = frames or FixedFrames(range(index.num_frames))
     schedule.rows(0, rank, world_size)  # refuses too many ranks here, not inside a loader worker
     pipeline = wds.DataPipeline(
-        RowSource(index, schedule, rank, world_size),
-        partial(decode, num_frames=index.num_frames),
+        RowSource(index, schedule, rank, world_size, with_partners=mixing is not None),
+        partial(pick, frames=frames),
+        partial(decode, num_frames=frames.num_frames),
         partial(augment, view=view),
-        partial(batch, num_frames=index.num_frames, size_px=size_px),
+        *([partial(mix, mixing=mixing)] if mixing else []),
+        partial(batch, num_frames=frames.num_frames * views_per_frame, size_px=size_px),
     )
     return DataLoader(
         pipeline,
@@ -188,6 +229,9 @@ class _Gathering:
         self._clips = _empty(shape_BTSSC)
         self._labels = torch.zeros(shape_BTSSC[0], dtype=torch.int64)
         self._weights = torch.zeros(shape_BTSSC[0], dtype=torch.float32)
+        self._other_labels = torch.zeros(shape_BTSSC[0], dtype=torch.int64)
+        self._shares = torch.ones(shape_BTSSC[0], dtype=torch.float32)
+        self._is_mixed = False
         self._rows: list[Row] = []
         self._bad: list[int] = []
         self._errors: list[str] = []
@@ -199,6 +243,9 @@ class _Gathering:
             self._clips.numpy()[place] = sample["clip"]
             self._labels[place] = sample["label"]
             self._weights[place] = row.weight
+            if "share" in sample:
+                self._other_labels[place], self._shares[place] = sample["other_label"], sample["share"]
+                self._is_mixed = True
             return
         self._bad.append(place)
         if row.weight:
@@ -216,6 +263,8 @@ class _Gathering:
             weights=self._weights,
             rows=tuple(self._rows),
             errors=tuple(self._errors),
+            other_labels=self._other_labels if self._is_mixed else None,
+            shares=self._shares if self._is_mixed else None,
         )
 
 

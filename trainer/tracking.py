@@ -12,12 +12,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import yaml
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 from mlflow.exceptions import MlflowException
 from mlflow.utils.async_logging.run_operations import RunOperations
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+from numpy.typing import NDArray
 
 from configs.load import UsageError
 from configs.train import TrainConfig
@@ -96,13 +99,16 @@ class RunLog:
             self._sent.append((operation, part))
 
 
-def open_run(tracking_uri: str, config: TrainConfig, artifact_folder: Path | None) -> str:
+def open_run(
+    tracking_uri: str, config: TrainConfig, artifact_folder: Path | None, parent_run_id: str | None = None
+) -> str:
     """Creates a run and returns its id.
 
     Args:
         tracking_uri: MLflow's store.
         config: Logged as the run's params.
         artifact_folder: Where a new experiment keeps its files; None leaves it to a tracking server.
+        parent_run_id: The run below which MLflow shows this one.
 
     Raises:
         UsageError: The store does not answer.
@@ -115,7 +121,8 @@ def open_run(tracking_uri: str, config: TrainConfig, artifact_folder: Path | Non
             experiment_id = client.create_experiment(config.experiment, artifact_location=location)
         else:
             experiment_id = experiment.experiment_id
-        run_id: str = client.create_run(experiment_id, run_name=config.run).info.run_id
+        tags = {MLFLOW_PARENT_RUN_ID: parent_run_id} if parent_run_id else None
+        run_id: str = client.create_run(experiment_id, run_name=config.run, tags=tags).info.run_id
         params = [
             Param(name, str(value)[:MAX_PARAM_CHARACTERS]) for name, value in flatten(config.model_dump()).items()
         ]
@@ -142,6 +149,14 @@ def describe_run(
         profile=yaml.safe_dump(counts | {"num_classes": len(manifest.class_names)}),
     )
     client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
+
+
+def read_confusion(tracking_uri: str, run_id: str, split: str) -> NDArray[np.int64]:
+    """Returns the `(K, K)` confusion matrix that `RunLog.evaluation` logged for a split."""
+    path = MlflowClient(tracking_uri=tracking_uri).download_artifacts(run_id, f"evaluation/{split}_confusion.csv")
+    rows = Path(path).read_text(encoding="utf-8").splitlines()[1:]
+    # From the right: a class may have a comma in its name.
+    return np.array([row.rsplit(",", len(rows))[1:] for row in rows], dtype=np.int64)
 
 
 def end_run(tracking_uri: str, run_id: str, status: EndStatus) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from packer.manifest import read_manifest
+from trainer.averaging import AveragedModel
 from trainer.checkpoint import State, judged_weights
 from trainer.index import SampleIndex
 from trainer.loop import Ranks, distribute, evaluate, learning_rate, share_buffers
@@ -138,7 +139,7 @@ class Training:
         leads = self.ranks.rank == 0
         due = time.monotonic() - self.last_saved_seconds > self.config.checkpoint_interval_seconds
         stop = leads and self.spec.stop_file.exists()
-        mass = self.learner.loss.mass(batch.labels, batch.weights)
+        mass = self.learner.mass(batch)
         totals = self.ranks.sum([mass, len(batch.errors), float(leads and due), float(stop)])
         return totals[0], int(totals[1]), totals[2] > 0, totals[3] > 0
 
@@ -207,13 +208,23 @@ class Training:
             self.log.evaluation("test", evaluation, self.class_names)
             self.log.metrics({f"test_{name}": value for name, value in figures.items()}, self.global_step)
             _say("test", best_step=self.best_step, **figures)
+        if self.config.evaluation.is_averaged:
+            self._test_averaged()
         return figures
 
-    def _evaluate(self, loader: "DataLoader[Batch]") -> Evaluation:
+    def _test_averaged(self) -> None:
+        num_read = self.config.view.num_frames_of(self.index.num_frames)
+        model = AveragedModel(self.judged, num_read, self.config.evaluation.flip)
+        figures = self._evaluate(self.spec.eval_loader("test", self.ranks, averaged=True), model).figures()
+        if self.log:
+            self.log.metrics({f"test_tta_{name}": value for name, value in figures.items()}, self.global_step)
+            _say("test with averaged views", **figures)
+
+    def _evaluate(self, loader: "DataLoader[Batch]", model: AveragedModel | None = None) -> Evaluation:
         share_buffers(self.judged, self.ranks)
         self.judged.eval()
-        learner = self.learner
-        return evaluate(self.judged, loader, len(self.class_names), self.ranks, learner.device, learner.autocast_dtype)
+        device, dtype = self.learner.device, self.learner.autocast_dtype
+        return evaluate(model or self.judged, loader, len(self.class_names), self.ranks, device, dtype)
 
     def _save(self) -> None:
         share_buffers(self.model, self.ranks)

@@ -64,7 +64,7 @@ def _together(num_rounds: int, folder: Path, shards: Path) -> Row:
     config = TrainConfig.model_validate(read_yaml(find_config("demo.yaml")))
     spec = JobSpec(config, shards, folder / "run", "", "", num_workers=1)
     manifest, index = read_manifest(shards), SampleIndex.open(shards, "train")
-    model = spec.make_model(manifest).to(memory_format=torch.channels_last)
+    model = spec.make_model(manifest).channels_last()
     learner = spec.make_learner(model, index, len(manifest.class_names), Ranks())
     resident = list(itertools.islice(_batches(spec, index), NUM_UNMEASURED_STEPS))
 
@@ -72,7 +72,7 @@ def _together(num_rounds: int, folder: Path, shards: Path) -> Row:
         with stopwatch(NUM_STEPS * config.global_batch) as result:
             for batch in itertools.islice(batches, NUM_STEPS):
                 if steps:
-                    learner.step(batch, learner.loss.mass(batch.labels, batch.weights), 1e-3)
+                    learner.step(batch, learner.mass(batch), 1e-3)
         return result[0]
 
     def streamed(steps: bool) -> Cost:

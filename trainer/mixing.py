@@ -1,0 +1,80 @@
+"""Mixup and cutmix: a training clip that is partly another one, and whose label is, too.
+
+A row's partner is another row of the same global batch, as that row itself shows it: the same frames, crop and light.
+Partner, share and box are functions of (seed, epoch, sample), so they do not depend on ranks or loader workers. A rank
+reads the partners of its rows itself, wherever they belong: two clips are read and decoded for each row.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainer.index import Sample
+from trainer.schedule import Choice, Row, generator_of
+
+FramesTHWC = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """Mixes two clips; with both kinds given, half of the clips are blended and half are cut.
+
+    Sources: Zhang et al. 2018, "mixup"; Yun et al. 2019, "CutMix"; the same for all frames of a clip, as in Yun et al.
+    2020, "VideoMix".
+    """
+
+    mixup: float
+    """Alpha of the Beta distribution of the share that stays; 0: no clip is blended."""
+    cutmix: float
+    """The same for clips of which a box is replaced."""
+    seed: int
+
+    def __call__(self, clip: FramesTHWC, partner: FramesTHWC, row: Row) -> tuple[FramesTHWC, float]:
+        """Returns the mixed clip, and the share in it of `clip`, 0 to 1; the rest is the share of `partner`.
+
+        Args:
+            clip: `(T, S, S, 3) uint8 RGB`.
+            partner: The same.
+            row: Where `clip` belongs.
+        """
+        generator = generator_of(self.seed, row, Choice.MIX)
+        if self.cutmix and (not self.mixup or generator.random() < 0.5):
+            return _cut(clip, partner, generator.beta(self.cutmix, self.cutmix), generator)
+        return _blend(clip, partner, generator.beta(self.mixup, self.mixup))
+
+
+def mix(samples: Iterable[Sample], *, mixing: Mixing) -> Iterator[Sample]:
+    """Mixes each clip with its partner, and adds `other_label` and `share`; an unreadable partner leaves it alone."""
+    partner: Sample | None = None
+    for sample in samples:
+        if "__partner__" in sample:
+            # A copy: the next clip is decoded over this one.
+            partner = None if "__error__" in sample else {**sample, "clip": sample["clip"].copy()}
+            continue
+        if partner and "__error__" not in sample:
+            sample["clip"], sample["share"] = mixing(sample["clip"], partner["clip"], sample["__row__"])
+            sample["other_label"] = partner["label"]
+        partner = None
+        yield sample
+
+
+def _blend(clip: FramesTHWC, partner: FramesTHWC, share: float) -> tuple[FramesTHWC, float]:
+    # In 256ths: integers take 0.6 ms for 16 frames of 112 px where float32 takes 2.8, and the label's share is exact.
+    parts = round(256 * share)
+    blended = clip.astype(np.uint16) * np.uint16(parts) + partner.astype(np.uint16) * np.uint16(256 - parts)
+    return ((blended + np.uint16(128)) >> 8).astype(np.uint8), parts / 256
+
+
+def _cut(
+    clip: FramesTHWC, partner: FramesTHWC, share: float, generator: np.random.Generator
+) -> tuple[FramesTHWC, float]:
+    """Replaces a box of 1 - share of the picture around a random place; less where it reaches over the edge."""
+    side_px = clip.shape[1]
+    half = side_px * (1 - share) ** 0.5 / 2
+    centre = generator.uniform(0, side_px, 2)
+    (top, left), (bottom, right) = np.clip(np.rint([centre - half, centre + half]), 0, side_px).astype(int)
+    mixed = clip.copy()
+    mixed[:, top:bottom, left:right] = partner[:, top:bottom, left:right]
+    return mixed, 1 - float((bottom - top) * (right - left)) / side_px**2

@@ -15,7 +15,8 @@ DESCRIPTION = """Train a video classifier on the shards that `python -m packer` 
 
 It runs on the Ray cluster that RAY_ADDRESS names, as in a job, or on a local one that it starts. The run is tracked in
 MLflow, the best epoch's model is registered, and the alias `champion` moves to it if it is better than the one before.
-`python -m trainer promote VERSION` moves the alias by hand."""
+`python -m trainer promote VERSION` moves the alias by hand; `python -m trainer compare RUN_A RUN_B` shows two runs side
+by side."""
 
 
 class PromoteConfig(Section):
@@ -32,6 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments[:1] == ["promote"]:
             return _promote(arguments[1:])
+        if arguments[:1] == ["compare"]:
+            return _compare(arguments[1:])
         config = parse(TrainConfig, arguments, prog=PROG, description=DESCRIPTION, env_prefix=ENV_PREFIX)
         logging.info("trainer interpreter=%s package=%s", sys.executable, Path(__file__).parent)
         _prepare_imports()
@@ -72,6 +75,16 @@ def _promote(arguments: list[str]) -> int:
     from trainer.registry import Registry, tracking_uri
 
     print(Registry(tracking_uri(), config.registered_model).promote(version))
+    return 0
+
+
+def _compare(arguments: list[str]) -> int:
+    if len(arguments) != 2 or any(argument.startswith("-") for argument in arguments):
+        raise UsageError("compare needs two runs by name or id: python -m trainer compare RUN_A RUN_B")
+    from trainer.compare import compare
+    from trainer.registry import tracking_uri
+
+    print(compare(tracking_uri(), arguments))
     return 0
 
 

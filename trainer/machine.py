@@ -8,8 +8,8 @@ gathers in its tab for system metrics.
 import os
 import platform
 import time
+from contextlib import suppress
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
@@ -69,9 +69,12 @@ class Machine:
             "memory_usage_percentage": 100 * (1 - free / total),
             "memory_allocated_at_most_megabytes": torch.cuda.max_memory_allocated(self._device) / 1e6,
         }
-        if find_spec("pynvml"):  # what torch asks the driver by
-            figures["utilization_percentage"] = torch.cuda.utilization(self._device)
-            figures["power_usage_watts"] = torch.cuda.power_draw(self._device) / 1000
+        with suppress(ImportError):  # torch asks the driver by it: the package nvidia-ml-py
+            import pynvml
+
+            with suppress(pynvml.NVMLError):  # a share of a card does not tell
+                figures["utilization_percentage"] = torch.cuda.utilization(self._device)
+                figures["power_usage_watts"] = torch.cuda.power_draw(self._device) / 1000
         return {f"gpu_{self._device.index or 0}_{name}": value for name, value in figures.items()}
 
 

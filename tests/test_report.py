@@ -4,6 +4,7 @@ import csv
 import io
 import shutil
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +143,7 @@ def test_tables_survive_names_with_commas_and_quotes(reported: tuple[JobSpec, di
 def test_data_and_machine_are_described(reported: tuple[JobSpec, dict[str, Any], Path]) -> None:
     spec, _, folder = reported
     environment = yaml.safe_load((folder / "environment.yaml").read_text())
-    assert environment["packages"]["torch"] == torch.__version__
+    assert environment["packages"]["torch"] == version("torch")
     assert environment["num_workers"] == 1
     client = MlflowClient(spec.tracking_uri)
     metrics = client.get_run(spec.run_id).data.metrics

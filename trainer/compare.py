@@ -37,7 +37,8 @@ class Compared:
     def settings(self) -> dict[str, str]:
         """The run's params, its code and its data."""
         params = {name: value for name, value in self.run.data.params.items() if name not in _OWN_PARAMS}
-        digests = [f"{one.dataset.name} {one.dataset.digest[:12]}" for one in self.run.inputs.dataset_inputs]
+        datasets = self.run.inputs.dataset_inputs if self.run.inputs else []
+        digests = [f"{one.dataset.name} {one.dataset.digest[:12]}" for one in datasets]
         return params | {"code": self.run.data.tags.get("code_version", ""), "data": ", ".join(digests)}
 
     @property
@@ -83,7 +84,7 @@ def mcnemar(num_only_one: int, num_only_other: int) -> float:
     """
     total = num_only_one + num_only_other
     tail = sum(math.comb(total, count) for count in range(min(num_only_one, num_only_other) + 1))
-    return min(1.0, 2 * tail / 2**total)
+    return min(1.0, 2 * tail / (1 << total))
 
 
 def _find(client: MlflowClient, name: str) -> Run:

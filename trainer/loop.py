@@ -52,7 +52,7 @@ class Ranks:
         if self.world_size == 1:
             return values
         parts: list[Any] = [None] * self.world_size
-        dist.all_gather_object(parts, values, group=self.group)  # type: ignore[no-untyped-call]
+        dist.all_gather_object(parts, values, group=self.group)
         return np.concatenate(parts)
 
 

@@ -128,4 +128,5 @@ class Evaluation:
     def worst_mistakes(self, num_samples: int) -> NDArray[np.void]:
         """Returns the records of the wrong predictions of the highest probability, the highest first."""
         wrong = self.predictions[self.predictions["label"] != self.predictions["predicted"]]
-        return wrong[np.argsort(-wrong["probability"], kind="stable")[:num_samples]]
+        surest_first: NDArray[np.void] = wrong[np.argsort(-wrong["probability"], kind="stable")]
+        return surest_first[:num_samples]

@@ -61,7 +61,7 @@ def draw_mistakes(spec: JobSpec, split: str, evaluation: Evaluation, class_names
 
 def _strip(record: NDArray[np.void], sample: Sample, class_names: tuple[str, ...]) -> Strip:
     label, predicted = class_names[record["label"]], class_names[record["predicted"]]
-    title = f"{label} ({np.exp(-record['loss']):.1%}), taken for {predicted} ({record['probability']:.1%})"
+    title = f"predicted {predicted} ({record['probability']:.1%}), true class {label} ({np.exp(-record['loss']):.1%})"
     return Strip(title, sample["__key__"], sample["clip"])
 
 

@@ -57,6 +57,7 @@ def _prepare_imports() -> None:
     """Sets what libraries read from the environment while they are imported."""
     os.environ.setdefault("WDS_SECURE", "1")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     if os.environ.get("RAY_ADDRESS", "local") == "local":
         os.environ.setdefault("RAY_AUTH_MODE", "token")
 
@@ -81,6 +82,7 @@ def _promote(arguments: list[str]) -> int:
 def _compare(arguments: list[str]) -> int:
     if len(arguments) != 2 or any(argument.startswith("-") for argument in arguments):
         raise UsageError("compare needs two runs by name or id: python -m trainer compare RUN_A RUN_B")
+    _prepare_imports()
     from trainer.compare import compare
     from trainer.registry import tracking_uri
 

@@ -70,7 +70,8 @@ def compare(uri: str, names: Sequence[str]) -> str:
     for split in ("val", "test"):
         lines += _judge(split, names, one.answers.get(split, {}), other.answers.get(split, {}))
     ids = f'["{one.run.info.run_id}","{other.run.info.run_id}"]&experiments=["{one.run.info.experiment_id}"]'
-    return "\n".join([*lines, f"curves: `mlflow ui`, then http://127.0.0.1:5000/#/compare-runs?runs={ids}"])
+    page = uri if uri.startswith("http") else "`mlflow ui`, then http://127.0.0.1:5000"
+    return "\n".join([*lines, f"curves: {page}/#/compare-runs?runs={ids}"])
 
 
 def mcnemar(num_only_one: int, num_only_other: int) -> float:

@@ -17,6 +17,11 @@ pytestmark = MLFLOW_WARNINGS
 HEADER = "key,source,true,predicted\n"
 
 
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("compared")
+
+
 def add_run(store: Path, name: str, learning_rate: float, predictions: str | None, top1: float = 0.5) -> str:
     config = TrainConfig(run=name, optimizer=OptimizerConfig(learning_rate=learning_rate))
     run_id = open_run(store_uri(store), config, store / "artifacts")
@@ -29,11 +34,11 @@ def add_run(store: Path, name: str, learning_rate: float, predictions: str | Non
 
 
 def test_settings_figures_and_clips_are_compared(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    one = add_run(tmp_path, "one", 0.1, "k1,s,a,a\nk2,s,a,b\nk3,s,b,b\n", 2 / 3)
-    other = add_run(tmp_path, "other", 0.2, "k1,s,a,a\nk2,s,a,a\nk3,s,b,a\n", 2 / 3)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", store_uri(tmp_path))
+    one = add_run(store, "one", 0.1, "k1,s,a,a\nk2,s,a,b\nk3,s,b,b\n", 2 / 3)
+    other = add_run(store, "other", 0.2, "k1,s,a,a\nk2,s,a,a\nk3,s,b,a\n", 2 / 3)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store_uri(store))
     capsys.readouterr()
     assert main(["compare", "one", other]) == 0
     text, other_output = capsys.readouterr()
@@ -48,31 +53,31 @@ def test_settings_figures_and_clips_are_compared(
     assert f'compare-runs?runs=["{one}","{other}"]' in text
 
 
-def test_equal_runs_and_runs_without_predictions_have_nothing_to_judge(tmp_path: Path) -> None:
-    add_run(tmp_path, "one", 0.1, "k1,s,a,a\n")
-    add_run(tmp_path, "same", 0.1, None)
-    text = compare(store_uri(tmp_path), ["one", "same"])
+def test_equal_runs_and_runs_without_predictions_have_nothing_to_judge(store: Path) -> None:
+    add_run(store, "finished", 0.1, "k1,s,a,a\n")
+    add_run(store, "unfinished", 0.1, None)
+    text = compare(store_uri(store), ["finished", "unfinished"])
     assert "  nothing\n" in text
     assert "best epoch" not in text
 
 
-def test_figures_of_other_clips_do_not_compare(tmp_path: Path) -> None:
-    add_run(tmp_path, "one", 0.1, "k1,s,a,a\n")
-    add_run(tmp_path, "other", 0.1, "k2,s,a,a\n")
-    text = compare(store_uri(tmp_path), ["one", "other"])
+def test_figures_of_other_clips_do_not_compare(store: Path) -> None:
+    add_run(store, "k1", 0.1, "k1,s,a,a\n")
+    add_run(store, "k2", 0.1, "k2,s,a,a\n")
+    text = compare(store_uri(store), ["k1", "k2"])
     assert "test: the two runs were measured on different clips; their figures do not compare" in text
 
 
 def test_unknown_and_ambiguous_names_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ids = [add_run(tmp_path, "twice", 0.1, None) for _ in range(2)]
+    ids = [add_run(store, "twice", 0.1, None) for _ in range(2)]
     with pytest.raises(UsageError, match="there is no run absent in sqlite"):
-        compare(store_uri(tmp_path), ["absent", ids[0]])
+        compare(store_uri(store), ["absent", ids[0]])
     with pytest.raises(UsageError, match="2 runs are called twice: give one of the ids") as refused:
-        compare(store_uri(tmp_path), [ids[0], "twice"])
+        compare(store_uri(store), [ids[0], "twice"])
     assert all(one in str(refused.value) for one in ids)
-    assert "nothing" in compare(store_uri(tmp_path), ids)
+    assert "nothing" in compare(store_uri(store), ids)
     assert main(["compare", "one"]) == 2
     assert "compare needs two runs by name or id" in capsys.readouterr().err
 

@@ -95,6 +95,9 @@ def test_mistakes_are_shown_worst_first_as_evaluation_sees_them(
     png = draw_mistakes(spec, "val", Evaluation(predictions, 2), ("a", "b"))
     for place, sample in enumerate([2, 3, 0]):
         assert (shown(png, place) == clips[sample].permute(0, 2, 3, 1).numpy()).all()
+    predictions["predicted"] = predictions["label"]
+    sheet = Image.open(io.BytesIO(draw_mistakes(spec, "val", Evaluation(predictions, 2), ("a", "b"))))
+    assert sheet.height == MARGIN_PX + HEAD_PX
 
 
 def test_a_clip_that_can_no_longer_be_read_is_left_out(

@@ -46,7 +46,9 @@ def register_best(spec: JobSpec, manifest: Manifest, outcome: dict[str, Any]) ->
     version = registry.register(uri, spec.run_id, contract)
     logger.info("registered model=%s version=%s", registry.name, version)
     card = write_card(version, contract, spec.config, manifest, outcome["evaluations"])
-    RunLog(spec.tracking_uri, spec.run_id).artifact("model_card.md", card)
+    log = RunLog(spec.tracking_uri, spec.run_id)
+    log.artifact("model_card.md", card)
+    log.close()
     registry.describe(version, card)
     registry.crown(version, contract, lambda model, held: judge(spec, model, held))
     return version

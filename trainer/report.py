@@ -4,21 +4,18 @@ The workers only hand over what the best model said of every sample. So no GPU w
 again for the few clips that are shown.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing
+from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from packer.manifest import Manifest
-from trainer.augment import EvalView
-from trainer.index import Sample, SampleError, SampleIndex
+from packer.manifest import Manifest, read_samples
+from trainer.loop import Ranks
 from trainer.metrics import Evaluation
 from trainer.pictures import draw_balance, draw_calibration, draw_confusion
-from trainer.schedule import Row
 from trainer.sheet import Strip, draw_sheet
 from trainer.spec import JobSpec
-from trainer.stream import augment, decode
 from trainer.tables import prediction_table
 from trainer.tracking import RunLog
 
@@ -48,36 +45,24 @@ def report(spec: JobSpec, manifest: Manifest, evaluations: Mapping[str, Evaluati
 
 
 def draw_mistakes(spec: JobSpec, split: str, evaluation: Evaluation, class_names: tuple[str, ...]) -> bytes:
-    """Returns a sheet of the clips of a split that the model was most surely wrong about."""
-    worst = evaluation.worst_mistakes(MISTAKES_SHOWN)
-    clips = {sample["__row__"].index: sample for sample in _read_clips(spec, split, worst["sample"].tolist())}
-    strips = [
-        _strip(record, clips[int(record["sample"])], class_names) for record in worst if record["sample"] in clips
-    ]
+    """Returns a sheet of the clips of a split that the model was most surely wrong about, as it saw them."""
     num_wrong = evaluation.num_samples - int(np.trace(evaluation.confusion))
     head = f"{split}: {num_wrong:,} of {evaluation.num_samples:,} clips are wrong"
-    return draw_sheet(f"{head}; the {len(strips)} surest of them" if strips else head, strips)
+    if not num_wrong:
+        return draw_sheet(head, [])
+    worst = evaluation.worst_mistakes(MISTAKES_SHOWN)
+    keys = read_samples(spec.shards, split, columns=["key"]).take(worst["sample"])["key"].to_pylist()
+    few = spec.config.model_copy(update={"global_batch": len(worst), "loader_workers": 0})
+    (batch,) = replace(spec, config=few).eval_loader(split, Ranks(), worst["sample"].tolist())
+    clips_BTHWC = batch.clips.permute(0, 1, 3, 4, 2).numpy()
+    strips = [
+        Strip(_mistake(record, class_names), key, clip)
+        for record, key, clip, weight in zip(worst, keys, clips_BTHWC, batch.weights.tolist(), strict=True)
+        if weight > 0  # those that can no longer be read are left out
+    ]
+    return draw_sheet(f"{head}; the {len(strips)} surest of them", strips)
 
 
-def _strip(record: NDArray[np.void], sample: Sample, class_names: tuple[str, ...]) -> Strip:
+def _mistake(record: NDArray[np.void], class_names: tuple[str, ...]) -> str:
     label, predicted = class_names[record["label"]], class_names[record["predicted"]]
-    title = f"predicted {predicted} ({record['probability']:.1%}), true class {label} ({np.exp(-record['loss']):.1%})"
-    return Strip(title, sample["__key__"], sample["clip"])
-
-
-def _read_clips(spec: JobSpec, split: str, numbers: Iterable[int]) -> Iterator[Sample]:
-    """Yields samples of a split with `clip` as evaluation sees it; those that can no longer be read are left out."""
-    index = SampleIndex.open(spec.shards, split)
-
-    def read() -> Iterator[Sample]:
-        with closing(index.reader()) as reader:
-            for number in numbers:
-                try:
-                    yield {**index.read(reader, number), "__row__": Row(0, number, 1.0)}
-                except SampleError:
-                    continue
-
-    for sample in augment(decode(read(), num_frames=index.num_frames), view=EvalView(spec.config.view)):
-        if "__error__" not in sample:
-            # The next clip is decoded over this one.
-            yield {**sample, "clip": sample["clip"].copy()}
+    return f"predicted {predicted} ({record['probability']:.1%}), true class {label} ({np.exp(-record['loss']):.1%})"

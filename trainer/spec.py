@@ -1,6 +1,7 @@
 """What a run is made of on one rank: its paths and configuration, and the parts that are built from them."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,9 +98,11 @@ class JobSpec:
         schedule = Schedule(index.shard_sizes, config.global_batch, config.epochs, start, shuffle)
         return schedule, self._loader(index, schedule, TrainView(config.view, config.augment, config.seed), ranks)
 
-    def eval_loader(self, split: str, ranks: Ranks) -> "DataLoader[Batch]":
-        """Returns the loader of this rank's part of a split, each sample once."""
+    def eval_loader(self, split: str, ranks: Ranks, samples: Sequence[int] | None = None) -> "DataLoader[Batch]":
+        """Returns the loader of this rank's part of a split, or of those of its samples alone, each once."""
         index = SampleIndex.open(self.shards, split)
+        if samples is not None:
+            index = index.take(samples)
         schedule = Schedule(index.shard_sizes, self.config.global_batch)
         return self._loader(index, schedule, EvalView(self.config.view), ranks)
 

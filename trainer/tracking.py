@@ -79,10 +79,13 @@ class RunLog:
 
     def artifact(self, path: str, content: str | bytes) -> None:
         """Puts a file among the run's artifacts, over the one that may be there."""
+        self._upload(path, content.encode() if isinstance(content, str) else content)
+
+    def _upload(self, path: str, content: bytes) -> None:
         folder, _, name = path.rpartition("/")
         with tempfile.TemporaryDirectory() as writing:
             file = Path(writing) / name
-            file.write_bytes(content.encode() if isinstance(content, str) else content)
+            file.write_bytes(content)
             self._client.log_artifact(self._run_id, str(file), folder or None)
 
     def _steps_held(self, name: str) -> set[int]:

@@ -61,7 +61,7 @@ def _purpose(contract: ModelContract, config: TrainConfig) -> list[str]:
 
 
 def _figures(evaluations: Mapping[str, Evaluation]) -> list[str]:
-    used_for = {"val": "chose the epoch, so it flatters", "test": "measured once, at the end"}
+    used_for = {"val": "chose the epoch, so it flatters", "test": "chose nothing"}
     rows = []
     for split, evaluation in evaluations.items():
         figures = evaluation.figures()

@@ -6,18 +6,14 @@ from scipy.stats import binom
 from sklearn.metrics import balanced_accuracy_score, f1_score
 
 from trainer.bootstrap import FIGURES, intervals
-from trainer.metrics import Evaluation
+from trainer.metrics import confusion_figures
 
 CONFUSION = np.array([[40, 9, 1], [6, 20, 4], [0, 3, 7]])
 
 
-def evaluation(confusion: np.ndarray) -> Evaluation:
-    return Evaluation(confusion, num_top_k=0, loss_sum=0.0, num_bad=0)
-
-
 @pytest.mark.parametrize("right", [30, 75, 98])
 def test_accuracy_has_the_quantiles_of_its_binomial(right: int) -> None:
-    low, high = intervals(evaluation(np.array([[right, 100 - right], [0, 0]])))["top1"]
+    low, high = intervals(np.array([[right, 100 - right], [0, 0]]))["top1"]
     assert [low, high] == pytest.approx(binom.ppf([0.025, 0.975], 100, right / 100) / 100, abs=0.0151)
 
 
@@ -25,7 +21,7 @@ def test_figures_are_those_of_resampled_samples() -> None:
     actual, predicted = (np.repeat(axis.ravel(), CONFUSION.ravel()) for axis in np.indices(CONFUSION.shape))
     generator = np.random.default_rng(5)
     draws = [generator.integers(0, len(actual), len(actual)) for _ in range(300)]
-    found = intervals(evaluation(CONFUSION))
+    found = intervals(CONFUSION)
     assert tuple(found) == FIGURES
     for name, figure in (
         ("macro_f1", lambda a, p: f1_score(a, p, average="macro")),
@@ -36,9 +32,9 @@ def test_figures_are_those_of_resampled_samples() -> None:
 
 
 def test_an_interval_is_the_same_again_and_holds_its_figure() -> None:
-    found = intervals(evaluation(CONFUSION))
-    assert found == intervals(evaluation(CONFUSION))
-    figures = evaluation(CONFUSION).figures()
+    found = intervals(CONFUSION)
+    assert found == intervals(CONFUSION)
+    figures = confusion_figures(CONFUSION)
     assert all(low < figures[name] < high for name, (low, high) in found.items())
-    perfect = intervals(evaluation(np.diag([5, 5])))
+    perfect = intervals(np.diag([5, 5]))
     assert set(perfect.values()) == {(1.0, 1.0)}

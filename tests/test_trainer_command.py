@@ -20,8 +20,23 @@ from trainer.run import locked
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1800), *MLFLOW_WARNINGS]
 
-CURVES = ["train_loss", "learning_rate", "grad_norm", "clips_per_second", "data_wait_share"]
-FIGURES = ["top1", "top5", "mean_class_accuracy", "macro_f1", "loss"]
+CURVES = ["train_loss", "train_top1", "learning_rate", "grad_norm", "clips_per_second", "data_wait_share"]
+FIGURES = ["top1", "top5", "mean_class_accuracy", "macro_f1", "loss", "ece"]
+ARTIFACTS = {
+    "config.yaml",
+    "classes.json",
+    "environment.yaml",
+    "model_card.md",
+    *(f"data/{name}" for name in ("class_balance.csv", "class_balance.png", "train_clips.png")),
+    *(
+        f"evaluation/{split}/{name}"
+        for split in ("val", "test")
+        for name in (
+            *("confusion.csv", "confusion.png", "per_class.csv", "predictions.csv"),
+            *("calibration.png", "worst_mistakes.png"),
+        )
+    ),
+}
 
 
 def sentence(capsys: pytest.CaptureFixture[str]) -> str:
@@ -73,9 +88,9 @@ def test_the_run_is_tracked(plain: Project, first_log: str) -> None:
     assert folder.is_relative_to(plain.home)
     assert yaml.safe_load((folder / "config.yaml").read_text())["shards"] == str(plain.home / "shards")
     assert json.loads((folder / "classes.json").read_text()) == {"class_names": ["a", "b"]}
-    for split in ("val", "test"):
-        assert (folder / "evaluation" / f"{split}_confusion.png").read_bytes().startswith(b"\x89PNG")
-        assert (folder / "evaluation" / f"{split}_confusion.csv").read_text().startswith("true class,a,b\n")
+    assert {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} == ARTIFACTS
+    for name in ARTIFACTS:
+        assert name.endswith(".png") is (folder / name).read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_best_model_is_registered_with_its_contract(plain: Project, first_log: str) -> None:
@@ -88,6 +103,8 @@ def test_the_best_model_is_registered_with_its_contract(plain: Project, first_lo
     assert contract.manifest_sha256 == manifest_sha256(plain.home / "shards")
     assert contract.val_metric == max(value for _, value in plain.curve("first", "val_macro_f1"))
     assert contract.code_version == run.data.tags["code_version"]
+    folder = Path(plain.store.download_artifacts(run.info.run_id, ""))
+    assert registry.champion().description == (folder / "model_card.md").read_text()
 
 
 def test_a_finished_run_is_refused(

@@ -18,6 +18,7 @@ from tests.registry import MLFLOW_WARNINGS, store_uri
 from trainer.checkpoint import judged_weights
 from trainer.index import SampleIndex
 from trainer.loop import Ranks, evaluate
+from trainer.metrics import Evaluation
 from trainer.model import CnnRnn
 from trainer.spec import JobSpec
 from trainer.tracking import open_run
@@ -87,6 +88,8 @@ def assert_same(one: object, other: object) -> None:
             assert_same(left, right)
     elif isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
         assert torch.equal(one, other)
+    elif isinstance(one, Evaluation) and isinstance(other, Evaluation):
+        assert (one.predictions == other.predictions).all()
     else:
         assert one == other
 
@@ -104,8 +107,17 @@ def whole(make_spec: MakeSpec) -> tuple[JobSpec, dict[str, Any]]:
 
 def assert_as_whole(spec: JobSpec, whole: tuple[JobSpec, dict[str, Any]], outcome: dict[str, Any]) -> None:
     assert_same(newest(spec), newest(whole[0]))
-    assert outcome == whole[1]
-    for name in ("train_loss", "learning_rate", "grad_norm", "epoch", "val_loss", "val_macro_f1", "test_loss"):
+    assert_same(outcome, whole[1])
+    for name in (
+        "train_loss",
+        "train_top1",
+        "learning_rate",
+        "grad_norm",
+        "epoch",
+        "val_loss",
+        "val_macro_f1",
+        "test_loss",
+    ):
         assert curve(spec, name) == curve(whole[0], name)
 
 
@@ -114,7 +126,7 @@ def test_an_uninterrupted_run(whole: tuple[JobSpec, dict[str, Any]]) -> None:
     state = newest(spec)
     assert (state["global_step"], state["position"], state["num_bad"]) == (NUM_STEPS, 3 * 21, 0)
     assert outcome["stopped"] is False
-    for name in ("train_loss", "learning_rate", "grad_norm", "clips_per_second", "data_wait_share"):
+    for name in ("train_loss", "train_top1", "learning_rate", "grad_norm", "clips_per_second", "data_wait_share"):
         points = curve(spec, name)
         assert [step for step, _ in points] == list(range(1, NUM_STEPS + 1))
         assert all(math.isfinite(value) for _, value in points)

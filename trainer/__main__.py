@@ -15,7 +15,8 @@ DESCRIPTION = """Train a video classifier on the shards that `python -m packer` 
 
 It runs on the Ray cluster that RAY_ADDRESS names, as in a job, or on a local one that it starts. The run is tracked in
 MLflow, the best epoch's model is registered, and the alias `champion` moves to it if it is better than the one before.
-`python -m trainer promote VERSION` moves the alias by hand; `python -m trainer cv` cross-validates."""
+`python -m trainer promote VERSION` moves the alias by hand, `python -m trainer compare RUN_A RUN_B` shows two runs side
+by side, `python -m trainer cv` cross-validates."""
 CV_DESCRIPTION = """Repeat a training on several packs, one for each split or fold of the same videos.
 
 The trainings run one after another, each as `python -m trainer` would do it, but register no model. Printed and logged
@@ -37,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments[:1] == ["promote"]:
             return _promote(arguments[1:])
+        if arguments[:1] == ["compare"]:
+            return _compare(arguments[1:])
         config = _parse(arguments)
         logging.info("trainer interpreter=%s package=%s", sys.executable, Path(__file__).parent)
         _prepare_imports()
@@ -66,6 +69,7 @@ def _prepare_imports() -> None:
     """Sets what libraries read from the environment while they are imported."""
     os.environ.setdefault("WDS_SECURE", "1")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     if os.environ.get("RAY_ADDRESS", "local") == "local":
         os.environ.setdefault("RAY_AUTH_MODE", "token")
 
@@ -84,6 +88,17 @@ def _promote(arguments: list[str]) -> int:
     from trainer.registry import Registry, tracking_uri
 
     print(Registry(tracking_uri(), config.registered_model).promote(version))
+    return 0
+
+
+def _compare(arguments: list[str]) -> int:
+    if len(arguments) != 2 or any(argument.startswith("-") for argument in arguments):
+        raise UsageError("compare needs two runs by name or id: python -m trainer compare RUN_A RUN_B")
+    _prepare_imports()
+    from trainer.compare import compare
+    from trainer.registry import tracking_uri
+
+    print(compare(tracking_uri(), arguments))
     return 0
 
 

@@ -10,6 +10,7 @@ import logging
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from configs.load import UsageError, resolve
 from configs.train import CvConfig, TrainConfig
@@ -17,7 +18,7 @@ from packer.manifest import manifest_sha256, read_manifest
 from packer.storage import at, locate
 from trainer.bootstrap import FIGURES, LEVEL, NUM_RESAMPLES, intervals
 from trainer.job import EXIT_STOPPED, Stopped, check, train
-from trainer.metrics import Evaluation
+from trainer.metrics import confusion_figures
 from trainer.run import RunRecord, begin_record, find_record, locked, new_name, read_record
 from trainer.tracking import EndStatus, RunLog, end_run, read_confusion, reopen_run
 
@@ -104,8 +105,8 @@ def _report(config: CvConfig, folds: list[TrainConfig], parent: RunRecord) -> No
     values: dict[str, list[float]] = {name: [] for name in FIGURES}
     print(f"{'test split of':24}" + "".join(f"{name:26}" for name in FIGURES))
     for number, fold in enumerate(folds, start=1):
-        evaluation = _test(fold)
-        figures, bounds = evaluation.figures(), intervals(evaluation)
+        confusion = _test(fold)
+        figures, bounds = confusion_figures(confusion), intervals(confusion)
         cells = [f"{figures[name]:.4f} ({bounds[name][0]:.4f}..{bounds[name][1]:.4f})" for name in FIGURES]
         print(f"{Path(fold.shards).name:24}" + "".join(f"{cell:26}" for cell in cells))
         for name in FIGURES:
@@ -122,11 +123,10 @@ def _report(config: CvConfig, folds: list[TrainConfig], parent: RunRecord) -> No
     log.close()
 
 
-def _test(fold: TrainConfig) -> Evaluation:
+def _test(fold: TrainConfig) -> NDArray[np.int64]:
     record = read_record(_folder(fold))
     assert record, "the training is finished"
-    confusion = read_confusion(record.tracking_uri, record.run_id, "test")
-    return Evaluation(confusion, num_top_k=0, loss_sum=0.0, num_bad=0)
+    return read_confusion(record.tracking_uri, record.run_id, "test")
 
 
 def _folder(fold: TrainConfig) -> Path:

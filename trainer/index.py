@@ -5,7 +5,8 @@ is an ordinary WebDataset sample dict.
 """
 
 import os
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -116,6 +117,18 @@ class SampleIndex:
             num_bytes=table["num_bytes"].to_numpy().astype(np.int64),
             labels=table["class_index"].to_numpy().astype(np.int64),
             num_frames=manifest.clip.num_frames,
+        )
+
+    def take(self, samples: Sequence[int]) -> "SampleIndex":
+        """Returns an index of some of the samples alone, in this order, as if they were of one shard."""
+        chosen = np.asarray(samples, dtype=np.int64)
+        return replace(
+            self,
+            shard_sizes=(len(chosen),),
+            shard_of=self.shard_of[chosen],
+            offsets=self.offsets[chosen],
+            num_bytes=self.num_bytes[chosen],
+            labels=self.labels[chosen],
         )
 
     def reader(self) -> ShardReader:

@@ -119,6 +119,9 @@ def _train_and_register(spec: JobSpec, record: RunRecord, manifest: Manifest) ->
             raise fit.error
         if "error" in fit.outcome:
             return _fail(spec, fit.outcome["error"])
+        from trainer.report import report  # here, not above: matplotlib would delay the start of the training
+
+        report(spec, manifest, fit.outcome["evaluations"])
         version = None if record.parent_run_id else register_best(spec, manifest, fit.outcome)
         end_run(spec.tracking_uri, spec.run_id, "FINISHED")
         record.model_copy(update={"finished_epochs": spec.config.epochs}).save(spec.run_folder)

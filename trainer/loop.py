@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from configs.train import OptimizerConfig
 from trainer.average import WeightAverage
-from trainer.metrics import TOP_K, Evaluation
+from trainer.metrics import PREDICTION, TOP_K, Evaluation
 from trainer.stream import Batch
 
 # Of glibc's malloc.h.
@@ -49,6 +50,14 @@ class Ranks:
         total = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(total, group=self.group)
         return [float(value) for value in total]
+
+    def join(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Returns the arrays of all ranks, one behind the other, on every rank."""
+        if self.world_size == 1:
+            return values
+        parts: list[Any] = [None] * self.world_size
+        dist.all_gather_object(parts, values, group=self.group)
+        return np.concatenate(parts)
 
 
 @dataclass(frozen=True)
@@ -91,6 +100,8 @@ class Learner:
     """Moving average of the weights, brought up to date by every step."""
     last_loss: float = field(default=math.nan, init=False)
     """This rank's part of the newest step's loss sum."""
+    last_num_right: int = field(default=0, init=False)
+    """Of this rank's rows in the newest step, those whose class was the most probable one; weight 0 does not count."""
 
     def mass(self, batch: Batch) -> float:
         """Returns what a batch adds to the divisor of the mean; see `Loss.mass`."""
@@ -107,7 +118,7 @@ class Learner:
         Raises:
             FloatingPointError: The gradient is not finite; every rank sees the same, and stops.
         """
-        self.last_loss = 0.0
+        self.last_loss, self.last_num_right = 0.0, 0
         if mass == 0:
             return 0.0
         self.model.train()
@@ -120,6 +131,8 @@ class Learner:
                 loss = sums.sum() * (self.ranks.world_size / mass)
                 loss.backward()  # type: ignore[no-untyped-call]
             self.last_loss += float(loss.detach()) / self.ranks.world_size
+            labels, weights = targets[0]
+            self.last_num_right += int(((logits.argmax(dim=1) == labels) & (weights > 0)).sum())
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
         if not norm.isfinite():
             raise FloatingPointError(f"the gradient's norm became {float(norm)}: lower --optimizer.learning-rate")
@@ -217,25 +230,30 @@ def evaluate(
         device: Where the model is.
         autocast_dtype: Precision of the forward passes; None: float32.
     """
-    confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
-    num_top_k = loss_sum = num_bad = 0.0
+    judged, num_bad = [np.empty(0, PREDICTION)], 0
     for batch in batches:
         num_bad += len(batch.errors)
         with autocast(device, autocast_dtype):
             logits_BK = model(batch.clips.to(device, non_blocking=True)).float().cpu()
-        real = batch.weights > 0
-        logits_BK, labels_B = logits_BK[real], batch.labels[real]
-        best = logits_BK.topk(min(TOP_K, num_classes), dim=1).indices
-        confusion += torch.bincount(labels_B * num_classes + best[:, 0], minlength=num_classes**2).view_as(confusion)
-        num_top_k += float((best == labels_B[:, None]).any(1).sum())
-        loss_sum += float(functional.cross_entropy(logits_BK, labels_B, reduction="sum"))
-    totals = ranks.sum([num_top_k, loss_sum, num_bad, *confusion.flatten().tolist()])
-    return Evaluation(
-        confusion=np.array(totals[3:], dtype=np.int64).reshape(num_classes, num_classes),
-        num_top_k=int(totals[0]),
-        loss_sum=totals[1],
-        num_bad=int(totals[2]),
-    )
+        judged.append(_judge(logits_BK, batch))
+    predictions = ranks.join(np.concatenate(judged))
+    in_order = predictions[np.argsort(predictions["sample"], kind="stable")]
+    return Evaluation(in_order, num_classes, int(ranks.sum([num_bad])[0]))
+
+
+def _judge(logits_BK: Tensor, batch: Batch) -> NDArray[np.void]:
+    """Returns the records of a batch's samples, without those that weigh nothing."""
+    real = batch.weights > 0
+    logits_BK, labels_B = logits_BK[real], batch.labels[real]
+    best = logits_BK.topk(min(TOP_K, logits_BK.shape[1]), dim=1).indices
+    records = np.empty(len(labels_B), PREDICTION)
+    records["sample"] = [row.index for row, is_real in zip(batch.rows, real.tolist(), strict=True) if is_real]
+    records["label"] = labels_B
+    records["predicted"] = best[:, 0]
+    records["probability"] = logits_BK.softmax(dim=1).amax(dim=1)
+    records["loss"] = functional.cross_entropy(logits_BK, labels_B, reduction="none")
+    records["in_top_k"] = (best == labels_B[:, None]).any(dim=1)
+    return records
 
 
 def keep_freed_memory() -> None:

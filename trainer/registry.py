@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 CHECKED_BATCH_SIZES = (1, 3)
 # Float32 sums in another order than eager's; logits are of the order of 1 to 10.
 LOGIT_TOLERANCE = 1e-3
+# What MLflow's own tables hold; PostgreSQL refuses more.
+MAX_DESCRIPTION_CHARACTERS = 5000
 _NOT_FOUND = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}
 Judge = Callable[[nn.Module, ModelContract], float]
 
@@ -111,6 +113,16 @@ class Registry:
             tags={"val_metric": f"{contract.select_by}={contract.val_metric:.4f}", "code": contract.code_version},
         )
         return str(created.version)
+
+    def describe(self, version: str, card: str) -> None:
+        """Shows a model card with a version, cut where the registry takes no more."""
+        if len(card) > MAX_DESCRIPTION_CHARACTERS:
+            ending = "\n\nThe rest is in model_card.md among the run's artifacts.\n"
+            card = card[: MAX_DESCRIPTION_CHARACTERS - len(ending)].rpartition("\n")[0] + ending
+        try:
+            self.client.update_model_version(self.name, version, card)
+        except MlflowException as error:
+            logger.warning("version not described model=%s version=%s reason=%s", self.name, version, error)
 
     def champion(self) -> ModelVersion | None:
         """Returns the version that carries the champion's alias, or None."""

@@ -10,11 +10,13 @@ from torch import nn
 from configs.train import ModelContract
 from packer.manifest import Manifest, manifest_sha256, read_samples
 from packer.storage import Location
+from trainer.card import write_card
 from trainer.checkpoint import judged_weights
 from trainer.loop import Ranks, evaluate
 from trainer.registry import Registry
 from trainer.run import code_version
 from trainer.spec import JobSpec
+from trainer.tracking import RunLog
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +46,11 @@ def register_best(spec: JobSpec, manifest: Manifest, outcome: dict[str, Any]) ->
     uri = registry.export(model.eval(), spec.run_id, contract)
     version = registry.register(uri, spec.run_id, contract)
     logger.info("registered model=%s version=%s", registry.name, version)
+    card = write_card(version, contract, spec.config, manifest, outcome["evaluations"])
+    log = RunLog(spec.tracking_uri, spec.run_id)
+    log.artifact("model_card.md", card)
+    log.close()
+    registry.describe(version, card)
     registry.crown(version, contract, lambda model, held: judge(spec, model, held))
     return version
 

@@ -1,6 +1,7 @@
 """What a run is made of on one rank: its paths and configuration, and the parts that are built from them."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -110,16 +111,21 @@ class JobSpec:
         is_mixed = mixing.mixup or mixing.cutmix
         return schedule, self._loader(index, schedule, view, frames, ranks, mixing=mixing if is_mixed else None)
 
-    def eval_loader(self, split: str, ranks: Ranks, averaged: bool = False) -> "DataLoader[Batch]":
+    def eval_loader(
+        self, split: str, ranks: Ranks, samples: Sequence[int] | None = None, averaged: bool = False
+    ) -> "DataLoader[Batch]":
         """Returns the loader of this rank's part of a split, each sample once.
 
         Args:
             split: Name of the split.
             ranks: The processes that share it.
+            samples: Of the split, these alone.
             averaged: Gives the views of test-time averaging, one after another in the clip's frames.
         """
         view, evaluation = self.config.view, self.config.evaluation
         index = SampleIndex.open(self.shards, split)
+        if samples is not None:
+            index = index.take(samples)
         schedule = Schedule(index.shard_sizes, self.config.global_batch)
         num_read = view.num_frames_of(index.num_frames)
         frames = eval_frames(index.num_frames, num_read)

@@ -7,6 +7,7 @@ training: what could not be delivered is kept, tried again, and counted in the l
 
 import hashlib
 import logging
+import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +15,6 @@ from typing import Any, Literal
 
 import numpy as np
 import yaml
-from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 from mlflow.exceptions import MlflowException
@@ -26,6 +26,7 @@ from configs.load import UsageError
 from configs.train import TrainConfig
 from packer.manifest import Manifest
 from trainer.metrics import Evaluation
+from trainer.tables import balance_table, class_table, confusion_table
 
 logger = logging.getLogger(__name__)
 
@@ -75,13 +76,20 @@ class RunLog:
             logger.error("metrics lost num_points=%d", len(self._waiting))
 
     def evaluation(self, split: str, evaluation: Evaluation, class_names: tuple[str, ...]) -> None:
-        """Logs a split's confusion matrix, as a picture and as a table."""
-        self._client.log_figure(
-            self._run_id, draw_confusion(evaluation, class_names), f"evaluation/{split}_confusion.png"
-        )
-        lines = [",".join(["true class", *class_names])]
-        lines += [",".join([name, *map(str, row)]) for name, row in zip(class_names, evaluation.confusion, strict=True)]
-        self._client.log_text(self._run_id, "\n".join(lines) + "\n", f"evaluation/{split}_confusion.csv")
+        """Puts a split's confusion matrix and per-class figures among the run's artifacts, as CSV."""
+        self.artifact(f"evaluation/{split}/confusion.csv", confusion_table(evaluation, class_names))
+        self.artifact(f"evaluation/{split}/per_class.csv", class_table(evaluation, class_names))
+
+    def artifact(self, path: str, content: str | bytes) -> None:
+        """Puts a file among the run's artifacts, over the one that may be there."""
+        self._upload(path, content.encode() if isinstance(content, str) else content)
+
+    def _upload(self, path: str, content: bytes) -> None:
+        folder, _, name = path.rpartition("/")
+        with tempfile.TemporaryDirectory() as writing:
+            file = Path(writing) / name
+            file.write_bytes(content)
+            self._client.log_artifact(self._run_id, str(file), folder or None)
 
     def _steps_held(self, name: str) -> set[int]:
         # Not the last step alone: MLflow sends in several threads, so a kill may lose a point before the last.
@@ -135,10 +143,11 @@ def open_run(
 def describe_run(
     tracking_uri: str, run_id: str, config: TrainConfig, manifest: Manifest, digest: str, code_version: str
 ) -> None:
-    """Logs what a run is made of: the effective config, the classes, the data's digest and the code's version."""
+    """Logs what a run is made of: effective config, classes, the data's digest and balance, the code's version."""
     client = MlflowClient(tracking_uri=tracking_uri)
     client.log_text(run_id, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), "config.yaml")
     client.log_dict(run_id, {"class_names": list(manifest.class_names)}, "classes.json")
+    client.log_text(run_id, balance_table(manifest), "data/class_balance.csv")
     client.set_tag(run_id, "code_version", code_version)
     counts = {f"num_{split}": summary.num_samples for split, summary in manifest.splits.items()}
     dataset = Dataset(
@@ -153,7 +162,7 @@ def describe_run(
 
 def read_confusion(tracking_uri: str, run_id: str, split: str) -> NDArray[np.int64]:
     """Returns the `(K, K)` confusion matrix that `RunLog.evaluation` logged for a split."""
-    path = MlflowClient(tracking_uri=tracking_uri).download_artifacts(run_id, f"evaluation/{split}_confusion.csv")
+    path = MlflowClient(tracking_uri=tracking_uri).download_artifacts(run_id, f"evaluation/{split}/confusion.csv")
     rows = Path(path).read_text(encoding="utf-8").splitlines()[1:]
     # From the right: a class may have a comma in its name.
     return np.array([row.rsplit(",", len(rows))[1:] for row in rows], dtype=np.int64)
@@ -182,28 +191,6 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in values.items():
         flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
     return flat
-
-
-def draw_confusion(evaluation: Evaluation, class_names: tuple[str, ...]) -> Figure:
-    """Returns a picture of a confusion matrix: shares of each true class, with counts where they can be read."""
-    counts = evaluation.confusion
-    side_inches = min(4 + 0.35 * len(class_names), 24)
-    figure = Figure(figsize=(side_inches + 1, side_inches), layout="constrained")
-    axes = figure.add_subplot()
-    shares = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
-    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    places = range(len(class_names))
-    axes.set_xticks(places, class_names, rotation=90)
-    axes.set_yticks(places, class_names)
-    axes.set(xlabel="predicted", ylabel="true", title=f"{evaluation.figures()['top1']:.1%} of {counts.sum()} clips")
-    if len(class_names) <= 20:
-        for row in places:
-            for column in places:
-                if counts[row, column]:
-                    color = "white" if shares[row, column] > 0.5 else "black"
-                    axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=color)
-    figure.colorbar(image, label="share of the true class")
-    return figure
 
 
 def sources_sha256(folders: list[Path]) -> str:

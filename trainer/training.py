@@ -19,7 +19,9 @@ from trainer.averaging import AveragedModel
 from trainer.checkpoint import State, judged_weights
 from trainer.index import SampleIndex
 from trainer.loop import Ranks, distribute, evaluate, learning_rate, share_buffers
+from trainer.machine import Machine
 from trainer.metrics import Evaluation
+from trainer.sheet import draw_batch
 from trainer.spec import JobSpec
 from trainer.stream import Batch
 from trainer.tracking import RunLog
@@ -43,6 +45,10 @@ class Window:
     num_steps: int = 0
     loss_sum: float = 0.0
     """This rank's part of the steps' losses."""
+    num_weighted: int = 0
+    """Clips without those that weigh nothing: padding, and what could not be read."""
+    num_right: int = 0
+    """Of these, whose class was the most probable one."""
 
 
 class Training:
@@ -65,9 +71,12 @@ class Training:
         self.best_step: int | None = None
         self.best_figures: dict[str, float] = {}
         self.num_epochs_since_best = 0
+        self.evaluations: dict[str, Evaluation] = {}
+        """By split: val of the best epoch, and test once there is nothing left to train."""
         self._resume()
         self._begin_phase()
         self.log = RunLog(spec.tracking_uri, spec.run_id) if ranks.rank == 0 else None
+        self.machine = Machine(device)
         self.val_loader = spec.eval_loader("val", ranks)
         self.last_saved_seconds = -math.inf
         self.last_progress_seconds = -math.inf
@@ -77,11 +86,14 @@ class Training:
         """Trains, evaluating after every epoch, and tests the best epoch's model at the end.
 
         Returns:
-            `{"stopped": bool, "best_step": int | None, "val": figures of the best epoch, "test": figures}`.
+            `{"stopped": bool, "best_step": int | None, "val": figures of the best epoch, "test": figures,
+            "evaluations": {split: Evaluation}}`.
 
         Raises:
             TrainingError: The gradient is not finite, or too many samples cannot be read.
         """
+        if self.log:
+            self.log.artifact("environment.yaml", self.machine.describe(self.ranks.world_size))
         try:
             stopped = self._train()
             test = {} if stopped else self._test()
@@ -90,7 +102,13 @@ class Training:
         finally:
             if self.log:
                 self.log.close()
-        return {"stopped": stopped, "best_step": self.best_step, "val": self.best_figures, "test": test}
+        return {
+            "stopped": stopped,
+            "best_step": self.best_step,
+            "val": self.best_figures,
+            "test": test,
+            "evaluations": self.evaluations,
+        }
 
     def _train(self) -> bool:
         """Returns whether the driver asked to stop before the last step."""
@@ -108,7 +126,7 @@ class Training:
             norm = self.learner.step(batch, mass, rate)
             self.global_step += 1
             self.position = schedule.end_of(batch.step)
-            self._note_step(len(batch.labels), norm, rate)
+            self._note_step(batch, norm, rate)
             if start // schedule.num_samples < self.position // schedule.num_samples:
                 self._end_epoch()
             elif save or stop:
@@ -152,25 +170,32 @@ class Training:
                 f"({self.config.max_bad_fraction:g}) of the split: check the shards with `python -m packer verify`"
             )
 
-    def _note_step(self, num_clips: int, norm: float, rate: float) -> None:
-        self.window.num_clips += num_clips
+    def _note_step(self, batch: Batch, norm: float, rate: float) -> None:
+        self.window.num_clips += len(batch.labels)
         self.window.num_steps += 1
         self.window.loss_sum += self.learner.last_loss
+        self.window.num_weighted += int((batch.weights > 0).sum())
+        self.window.num_right += self.learner.last_num_right
+        if self.log and self.global_step == 1:
+            self.log.artifact("data/train_clips.png", draw_batch(batch, self.class_names))
         if self.global_step % self.config.log_every_steps:
             return
-        num_clips_of_all, loss_sum = self.ranks.sum([self.window.num_clips, self.window.loss_sum])
+        num_clips, loss_sum, num_weighted, num_right = self.ranks.sum(
+            [self.window.num_clips, self.window.loss_sum, self.window.num_weighted, self.window.num_right]
+        )
         seconds = time.monotonic() - self.window.started
         figures = {
             "train_loss": loss_sum / self.window.num_steps,
+            "train_top1": num_right / max(1, num_weighted),
             "learning_rate": rate,
             "grad_norm": norm,
-            "clips_per_second": num_clips_of_all / seconds,
+            "clips_per_second": num_clips / seconds,
             "data_wait_share": self.window.waited_seconds / seconds,
         }
         self.window = Window()
         if self.log is None:
             return
-        self.log.metrics(figures, self.global_step)
+        self.log.metrics(figures | self.machine.read(), self.global_step)
         if time.monotonic() - self.last_progress_seconds > PROGRESS_INTERVAL_SECONDS:
             self.last_progress_seconds = time.monotonic()
             _say("train", step=self.global_step, epoch=self.position / self.index.num_samples, **figures)
@@ -181,6 +206,7 @@ class Training:
         figures = evaluation.figures()
         if self._rank_of(figures) > self._rank_of(self.best_figures):
             self.best_step, self.best_figures, self.num_epochs_since_best = self.global_step, figures, 0
+            self.evaluations["val"] = evaluation
             if self.log:
                 self.log.evaluation("val", evaluation, self.class_names)
         else:
@@ -202,7 +228,7 @@ class Training:
         if self.best_step is None or "test" not in self.manifest.splits or not self.manifest.splits["test"].num_samples:
             return {}
         self.judged.load_state_dict(judged_weights(self.spec.checkpoints.load(self.best_step)))
-        evaluation = self._evaluate(self.spec.eval_loader("test", self.ranks))
+        evaluation = self.evaluations["test"] = self._evaluate(self.spec.eval_loader("test", self.ranks))
         figures = evaluation.figures()
         if self.log:
             self.log.evaluation("test", evaluation, self.class_names)
@@ -237,6 +263,7 @@ class Training:
         self.last_saved_seconds = time.monotonic()
 
     def _state(self) -> State:
+        best = self.evaluations.get("val")
         return {
             "model": self.model.state_dict(),
             "average": self.learner.average.state_dict() if self.learner.average else None,
@@ -247,6 +274,7 @@ class Training:
             "best_step": self.best_step,
             "best_figures": self.best_figures,
             "num_epochs_since_best": self.num_epochs_since_best,
+            "best_predictions": best.packed() if best else None,
         }
 
     def _resume(self) -> None:
@@ -265,6 +293,8 @@ class Training:
         self.position, self.global_step, self.num_bad = state["position"], state["global_step"], state["num_bad"]
         self.best_step, self.best_figures = state["best_step"], state["best_figures"]
         self.num_epochs_since_best = state.get("num_epochs_since_best", 0)
+        if state.get("best_predictions") is not None:
+            self.evaluations["val"] = Evaluation.unpack(state["best_predictions"], len(self.class_names))
         logger.info("resumed step=%d position=%d", self.global_step, self.position)
 
 

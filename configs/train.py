@@ -72,8 +72,8 @@ class EvaluationConfig(Section):
 
     flip: bool = False
     """Adds the mirror image of each view; leave off where a class has a direction."""
-    num_crops: Literal[1, 3] = 1
-    """3: squares from both ends of the longer side and from its middle; for view.mode crop."""
+    three_crops: bool = False
+    """Adds the squares at both ends of the longer side to the one in the middle; for view.mode crop."""
     num_clips: int = Field(1, ge=1)
     """Times that frames are picked, at other places of each part of the clip; for a view.num_frames below the packed
     ones."""
@@ -81,7 +81,7 @@ class EvaluationConfig(Section):
     @property
     def is_averaged(self) -> bool:
         """Whether there is more than the one view that the server uses."""
-        return self.flip or self.num_crops * self.num_clips > 1
+        return self.flip or self.three_crops or self.num_clips > 1
 
 
 class OptimizerConfig(Section):
@@ -171,8 +171,8 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _is_consistent(self) -> "TrainConfig":
-        if self.evaluation.num_crops > 1 and self.view.mode == "squash":
-            raise ValueError(f"evaluation.num_crops ({self.evaluation.num_crops}) is for view.mode crop: give 1")
+        if self.evaluation.three_crops and self.view.mode == "squash":
+            raise ValueError("evaluation.three_crops is for view.mode crop: leave it off, or give that")
         if self.evaluation.num_clips > 1 and self.view.num_frames is None:
             raise ValueError(f"evaluation.num_clips ({self.evaluation.num_clips}) needs a view.num_frames: give 1")
         if self.sampling == self.optimizer.class_weights == "balanced":

@@ -33,7 +33,7 @@ CONFIG = TrainConfig(
     sampling="balanced",
     view=ViewConfig(short_side_px=32, size_px=24, num_frames=2),
     augment=AugmentConfig(erasing=0.5, mixup=0.4, cutmix=1.0),
-    evaluation=EvaluationConfig(flip=True, num_crops=3, num_clips=2),
+    evaluation=EvaluationConfig(flip=True, three_crops=True, num_clips=2),
     model=ModelConfig(backbone="narrow", width=8, weights="none", hidden_size=8, dropout=0.0),
     optimizer=OptimizerConfig(learning_rate=1e-2, label_smoothing=0.1),
 )

@@ -15,7 +15,7 @@ from packer.manifest import Manifest
 from packer.storage import Location
 from trainer.augment import EvalView, TrainView
 from trainer.average import WeightAverage
-from trainer.averaging import Crops
+from trainer.averaging import NUM_CROPS, Crops
 from trainer.checkpoint import CheckpointStore
 from trainer.frames import Frames, RandomFrames, eval_frames, spread_frames
 from trainer.index import SampleIndex
@@ -131,8 +131,8 @@ class JobSpec:
         frames = eval_frames(index.num_frames, num_read)
         if averaged and evaluation.num_clips > 1:
             frames = spread_frames(index.num_frames, num_read, evaluation.num_clips)
-        if averaged and evaluation.num_crops > 1:
-            return self._loader(index, schedule, Crops(view), frames, ranks, views_per_frame=evaluation.num_crops)
+        if averaged and evaluation.three_crops:
+            return self._loader(index, schedule, Crops(view), frames, ranks, views_per_frame=NUM_CROPS)
         return self._loader(index, schedule, EvalView(view), frames, ranks)
 
     def _loader(

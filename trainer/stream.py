@@ -241,7 +241,7 @@ class _Gathering:
         self._rows.append(row)
         if "__error__" not in sample:
             self._clips.numpy()[place] = sample["clip"]
-            self._labels[place] = sample["label"]
+            self._labels[place] = self._other_labels[place] = sample["label"]
             self._weights[place] = row.weight
             if "share" in sample:
                 self._other_labels[place], self._shares[place] = sample["other_label"], sample["share"]

@@ -11,7 +11,7 @@ from configs.train import ModelContract
 from packer.manifest import Manifest, manifest_sha256, read_samples
 from packer.storage import Location
 from trainer.loop import Ranks, evaluate
-from trainer.registry import Registry
+from trainer.registry import Registry, answering
 from trainer.run import code_version
 from trainer.spec import JobSpec
 
@@ -25,6 +25,9 @@ def register_best(spec: JobSpec, manifest: Manifest, outcome: dict[str, Any]) ->
         spec: The run.
         manifest: What the run's shards hold.
         outcome: What `Training.run` returned.
+
+    Raises:
+        RegistryError: MLflow refused or did not answer.
     """
     state = spec.checkpoints.load(outcome["best_step"])
     model = spec.make_model(manifest)
@@ -40,10 +43,11 @@ def register_best(spec: JobSpec, manifest: Manifest, outcome: dict[str, Any]) ->
         code_version=code_version(),
     )
     registry = Registry(spec.tracking_uri, spec.config.registered_model)
-    uri = registry.export(model.eval(), spec.run_id, contract)
-    version = registry.register(uri, spec.run_id, contract)
-    logger.info("registered model=%s version=%s", registry.name, version)
-    registry.crown(version, contract, lambda model, held: judge(spec, model, held))
+    with answering(registry.uri):
+        uri = registry.export(model.eval(), spec.run_id, contract)
+        version = registry.register(uri, spec.run_id, contract)
+        logger.info("registered model=%s version=%s", registry.name, version)
+        registry.crown(version, contract, lambda model, held: judge(spec, model, held))
     return version
 
 

@@ -257,8 +257,8 @@ def _make_trainer(spec: JobSpec) -> TorchTrainer:
     return TorchTrainer(
         train_worker,  # type: ignore[arg-type]  # Ray's annotation denies the return value that its Result carries
         train_loop_config={"spec": spec},
-        scaling_config=ScalingConfig(num_workers=spec.worker_range, use_gpu=use_gpu),
-        # Ray's annotation names its older RunConfig and Callback.
+        # Ray's annotations name its older ScalingConfig, RunConfig and Callback.
+        scaling_config=ScalingConfig(num_workers=spec.worker_range, use_gpu=use_gpu),  # type: ignore[arg-type]
         run_config=RunConfig(  # type: ignore[call-arg]
             name="ray",
             storage_path=str(spec.run_folder),

@@ -1,4 +1,4 @@
-"""The drills: each one breaks a training of 280 steps that reads, trains, tracks and registers as a user's does."""
+"""The drills: each one breaks a training of 84 steps that reads, trains, tracks and registers as a user's does."""
 
 import json
 import time
@@ -17,8 +17,11 @@ from tests.training import TINY, Ended, Project, ended, until
 from trainer.audit import replay
 from trainer.checkpoint import CheckpointStore
 
-NUM_STEPS = 280
-MIDDLE = 108  # in the middle of an epoch of 7 steps; its end alone writes a checkpoint
+NUM_EPOCHS = 12
+NUM_STEPS = 84
+MIDDLE = 38  # in the middle of an epoch of 7 steps; its end alone writes a checkpoint
+NEXT_EPOCH = 42
+PATIENCE_SECONDS = 900.0
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class Drills:
 
     def __init__(self, made: Project) -> None:
         self.project = made
-        values = {"audit": True, "epochs": 40, "num_workers": 2, "checkpoint_interval_seconds": 3600.0}
+        values = {"audit": True, "epochs": NUM_EPOCHS, "num_workers": 2, "checkpoint_interval_seconds": 3600.0}
         (made.home / "tiny.yaml").write_text(yaml.safe_dump(TINY | values))
 
     @cached_property
@@ -55,12 +58,12 @@ class Drills:
         return len(paths), json.loads(lines[-1]).get("step", 0) if lines else 0
 
     def await_step(self, run: str, step: int = MIDDLE) -> None:
-        until(lambda: self.progress(run)[1] >= step)
+        until(lambda: self.progress(run)[1] >= step, PATIENCE_SECONDS)
 
     def await_recovery(self, run: str, attempt: int = 2) -> float:
         """Returns the seconds until workers of a later attempt have finished a step."""
         start = time.monotonic()
-        until(lambda: self.progress(run) >= (attempt, 1))
+        until(lambda: self.progress(run) >= (attempt, 1), PATIENCE_SECONDS)
         return time.monotonic() - start
 
     def kill_driver(self, run: str) -> None:
@@ -182,12 +185,13 @@ def lose_storage(drills: Drills) -> Row:
     folder = drills.project.home / "runs" / "storage" / "checkpoints"
     aside = folder.rename(folder.parent / "aside")
     folder.touch()
-    time.sleep(12)
+    drills.await_step("storage", NEXT_EPOCH)
+    time.sleep(10)
     folder.unlink()
     aside.rename(folder)
     done = ended(process)
     wrong = [] if "checkpoint not written" in done.log else ["the log does not say it"]
-    return drills.row("storage", "storage of the checkpoints fails for 12 s", done, None, *wrong)
+    return drills.row("storage", "storage of the checkpoints fails past the end of an epoch", done, None, *wrong)
 
 
 def stop_tracking(drills: Drills) -> Row:

@@ -40,6 +40,7 @@ def main() -> int:
             for name in names:
                 print(f"drill: {name}", file=sys.stderr)
                 rows.append(DRILLS[name](drills))
+                print(as_text(rows[-1]), *rows[-1].problems, sep="\n", file=sys.stderr)
     print("\n".join(["", "| " + " | ".join(HEADINGS) + " |", "|" + "---|" * len(HEADINGS), *map(as_text, rows)]))
     problems = [f"{row.what}: {problem}" for row in rows for problem in row.problems]
     print("\n".join(["", *problems]) if problems else f"\n{len(rows)} of {len(rows)} drills passed")

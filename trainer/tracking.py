@@ -84,7 +84,8 @@ class RunLog:
         self._client.log_batch(self._run_id, metrics=lacking)
 
     def _steps_held(self, name: str) -> set[int]:
-        # As they were before this process sent any: a point that it sends again is one and the same to MLflow.
+        # Not the last step alone: a kill may leave gaps. As they were before this process sent any: a point that it
+        # sends again is one and the same to MLflow.
         if name not in self._held_steps:
             history = self._client.get_metric_history(self._run_id, name)
             self._held_steps[name] = {point.step for point in history}

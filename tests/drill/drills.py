@@ -1,6 +1,7 @@
 """The drills: each one breaks a training of 84 steps that reads, trains, tracks and registers as a user's does."""
 
 import json
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -151,7 +152,7 @@ def stop_job(drills: Drills) -> Row:
 
 
 def lose_node(drills: Drills) -> Row:
-    """Two workers on two nodes, one left, two again."""
+    """Two workers on two nodes, then one; batch norm sees other groups of clips then, so the losses differ."""
     with ray_nodes(1, 1) as nodes:
         options = ["--run", "node", "--min-workers", "1"]
         variables = {name: value for name, value in nodes.environment.items() if name.startswith("RAY_")}
@@ -159,9 +160,8 @@ def lose_node(drills: Drills) -> Row:
         drills.await_step("node")
         nodes.kill_newest()
         seconds = drills.await_recovery("node")
-        nodes.add(1)
         done = ended(process)
-    return drills.row("node", "one of two nodes lost, one added", done, seconds, same_world_size=False)
+    return drills.row("node", "one of two nodes lost, gone on with one worker", done, seconds, same_world_size=False)
 
 
 def break_checkpoint(drills: Drills) -> Row:
@@ -171,7 +171,7 @@ def break_checkpoint(drills: Drills) -> Row:
     path = store.folder / f"step-{newest:010d}" / "state.pt"
     with path.open("r+b") as file:
         file.seek(path.stat().st_size // 2)
-        file.write(bytes(16))
+        file.write(os.urandom(16))
     done, seconds = drills.go_on("checkpoint")
     said = "checkpoint ignored" in done.log and f"resumed step={before} " in done.log
     wrong = [] if said else ["the log does not say that the one before was taken"]

@@ -9,7 +9,7 @@ UV := $(BIN)/uv pip
 STORE ?= $(firstword $(wildcard mlflow.db .demo/mlflow.db) mlflow.db)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench ui cluster cluster-stop lock clean
+.PHONY: help setup demo test lint bench drill ui cluster cluster-stop lock clean
 
 help: ## this list
 	@echo 'clipstream: from a folder of videos to a served video classifier'
@@ -33,6 +33,9 @@ lint: $(STAMP) ## ruff, ruff format and mypy
 
 bench: $(STAMP) $(BENCH_STAMP) ## measure against the usual ways; a table, and JSON in bench-results/
 	$(BIN)/python -m tests.bench $(ROWS)
+
+drill: $(STAMP) ## kill, stop and break real trainings; a table of what it cost, beside an undisturbed one
+	$(BIN)/python -m tests.drill $(DRILLS)
 
 ui: $(STAMP) ## open MLflow's UI on 127.0.0.1:5000 over ./mlflow.db, else over the demo's
 	@# Its job executors, seven processes that take a quarter of a core, serve features that are not used here.

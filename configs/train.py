@@ -126,6 +126,9 @@ class TrainConfig(Section):
     """The run ends when its best epoch is this many epochs ago; 0: after `epochs`."""
     num_workers: int | None = Field(None, ge=1)
     """Training workers; by default one per GPU of the cluster, or one CPU worker where there is none."""
+    min_workers: int | None = Field(None, ge=1)
+    """Fewest workers to train with: the run goes on with less than num_workers when machines leave, and takes them in
+    again when they come, each time from the newest checkpoint. By default it waits for all of them."""
     threads_per_worker: int | None = Field(None, ge=1)
     """CPU threads of a training worker, by default the machine's cores shared between its workers."""
     loader_workers: int | None = Field(None, ge=0)
@@ -141,7 +144,11 @@ class TrainConfig(Section):
     max_bad_fraction: float = Field(0.01, ge=0, le=1)
     """Share of unreadable samples above which the run stops."""
     checkpoint_interval_seconds: float = Field(300.0, gt=0)
-    """Work that a kill may cost at most; every epoch ends with a checkpoint too."""
+    """Work that a kill may cost at most; every epoch ends with a checkpoint too. A storage that fails is tried again
+    after as long; only at an epoch's end the training waits for it, and fails after 10 minutes."""
+    audit: bool = False
+    """Write down which samples each step used, in the run's folder, some 7 bytes per clip; `python -m trainer audit
+    RUN` then proves that none came twice or was lost."""
     max_failures: int = Field(3, ge=0)
     """Worker failures after which the run is given up; each one resumes from the newest checkpoint."""
     registered_model: str = REGISTERED_MODEL
@@ -177,6 +184,10 @@ class TrainConfig(Section):
             raise ValueError(f"evaluation.num_clips ({self.evaluation.num_clips}) needs a view.num_frames: give 1")
         if self.sampling == self.optimizer.class_weights == "balanced":
             raise ValueError("sampling and optimizer.class_weights (balanced) each even out the classes: give one")
+        if self.audit and self.sampling == "balanced":
+            raise ValueError("audit proves that each sample is used once an epoch, sampling (balanced) does not do so")
+        if self.min_workers and self.num_workers and self.min_workers > self.num_workers:
+            raise ValueError(f"min_workers ({self.min_workers}) must be at most num_workers ({self.num_workers})")
         return self
 
 

@@ -166,6 +166,26 @@ def test_a_checkpoint_just_written_stays_though_broken_later_ones_are_there(stor
     assert store.steps() == [12, 10]
 
 
+def test_a_storage_that_cannot_be_read_is_not_taken_for_an_empty_one(store: CheckpointStore) -> None:
+    """A run begun anew would throw away what is there."""
+    save(store, 10, 20)
+    make_unreadable(store.folder / "step-0000000020" / "state.pt")
+    assert newest(store) == 10
+    make_unreadable(store.folder / "step-0000000010" / "state.pt")
+    with pytest.raises(OSError, match="Too many levels of symbolic links"):
+        store.load_newest()
+    with pytest.raises(OSError, match="Too many levels"):
+        store.load(20)
+    save(store, 20)
+    assert newest(store) == 20
+
+
+def make_unreadable(path: Path) -> None:
+    """Makes every attempt to read a file fail, for root too."""
+    path.unlink()
+    path.symlink_to(path)
+
+
 def test_a_missing_checkpoint_is_refused(store: CheckpointStore) -> None:
     with pytest.raises(UsageError, match=r"step-0000000003 is not a whole checkpoint"):
         store.load(3)

@@ -1,20 +1,15 @@
 """A pack on a Ray cluster has the bytes of a local one, and a video that kills its decoder costs itself alone."""
 
-import os
-import secrets
-import shutil
-import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
+from tests.nodes import ray_nodes
 from tests.packs import assert_same_pack, command, run
-from tests.training import until
+from tests.training import free_ports
 from tests.videos import write_classes
 
 pytestmark = pytest.mark.integration
@@ -23,44 +18,11 @@ ROOT = Path(__file__).parent.parent
 OPTIONS = ["--clip.num-frames=2", "--clip.short-side-px=16", "--shards.max-samples=3", "--limits.timeout-seconds=2"]
 
 
-def free_ports(count: int) -> list[str]:
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [str(one.getsockname()[1]) for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
-
-
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[dict[str, str]]:
     """The environment that reaches a Ray cluster of two CPUs, of the test's own."""
-    folder = tempfile.mkdtemp(prefix="clipstream-", dir="/tmp")  # a socket's path may have 107 bytes
-    gcs, dashboard, agent, client = free_ports(4)
-    token = Path(folder) / "token"
-    token.write_text(secrets.token_hex(32))
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    environment = kept | {
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(token),
-        "PYTHONPATH": os.pathsep.join(path for path in (str(ROOT), os.environ.get("PYTHONPATH")) if path),
-    }
-    start = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=2"]
-    start += [f"--port={gcs}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--temp-dir={folder}"]
-    start += [f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={client}", "--disable-usage-stats"]
-    with (Path(folder) / "log").open("wb") as log:
-        head = subprocess.Popen(start, env=environment, stdout=log, stderr=log, start_new_session=True)
-    try:
-        until(lambda: "Ray runtime started" in (Path(folder) / "log").read_text())
-        yield environment | {"RAY_ADDRESS": f"127.0.0.1:{gcs}"}
-    finally:
-        processes = [*psutil.Process(head.pid).children(recursive=True), psutil.Process(head.pid)]
-        head.terminate()
-        for process in psutil.wait_procs(processes, timeout=20)[1]:
-            process.kill()
-        head.wait()
-        shutil.rmtree(folder, ignore_errors=True)
+    with ray_nodes(2) as nodes:
+        yield nodes.environment
 
 
 def test_the_bytes_are_those_of_a_local_pack(cluster: dict[str, str], tmp_path: Path) -> None:

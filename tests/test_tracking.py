@@ -1,15 +1,23 @@
-"""The run's curves in a real MLflow store."""
+"""A run in a real MLflow store: whole curves and true marks, whatever the server or the process goes through."""
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+import numpy as np
+import pytest
 from mlflow import MlflowClient
 
 from configs.train import TrainConfig
-from tests.registry import MLFLOW_WARNINGS
-from trainer.tracking import RunLog, open_run
+from tests.mlflow_server import Server
+from tests.registry import MLFLOW_WARNINGS, store_uri
+from trainer.metrics import Evaluation
+from trainer.run import RunRecord, end_abandoned, locked
+from trainer.tracking import RunLog, end_run, open_run
 
 pytestmark = MLFLOW_WARNINGS
+
+CONFIG = TrainConfig(shards="shards", run="one")
 
 
 def log_losses(uri: str, run_id: str, steps: Iterable[int], loss: float) -> None:
@@ -19,10 +27,90 @@ def log_losses(uri: str, run_id: str, steps: Iterable[int], loss: float) -> None
     log.close()
 
 
-def test_a_log_opened_again_adds_what_the_curve_lacks_and_doubles_nothing(tmp_path: Path) -> None:
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
-    run_id = open_run(uri, TrainConfig(shards="shards"), tmp_path / "artifacts")
-    log_losses(uri, run_id, [1, 3], 0.5)  # a kill lost step 2, which another thread was to send
-    log_losses(uri, run_id, [1, 2, 3, 4], 0.25)
+def losses(uri: str, run_id: str) -> list[tuple[int, float]]:
     points = MlflowClient(tracking_uri=uri).get_metric_history(run_id, "train_loss")
-    assert sorted((point.step, point.value) for point in points) == [(1, 0.5), (2, 0.25), (3, 0.5), (4, 0.25)]
+    return sorted((point.step, point.value) for point in points)
+
+
+def test_a_log_opened_again_adds_what_the_curve_lacks_and_doubles_nothing(tmp_path: Path) -> None:
+    uri = store_uri(tmp_path)
+    run_id = open_run(uri, CONFIG, tmp_path / "artifacts")
+    log_losses(uri, run_id, [1, 3], 0.5)  # as if a kill had lost step 2
+    log_losses(uri, run_id, [1, 2, 3, 4], 0.25)
+    assert losses(uri, run_id) == [(1, 0.5), (2, 0.25), (3, 0.5), (4, 0.25)]
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # as a training worker sets it
+    made = Server(tmp_path)
+    yield made
+    made.stop()
+
+
+@pytest.mark.integration
+def test_a_server_that_is_down_for_a_while_costs_no_point_and_no_file(
+    server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = store_uri(tmp_path)
+    run_id = open_run(store, CONFIG, tmp_path / "artifacts")
+    log = RunLog(server.uri, run_id)  # nothing answers there yet
+    log.metrics({"train_loss": 0.1, "learning_rate": 1.0}, 1)
+    log.evaluation("val", Evaluation(np.eye(2, dtype=np.int64), 2, 0.5, 0), ("a", "b"))
+    log.flush()
+    assert len(log.undelivered()) == 2
+    assert caplog.text.count("tracking refused num_points=2") == 1
+
+    with caplog.at_level(logging.INFO):
+        log.close(seconds=0)
+    assert "tracking lost num_points=2 files=evaluation/val_confusion.png,evaluation/val_confusion.csv" in caplog.text
+
+    # What a run does that goes on from a checkpoint: its own points first, in the same curve.
+    log = RunLog(server.uri, run_id, log.undelivered())
+    log.metrics({"train_loss": 0.2, "learning_rate": 1.0}, 2)
+    log.evaluation("val", Evaluation(np.eye(2, dtype=np.int64), 2, 0.5, 0), ("a", "b"))
+    log.flush()
+    server.start()
+    with caplog.at_level(logging.INFO):
+        log.close()
+    assert "tracking answers again" in caplog.text
+    assert log.undelivered() == []
+    assert losses(store, run_id) == [(1, 0.1), (2, 0.2)]
+    folder = tmp_path / "artifacts" / run_id / "artifacts" / "evaluation"
+    assert sorted(path.name for path in folder.iterdir()) == ["val_confusion.csv", "val_confusion.png"]
+
+    server.stop()
+    end_run(server.uri, run_id, "FINISHED")
+    assert f"run not marked status=FINISHED mlflow_run={run_id}" in caplog.text
+
+
+@pytest.fixture
+def begun(tmp_path: Path) -> Callable[[str], str]:
+    """Begins a run of a name in the folder `runs`, with a record, and returns its id."""
+
+    def begin(name: str) -> str:
+        run_id = open_run(store_uri(tmp_path), CONFIG.model_copy(update={"run": name}), tmp_path / "artifacts")
+        folder = tmp_path / "runs" / name
+        folder.mkdir(parents=True)
+        RunRecord(run_id=run_id, tracking_uri="", manifest_sha256="", bound={}).save(folder)
+        return run_id
+
+    return begin
+
+
+def test_runs_that_nobody_holds_are_marked_as_killed(tmp_path: Path, begun: Callable[[str], str]) -> None:
+    uri = store_uri(tmp_path)
+    ids = {name: begun(name) for name in ("abandoned", "held", "finished", "of another folder")}
+    end_run(uri, ids["finished"], "FINISHED")
+    (tmp_path / "runs" / "of another folder").rename(tmp_path / "elsewhere")
+    ids["unknown"] = open_run(uri, CONFIG.model_copy(update={"run": "abandoned"}), None)  # its record is another's
+    with locked(tmp_path / "runs" / "held"):
+        end_abandoned(tmp_path / "runs", uri, CONFIG.experiment)
+    client = MlflowClient(tracking_uri=uri)
+    assert {name: client.get_run(run_id).info.status for name, run_id in ids.items()} == {
+        "abandoned": "KILLED",
+        "held": "RUNNING",
+        "finished": "FINISHED",
+        "of another folder": "RUNNING",
+        "unknown": "RUNNING",
+    }

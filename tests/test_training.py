@@ -276,6 +276,50 @@ def test_a_few_unreadable_samples_are_counted_and_named(
         assert sum(row["key"] in message and row["shard"] in message for message in skipped) == 3
 
 
+class Repair(logging.Handler):
+    """Mends the storage once it was said so many times that a checkpoint could not be written."""
+
+    def __init__(self, spec: JobSpec, num_failures: int) -> None:
+        super().__init__()
+        self.checkpoints = spec.checkpoints.folder
+        self.checkpoints.touch()  # a file where the folder should be
+        self.num_failures = num_failures
+        self.num_seen = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.getMessage().startswith("checkpoint not written, tried again later reason="):
+            self.num_seen += 1
+            if self.num_seen == self.num_failures:
+                self.checkpoints.unlink()
+
+
+@pytest.mark.parametrize("num_failures", [1, 2, 8])
+def test_a_storage_that_fails_for_a_while_costs_nothing(
+    make_spec: MakeSpec, whole: tuple[JobSpec, dict[str, Any]], num_failures: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In mid-epoch the training goes on; at the end of an epoch, here after five failures, it waits."""
+    monkeypatch.setattr("trainer.checkpoint.RETRY_SECONDS", 0.01)
+    spec = make_spec(checkpoint_interval_seconds=1e-9)
+    repair = Repair(spec, num_failures)
+    logging.getLogger("trainer.checkpoint").addHandler(repair)
+    outcome = train(spec)
+    logging.getLogger("trainer.checkpoint").removeHandler(repair)
+    assert repair.num_seen == num_failures
+    assert_as_whole(spec, whole, outcome)
+
+
+def test_a_storage_that_fails_for_long_ends_the_run_at_the_end_of_an_epoch(
+    make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("trainer.checkpoint.RETRY_SECONDS", 0.0)
+    monkeypatch.setattr("trainer.training.NUM_STORAGE_TRIES", 3)
+    spec = make_spec()
+    spec.checkpoints.folder.touch()
+    with pytest.raises(OSError, match="took no checkpoint in 3 tries at the end of an epoch"):
+        train(spec)
+    assert caplog.text.count("checkpoint not written") == 1 + 3
+
+
 RECIPE = {
     "model": ModelConfig(**CONFIG.model.model_dump() | {"weights": "first.pt", "freeze_epochs": 1}),
     "optimizer": OptimizerConfig(**CONFIG.optimizer.model_dump() | {"ema_decay": 0.8, "backbone_factor": 0.3}),

@@ -4,6 +4,7 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -35,6 +36,16 @@ def until(condition: Callable[[], object], seconds: float = 240) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def free_ports(count: int) -> list[str]:
+    sockets = [socket.socket() for _ in range(count)]
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+    ports = [str(one.getsockname()[1]) for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
 
 
 @dataclass(frozen=True)
@@ -75,11 +86,11 @@ class Project:
     def run(self, *command: str, cwd: Path = ROOT, **variables: str) -> Ended:
         return ended(self.start(*command, cwd=cwd, **variables))
 
-    def start_training(self, *options: str) -> subprocess.Popen[str]:
-        return self.start(sys.executable, "-m", "trainer", "--config", "tiny.yaml", *options)
+    def start_training(self, *options: str, **variables: str) -> subprocess.Popen[str]:
+        return self.start(sys.executable, "-m", "trainer", "--config", "tiny.yaml", *options, **variables)
 
     def train(self, *options: str, **variables: str) -> Ended:
-        return self.run(sys.executable, "-m", "trainer", "--config", "tiny.yaml", *options, **variables)
+        return ended(self.start_training(*options, **variables))
 
     def await_checkpoint(self, run: str, after_step: int = 0) -> None:
         """Waits until a run has a checkpoint of a step above `after_step`."""

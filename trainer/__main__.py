@@ -6,7 +6,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from configs.load import Section, UsageError, fail, parse
+from pydantic import Field
+from pydantic_settings import CliPositionalArg
+
+from configs.load import Section, UsageError, fail, parse, resolve
 from configs.train import REGISTERED_MODEL, CvConfig, TrainConfig
 
 PROG = "python -m trainer"
@@ -16,7 +19,8 @@ DESCRIPTION = """Train a video classifier on the shards that `python -m packer` 
 It runs on the Ray cluster that RAY_ADDRESS names, as in a job, or on a local one that it starts. The run is tracked in
 MLflow, the best epoch's model is registered, and the alias `champion` moves to it if it is better than the one before.
 `python -m trainer promote VERSION` moves the alias by hand, `python -m trainer compare RUN_A RUN_B` shows two runs side
-by side, `python -m trainer cv` cross-validates."""
+by side, `python -m trainer cv` cross-validates, `python -m trainer audit RUN` proves from what a run with --audit wrote
+down that each sample was used once per epoch."""
 CV_DESCRIPTION = """Repeat a training on several packs, one for each split or fold of the same videos.
 
 The trainings run one after another, each as `python -m trainer` would do it, but register no model. Printed and logged
@@ -31,6 +35,14 @@ class PromoteConfig(Section):
     """Name in the MLflow registry."""
 
 
+class AuditConfig(Section):
+    """What `python -m trainer audit` can be told."""
+
+    run: CliPositionalArg[str] = Field(description="Name of the run")
+    runs: str = "runs"
+    """Folder of all runs."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code: 0 done, 1 failed, 2 a wrong command, 130 stopped by the user."""
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -40,6 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _promote(arguments[1:])
         if arguments[:1] == ["compare"]:
             return _compare(arguments[1:])
+        if arguments[:1] == ["audit"]:
+            return _audit(arguments[1:])
         config = _parse(arguments)
         logging.info("trainer interpreter=%s package=%s", sys.executable, Path(__file__).parent)
         _prepare_imports()
@@ -100,6 +114,21 @@ def _compare(arguments: list[str]) -> int:
 
     print(compare(tracking_uri(), arguments))
     return 0
+
+
+def _audit(arguments: list[str]) -> int:
+    config = parse(
+        AuditConfig,
+        arguments,
+        prog=f"{PROG} audit",
+        description="Prove that a run used each sample once per epoch; exit code 1 if it did not.",
+        env_prefix=ENV_PREFIX,
+    )
+    from trainer.audit import AUDIT_FOLDER, replay
+
+    shown = replay(resolve(config.runs) / config.run / AUDIT_FOLDER)
+    print(shown)
+    return 1 if shown.problems else 0
 
 
 if __name__ == "__main__":

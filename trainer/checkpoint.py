@@ -10,6 +10,8 @@ import json
 import logging
 import os
 import shutil
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import torch
 
 from configs.load import UsageError
 from packer.storage import sync_folder
+from trainer.loop import Ranks
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +27,7 @@ STATE_FILE = "state.pt"
 COMPLETE_FILE = "COMPLETE.json"
 WRITING = ".writing"
 NUM_KEPT = 2
+RETRY_SECONDS = 5.0
 
 State = dict[str, Any]
 
@@ -70,16 +74,30 @@ class CheckpointStore:
 
     def steps(self) -> list[int]:
         """Returns the global steps that a checkpoint folder exists for, newest first, whole or not."""
-        if not self.folder.is_dir():
+        try:
+            names = [path.name for path in self.folder.iterdir()]
+        except (FileNotFoundError, NotADirectoryError):
             return []
-        return sorted((int(path.name.partition("-")[2]) for path in self.folder.glob("step-*")), reverse=True)
+        return sorted((int(name.partition("-")[2]) for name in names if name.startswith("step-")), reverse=True)
 
     def load_newest(self) -> State | None:
-        """Returns the state of the newest whole checkpoint, or None; broken ones are named in the log."""
+        """Returns the state of the newest whole checkpoint, or None; broken ones are named in the log.
+
+        Raises:
+            OSError: None can be read because the storage fails: a run begun anew would throw away what is there.
+        """
+        failure: OSError | None = None
         for step in self.steps():
-            state = self._load_if_whole(step)
-            if state is not None:
-                return state
+            try:
+                state = self._load_if_whole(step)
+            except OSError as error:
+                logger.warning("checkpoint not read path=%s reason=%s", self.folder / _name(step), error)
+                failure = error
+            else:
+                if state is not None:
+                    return state
+        if failure:
+            raise failure
         return None
 
     def load(self, global_step: int) -> State:
@@ -87,6 +105,7 @@ class CheckpointStore:
 
         Raises:
             UsageError: It is not there, or it is broken.
+            OSError: The storage fails.
         """
         state = self._load_if_whole(global_step)
         if state is None:
@@ -98,7 +117,7 @@ class CheckpointStore:
         try:
             complete = json.loads((path / COMPLETE_FILE).read_text(encoding="utf-8"))
             found = {name: _describe(path / name) for name in complete}
-        except (OSError, ValueError, TypeError) as error:
+        except (FileNotFoundError, NotADirectoryError, ValueError, TypeError) as error:
             logger.warning("checkpoint ignored path=%s reason=%s", path, error)
             return None
         if not complete or found != complete:
@@ -113,6 +132,33 @@ class CheckpointStore:
         for step in self.steps():
             if step not in kept and step != best_step:
                 shutil.rmtree(self.folder / _name(step))
+
+
+def write_together(ranks: Ranks, writes: Sequence[Callable[[], object] | None], num_tries: int) -> bool:
+    """Returns whether the storage took what every rank had to write; the same on every rank.
+
+    Args:
+        ranks: The processes that write; all wait where one of them fails.
+        writes: Done in this order, each only after all ranks did the one before; None where a rank has none to do.
+        num_tries: How often to begin anew, every `RETRY_SECONDS`.
+    """
+    for num_left in reversed(range(num_tries)):
+        if all(_write(ranks, write) for write in writes):
+            return True
+        if num_left:
+            time.sleep(RETRY_SECONDS)
+    return False
+
+
+def _write(ranks: Ranks, write: Callable[[], object] | None) -> bool:
+    failed = False
+    try:
+        if write:
+            write()
+    except OSError as error:
+        logger.warning("checkpoint not written, tried again later reason=%s", error)
+        failed = True
+    return not ranks.sum([float(failed)])[0]
 
 
 def judged_weights(state: State) -> dict[str, torch.Tensor]:

@@ -29,8 +29,18 @@ from packer.storage import at, locate
 from trainer.failure import FailureReport, last_line
 from trainer.model import CnnRnn
 from trainer.pretrained import load_backbone_weights
+from trainer.registry import RegistryError
 from trainer.release import register_best
-from trainer.run import RunRecord, begin_record, code_version, find_record, locked, new_name, save_config
+from trainer.run import (
+    RunRecord,
+    begin_record,
+    code_version,
+    end_abandoned,
+    find_record,
+    locked,
+    new_name,
+    save_config,
+)
 from trainer.spec import JobSpec
 from trainer.tracking import describe_run, end_run, reopen_run
 from trainer.worker import train_worker
@@ -98,6 +108,7 @@ def train(config: TrainConfig, parent_run_id: str | None = None) -> int:
                 logger.info("run resumed run=%s mlflow_run=%s", config.run, record.run_id)
             else:
                 record = _begin(config, folder, manifest, digest, weights, parent_run_id)
+            end_abandoned(folder.parent, record.tracking_uri, config.experiment)
             spec = JobSpec(config, shards, folder, record.run_id, record.tracking_uri, num_workers)
             spec.stop_file.unlink(missing_ok=True)
             return _train_and_register(spec, record, manifest)
@@ -126,15 +137,16 @@ def _train_and_register(spec: JobSpec, record: RunRecord, manifest: Manifest) ->
         end_run(spec.tracking_uri, spec.run_id, "FINISHED")
         record.model_copy(update={"finished_epochs": spec.config.epochs}).save(spec.run_folder)
     except Stopped:
+        spec.stop_file.touch()
+        os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"  # else a server that is down takes minutes
         end_run(spec.tracking_uri, spec.run_id, "KILLED")
         logger.warning(
             "run stopped run=%s; a checkpoint is being written; the same command goes on from it", spec.config.run
         )
-        spec.stop_file.touch()
         if fit is not None and not fit.wait(STOP_GRACE_SECONDS):
             logger.warning("workers did not stop within seconds=%g", STOP_GRACE_SECONDS)
         return EXIT_STOPPED
-    except TrainingFailedError as error:
+    except (TrainingFailedError, RegistryError) as error:
         return _fail(spec, last_line(error))
     except BaseException:
         end_run(spec.tracking_uri, spec.run_id, "FAILED")
@@ -223,8 +235,9 @@ def _start_ray(config: TrainConfig) -> int:
     num_gpus = int(resources.get("GPU", 0))
     num_workers = config.num_workers or max(1, num_gpus)
     room, kind = (num_gpus, "GPU") if num_gpus else (int(resources.get("CPU", 0)), "CPU")
-    if num_workers > room:
-        raise UsageError(f"num_workers ({num_workers}) must be at most {room}, the cluster's {kind}s: one each")
+    needed, name = (config.min_workers, "min_workers") if config.min_workers else (num_workers, "num_workers")
+    if needed > room:
+        raise UsageError(f"{name} ({needed}) must be at most {room}, the cluster's {kind}s: one each")
     _check_share(num_workers, config.global_batch)
     if config.model.batch_norm == "sync" and not num_gpus:
         raise UsageError("model.batch_norm (sync) needs GPUs, and the cluster has none: give train or frozen")
@@ -263,8 +276,8 @@ def _make_trainer(spec: JobSpec) -> TorchTrainer:
     return TorchTrainer(
         train_worker,  # type: ignore[arg-type]  # Ray's annotation denies the return value that its Result carries
         train_loop_config={"spec": spec},
-        scaling_config=ScalingConfig(num_workers=spec.num_workers, use_gpu=use_gpu),
-        # Ray's annotation names its older RunConfig and Callback.
+        # Ray's annotations name its older ScalingConfig, RunConfig and Callback.
+        scaling_config=ScalingConfig(num_workers=spec.worker_range, use_gpu=use_gpu),  # type: ignore[arg-type]
         run_config=RunConfig(  # type: ignore[call-arg]
             name="ray",
             storage_path=str(spec.run_folder),

@@ -42,6 +42,8 @@ class Ranks:
     world_size: int = 1
     group: Any = None
     """A CPU group: the sum must not wait for the GPU's queue."""
+    num_local: int = 1
+    """How many of them share this machine's cores."""
 
     def sum(self, values: list[float]) -> list[float]:
         """Returns the element-wise sums of `values` over all ranks."""

@@ -7,7 +7,8 @@ came from before it is registered. It carries its `ModelContract`, so that a ser
 import logging
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 
@@ -38,6 +39,26 @@ Judge = Callable[[nn.Module, ModelContract], float]
 def tracking_uri() -> str:
     """Returns MLFLOW_TRACKING_URI, or the SQLite store in the home folder that `mlflow ui` opens there."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home() / 'mlflow.db'}"
+
+
+class RegistryError(RuntimeError):
+    """A registry that does not answer, in one sentence; the model is still in the run's checkpoints."""
+
+
+@contextmanager
+def answering(uri: str) -> Iterator[None]:
+    """Turns what MLflow raises inside the block into a sentence.
+
+    Raises:
+        RegistryError: MLflow refused or did not answer.
+    """
+    try:
+        yield
+    except MlflowException as error:
+        raise RegistryError(
+            f"the MLflow registry at {uri} does not answer ({error.message}): once it does, the same command goes on "
+            "from the last checkpoint and registers the model"
+        ) from error
 
 
 @dataclass(frozen=True)

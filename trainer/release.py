@@ -13,7 +13,7 @@ from packer.storage import Location
 from trainer.card import write_card
 from trainer.checkpoint import judged_weights
 from trainer.loop import Ranks, evaluate
-from trainer.registry import Registry
+from trainer.registry import Registry, answering
 from trainer.run import code_version
 from trainer.spec import JobSpec
 from trainer.tracking import RunLog
@@ -28,6 +28,9 @@ def register_best(spec: JobSpec, manifest: Manifest, outcome: dict[str, Any]) ->
         spec: The run.
         manifest: What the run's shards hold.
         outcome: What `Training.run` returned.
+
+    Raises:
+        RegistryError: MLflow refused or did not answer.
     """
     state = spec.checkpoints.load(outcome["best_step"])
     model = spec.make_model(manifest)
@@ -43,15 +46,16 @@ def register_best(spec: JobSpec, manifest: Manifest, outcome: dict[str, Any]) ->
         code_version=code_version(),
     )
     registry = Registry(spec.tracking_uri, spec.config.registered_model)
-    uri = registry.export(model.eval(), spec.run_id, contract)
-    version = registry.register(uri, spec.run_id, contract)
-    logger.info("registered model=%s version=%s", registry.name, version)
-    card = write_card(version, contract, spec.config, manifest, outcome["evaluations"])
-    log = RunLog(spec.tracking_uri, spec.run_id)
-    log.artifact("model_card.md", card)
-    log.close()
-    registry.describe(version, card)
-    registry.crown(version, contract, lambda model, held: judge(spec, model, held))
+    with answering(registry.uri):
+        uri = registry.export(model.eval(), spec.run_id, contract)
+        version = registry.register(uri, spec.run_id, contract)
+        logger.info("registered model=%s version=%s", registry.name, version)
+        card = write_card(version, contract, spec.config, manifest, outcome["evaluations"])
+        log = RunLog(spec.tracking_uri, spec.run_id)
+        log.artifact("model_card.md", card)
+        log.close()
+        registry.describe(version, card)
+        registry.crown(version, contract, lambda model, held: judge(spec, model, held))
     return version
 
 

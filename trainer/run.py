@@ -20,7 +20,7 @@ from configs.load import Section, UsageError, resolve
 from configs.train import TrainConfig
 from packer.storage import write_atomically
 from trainer.registry import tracking_uri
-from trainer.tracking import flatten, open_run, sources_sha256
+from trainer.tracking import end_run, flatten, open_run, running_runs, sources_sha256
 
 logger = logging.getLogger(__name__)
 
@@ -162,6 +162,25 @@ def locked(folder: Path) -> Iterator[None]:
         ) from error
     finally:
         os.close(descriptor)
+
+
+def end_abandoned(runs: Path, tracking_uri: str, experiment: str) -> None:
+    """Marks as KILLED the runs of a folder that are still marked as running though no process holds them.
+
+    A driver that was killed by SIGKILL, or whose machine went away, could not do it.
+    """
+    for name, run_id in running_runs(tracking_uri, experiment):
+        folder = runs / name
+        try:
+            # The record shows that the run is one of this very folder, not of another machine's of the same path.
+            if RunRecord.model_validate_json((folder / RECORD_FILE).read_bytes()).run_id == run_id:
+                with locked(folder):
+                    end_run(tracking_uri, run_id, "KILLED")
+                logger.warning(
+                    "run marked as killed run=%s mlflow_run=%s: its process ended without a word", name, run_id
+                )
+        except (OSError, ValidationError, UsageError):
+            continue  # no run of this folder, or one that is being trained
 
 
 def code_version() -> str:

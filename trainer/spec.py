@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from configs.train import TrainConfig
 from packer.manifest import Manifest
 from packer.storage import Location
+from trainer.audit import AUDIT_FOLDER
 from trainer.augment import EvalView, TrainView
 from trainer.average import WeightAverage
 from trainer.averaging import NUM_CROPS, Crops
@@ -40,12 +41,23 @@ class JobSpec:
     run_id: str
     tracking_uri: str
     num_workers: int
-    """Training workers; also counted as sharing one machine's cores."""
+    """Training workers, the most that there may be in an elastic run."""
+
+    @property
+    def worker_range(self) -> int | tuple[int, int]:
+        """Training workers as Ray Train wants them: their number, or the fewest and the most of an elastic run."""
+        fewest = self.config.min_workers
+        return (fewest, max(fewest, self.num_workers)) if fewest else self.num_workers
 
     @property
     def checkpoints(self) -> CheckpointStore:
         """The run's checkpoints."""
         return CheckpointStore(self.run_folder / "checkpoints")
+
+    @property
+    def audit_folder(self) -> Path:
+        """Where the workers write down which samples each step used."""
+        return self.run_folder / AUDIT_FOLDER
 
     @property
     def stop_file(self) -> Path:
@@ -57,17 +69,15 @@ class JobSpec:
         """The backbone's first weights, put there by the driver; absent for random ones."""
         return self.run_folder / WEIGHTS_FILE
 
-    @property
-    def num_threads(self) -> int:
-        """CPU threads of a worker: as configured, else the cores of one machine divided among the workers."""
-        return self.config.threads_per_worker or max(1, _num_cores() // self.num_workers)
+    def num_threads(self, ranks: Ranks) -> int:
+        """Returns a worker's CPU threads: as configured, else the machine's cores divided among its workers."""
+        return self.config.threads_per_worker or max(1, _num_cores() // ranks.num_local)
 
-    @property
-    def num_loader_workers(self) -> int:
-        """Loader processes of a worker: as configured, else the cores that are left."""
+    def num_loader_workers(self, ranks: Ranks) -> int:
+        """Returns a worker's loader processes: as configured, else the cores that are left."""
         if self.config.loader_workers is not None:
             return self.config.loader_workers
-        return max(0, min(MAX_LOADER_WORKERS, _num_cores() // self.num_workers - 1))
+        return max(0, min(MAX_LOADER_WORKERS, _num_cores() // ranks.num_local - 1))
 
     def make_model(self, manifest: Manifest) -> CnnRnn:
         """Returns the model with its first weights, the same on every rank."""
@@ -152,7 +162,7 @@ class JobSpec:
             self.config.view.size_px,
             rank=ranks.rank,
             world_size=ranks.world_size,
-            num_workers=self.num_loader_workers,
+            num_workers=self.num_loader_workers(ranks),
             pin_memory=torch.cuda.is_available(),
             frames=frames,
             views_per_frame=views_per_frame,

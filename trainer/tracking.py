@@ -1,15 +1,16 @@
 """One MLflow run for one training, however often it is stopped and resumed.
 
 The driver opens the run and ends it; rank 0 logs its curves by global step, in batches from a background thread, and
-never logs a step twice after a restart. A tracking server that does not answer costs points of a curve, never the
-training: what could not be delivered is kept, tried again, and counted in the log if it is lost in the end.
+never logs a step twice after a restart. A tracking server that does not answer never ends nor delays the training:
+see `trainer.delivery`.
 """
 
 import hashlib
 import logging
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,62 +19,56 @@ import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 from mlflow.exceptions import MlflowException
-from mlflow.utils.async_logging.run_operations import RunOperations
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from numpy.typing import NDArray
 
 from configs.load import UsageError
 from configs.train import TrainConfig
 from packer.manifest import Manifest
+from trainer.delivery import CLOSE_SECONDS, Delivery
 from trainer.metrics import Evaluation
 from trainer.tables import balance_table, class_table, confusion_table
 
 logger = logging.getLogger(__name__)
 
-SEND_INTERVAL_SECONDS = 1.0
-MAX_METRICS_PER_REQUEST = 1000
 MAX_PARAM_CHARACTERS = 500
 EndStatus = Literal["FINISHED", "FAILED", "KILLED"]
+Point = tuple[str, float, int, int]
+"""Name, value, time in ms, global step."""
 
 
 class RunLog:
-    """What one process logs to a run; open it again after a restart and it adds what the run's curves lack."""
+    """What one process logs to a run; open it again after a restart and it adds what the run's curves lack.
 
-    def __init__(self, tracking_uri: str, run_id: str) -> None:
+    Args:
+        tracking_uri: MLflow's store.
+        run_id: The run.
+        undelivered: What `undelivered` returned when the checkpoint was written that the run goes on from.
+    """
+
+    def __init__(self, tracking_uri: str, run_id: str, undelivered: Sequence[Point] = ()) -> None:
         self._client = MlflowClient(tracking_uri=tracking_uri)
         self._run_id = run_id
-        self._waiting: list[Metric] = []
-        self._sent: list[tuple[RunOperations, list[Metric]]] = []
-        self._last_sent_seconds = time.monotonic()
         self._held_steps: dict[str, set[int]] = {}
+        self._delivery = Delivery(self._send)
+        self._delivery.add([Metric(*point) for point in undelivered])
 
     def metrics(self, figures: Mapping[str, float], step: int) -> None:
         """Logs figures at a global step; those that the run already holds for this step are left as they are."""
         now_ms = int(time.time() * 1000)
-        for name, value in figures.items():
-            if step not in self._steps_held(name):
-                self._waiting.append(Metric(name, value, now_ms, step))
-        if time.monotonic() - self._last_sent_seconds > SEND_INTERVAL_SECONDS:
-            self._send()
+        self._delivery.add([Metric(name, value, now_ms, step) for name, value in figures.items()])
 
     def flush(self) -> None:
-        """Waits until all that was logged has arrived; what the server refused waits for the next time."""
-        self._send()
-        failed: list[Metric] = []
-        for operation, metrics in self._sent:
-            try:
-                operation.wait()  # type: ignore[no-untyped-call]
-            except MlflowException as error:
-                logger.warning("metrics not delivered yet num_points=%d reason=%s", len(metrics), error)
-                failed += metrics
-        self._sent = []
-        self._waiting = failed + self._waiting
+        """Waits a while until all that was logged has arrived; what the server refuses is tried again later."""
+        self._delivery.flush()
 
-    def close(self) -> None:
-        """Delivers what is left, and says how many points were lost if the server still refuses."""
-        self.flush()
-        if self._waiting:
-            logger.error("metrics lost num_points=%d", len(self._waiting))
+    def undelivered(self) -> list[Point]:
+        """Returns the points that have not arrived, in a form that a checkpoint can hold."""
+        return [(point.key, point.value, point.timestamp, point.step) for point in self._delivery.undelivered()]
+
+    def close(self, seconds: float = CLOSE_SECONDS) -> None:
+        """Delivers what is left, trying for at most `seconds`, and says how much was lost."""
+        self._delivery.close(seconds)
 
     def evaluation(self, split: str, evaluation: Evaluation, class_names: tuple[str, ...]) -> None:
         """Puts a split's confusion matrix and per-class figures among the run's artifacts, as CSV."""
@@ -81,8 +76,9 @@ class RunLog:
         self.artifact(f"evaluation/{split}/per_class.csv", class_table(evaluation, class_names))
 
     def artifact(self, path: str, content: str | bytes) -> None:
-        """Puts a file among the run's artifacts, over the one that may be there."""
-        self._upload(path, content.encode() if isinstance(content, str) else content)
+        """Puts a file among the run's artifacts, over the one that may be there, from the thread that sends."""
+        data = content.encode() if isinstance(content, str) else content
+        self._delivery.add_file(path, partial(self._upload, path, data))
 
     def _upload(self, path: str, content: bytes) -> None:
         folder, _, name = path.rpartition("/")
@@ -91,20 +87,17 @@ class RunLog:
             file.write_bytes(content)
             self._client.log_artifact(self._run_id, str(file), folder or None)
 
+    def _send(self, points: list[Metric]) -> None:
+        lacking = [point for point in points if point.step not in self._steps_held(point.key)]
+        self._client.log_batch(self._run_id, metrics=lacking)
+
     def _steps_held(self, name: str) -> set[int]:
-        # Not the last step alone: MLflow sends in several threads, so a kill may lose a point before the last.
+        # Not the last step alone: a kill may leave gaps. As they were before this process sent any: a point that it
+        # sends again is one and the same to MLflow.
         if name not in self._held_steps:
             history = self._client.get_metric_history(self._run_id, name)
             self._held_steps[name] = {point.step for point in history}
         return self._held_steps[name]
-
-    def _send(self) -> None:
-        self._last_sent_seconds = time.monotonic()
-        while self._waiting:
-            part, self._waiting = self._waiting[:MAX_METRICS_PER_REQUEST], self._waiting[MAX_METRICS_PER_REQUEST:]
-            operation = self._client.log_batch(self._run_id, metrics=part, synchronous=False)
-            assert operation is not None, "log_batch gives an operation when it is asynchronous"
-            self._sent.append((operation, part))
 
 
 def open_run(
@@ -169,8 +162,23 @@ def read_confusion(tracking_uri: str, run_id: str, split: str) -> NDArray[np.int
 
 
 def end_run(tracking_uri: str, run_id: str, status: EndStatus) -> None:
-    """Marks how a run ended."""
-    MlflowClient(tracking_uri=tracking_uri).set_terminated(run_id, status)
+    """Marks how a run ended; a server that does not answer is said, and the next training mends it."""
+    try:
+        MlflowClient(tracking_uri=tracking_uri).set_terminated(run_id, status)
+    except MlflowException as error:
+        logger.warning("run not marked status=%s mlflow_run=%s reason=%s", status, run_id, error.message)
+
+
+def running_runs(tracking_uri: str, experiment: str) -> list[tuple[str, str]]:
+    """Returns the name and the id of each of an experiment's runs that is marked as running."""
+    client = MlflowClient(tracking_uri=tracking_uri)
+    try:
+        found = client.get_experiment_by_name(experiment)
+        runs = client.search_runs([found.experiment_id], "attributes.status = 'RUNNING'") if found else []
+    except MlflowException as error:
+        logger.warning("running runs not listed reason=%s", error.message)
+        return []
+    return [(run.info.run_name, run.info.run_id) for run in runs]
 
 
 def reopen_run(tracking_uri: str, run_id: str) -> None:

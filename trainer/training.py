@@ -7,6 +7,7 @@ write a checkpoint, the driver's wish to stop, and the number of unreadable samp
 
 import logging
 import math
+import os
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,8 +16,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from packer.manifest import read_manifest
+from trainer.audit import AuditWriter, next_attempt
 from trainer.averaging import AveragedModel
-from trainer.checkpoint import State, judged_weights
+from trainer.checkpoint import State, judged_weights, write_together
 from trainer.index import SampleIndex
 from trainer.loop import Ranks, distribute, evaluate, learning_rate, share_buffers
 from trainer.machine import Machine
@@ -24,11 +26,13 @@ from trainer.metrics import Evaluation
 from trainer.sheet import draw_batch
 from trainer.spec import JobSpec
 from trainer.stream import Batch
-from trainer.tracking import RunLog
+from trainer.tracking import Point, RunLog
 
 logger = logging.getLogger(__name__)
 
 PROGRESS_INTERVAL_SECONDS = 10.0
+NUM_STORAGE_TRIES = 120
+"""At an epoch's end, every `checkpoint.RETRY_SECONDS`: ten minutes."""
 
 
 class TrainingError(RuntimeError):
@@ -73,9 +77,10 @@ class Training:
         self.num_epochs_since_best = 0
         self.evaluations: dict[str, Evaluation] = {}
         """By split: val of the best epoch, and test once there is nothing left to train."""
-        self._resume()
+        undelivered = self._resume()
         self._begin_phase()
-        self.log = RunLog(spec.tracking_uri, spec.run_id) if ranks.rank == 0 else None
+        self.log = RunLog(spec.tracking_uri, spec.run_id, undelivered) if ranks.rank == 0 else None
+        self.audit = self._begin_audit() if self.config.audit else None
         self.machine = Machine(device)
         self.val_loader = spec.eval_loader("val", ranks)
         self.last_saved_seconds = -math.inf
@@ -127,6 +132,8 @@ class Training:
             self.global_step += 1
             self.position = schedule.end_of(batch.step)
             self._note_step(batch, norm, rate)
+            if self.audit:
+                self.audit.step(self.global_step, batch.rows, batch.weights.tolist())
             if start // schedule.num_samples < self.position // schedule.num_samples:
                 self._end_epoch()
             elif save or stop:
@@ -156,7 +163,7 @@ class Training:
             logger.warning("sample skipped reason=%s", error)
         leads = self.ranks.rank == 0
         due = time.monotonic() - self.last_saved_seconds > self.config.checkpoint_interval_seconds
-        stop = leads and self.spec.stop_file.exists()
+        stop = leads and os.path.exists(self.spec.stop_file)  # noqa: PTH110  # a storage that fails is no stop
         mass = self.learner.mass(batch)
         totals = self.ranks.sum([mass, len(batch.errors), float(leads and due), float(stop)])
         return totals[0], int(totals[1]), totals[2] > 0, totals[3] > 0
@@ -215,7 +222,7 @@ class Training:
             named = {f"val_{name}": value for name, value in figures.items()}
             _say("evaluated", epoch=epoch, of=self.config.epochs, **named)
             self.log.metrics({"epoch": epoch, "num_bad_samples": self.num_bad, **named}, self.global_step)
-        self._save()
+        self._save(NUM_STORAGE_TRIES)
         if self.model.frozen:
             self._begin_phase()
         self.window = Window()
@@ -252,15 +259,27 @@ class Training:
         device, dtype = self.learner.device, self.learner.autocast_dtype
         return evaluate(model or self.judged, loader, len(self.class_names), self.ranks, device, dtype)
 
-    def _save(self) -> None:
+    def _save(self, num_tries: int = 1) -> None:
+        """Writes a checkpoint; where the storage fails, tries again for a while, or at the next interval.
+
+        In mid-epoch the training goes on: to end it would lose the very work that a checkpoint is to keep. At an
+        epoch's end it waits, since the model that was just judged is kept nowhere else.
+
+        Raises:
+            OSError: The storage failed at every try at an epoch's end.
+        """
         share_buffers(self.model, self.ranks)
         if self.judged is not self.model:
             share_buffers(self.judged, self.ranks)
         if self.log:
-            # The curves must have arrived: a resumed run goes on from here and logs only what comes after.
             self.log.flush()
-            self.spec.checkpoints.save(self._state(), self.global_step, self.best_step)
+        writes = [self.audit.sync if self.audit else None, self._write_checkpoint if self.log else None]
+        if not write_together(self.ranks, writes, num_tries) and num_tries > 1:
+            raise OSError(f"{self.spec.run_folder} took no checkpoint in {num_tries} tries at the end of an epoch")
         self.last_saved_seconds = time.monotonic()
+
+    def _write_checkpoint(self) -> None:
+        self.spec.checkpoints.save(self._state(), self.global_step, self.best_step)
 
     def _state(self) -> State:
         best = self.evaluations.get("val")
@@ -275,15 +294,26 @@ class Training:
             "best_figures": self.best_figures,
             "num_epochs_since_best": self.num_epochs_since_best,
             "best_predictions": best.packed() if best else None,
+            "undelivered": self.log.undelivered() if self.log else [],
         }
 
-    def _resume(self) -> None:
+    def _begin_audit(self) -> AuditWriter:
+        folder, ranks = self.spec.audit_folder, self.ranks
+        attempt = int(ranks.sum([next_attempt(folder) if ranks.rank == 0 else 0])[0])
+        return AuditWriter(
+            *(folder, attempt, ranks.rank, ranks.world_size),
+            resumed_step=self.global_step,
+            num_samples=self.index.num_samples,
+        )
+
+    def _resume(self) -> list[Point]:
+        """Goes on from the newest checkpoint, and returns the points of curves that had not arrived then."""
         store = self.spec.checkpoints
         newest = store.load_newest() if self.ranks.rank == 0 else None
         # Rank 0 decides: another node may see the storage a moment later.
         step = int(self.ranks.sum([newest["global_step"] if newest else 0])[0])
         if not step:
-            return
+            return []
         state = newest or store.load(step)
         self.model.load_state_dict(state["model"])
         if self.learner.average:
@@ -296,6 +326,8 @@ class Training:
         if state.get("best_predictions") is not None:
             self.evaluations["val"] = Evaluation.unpack(state["best_predictions"], len(self.class_names))
         logger.info("resumed step=%d position=%d", self.global_step, self.position)
+        undelivered: list[Point] = state.get("undelivered", [])
+        return undelivered
 
 
 def _say(event: str, **figures: float) -> None:

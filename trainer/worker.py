@@ -1,6 +1,7 @@
 """What Ray Train calls on every worker: it sets the process up and hands over to `Training`."""
 
 import logging
+import os
 import sys
 from typing import Any
 
@@ -23,12 +24,15 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
         settings: `{"spec": JobSpec}`.
     """
     logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(message)s", force=True)
+    # RunLog tries again itself; MLflow's own seven times last four minutes, in which no other point gets through.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     spec: JobSpec = settings["spec"]
     context = ray.train.get_context()
     keep_freed_memory()
-    torch.set_num_threads(spec.num_threads)
     world_size = context.get_world_size()
-    ranks = Ranks(context.get_world_rank(), world_size, dist.new_group(backend="gloo") if world_size > 1 else None)
+    group = dist.new_group(backend="gloo") if world_size > 1 else None
+    ranks = Ranks(context.get_world_rank(), world_size, group, context.get_local_world_size())
+    torch.set_num_threads(spec.num_threads(ranks))
     try:
         return Training(spec, ranks, ray.train.torch.get_device()).run()
     except TrainingError as error:

@@ -1,10 +1,11 @@
 """Configuration of the trainer, and `ModelContract`: what a registered model tells the server that loads it."""
 
+import os
 from typing import Literal
 
 from pydantic import Field, model_validator
 
-from configs.load import Section
+from configs.load import Section, home
 from configs.pack import ClipConfig
 
 REGISTERED_MODEL = "clipstream"
@@ -98,6 +99,8 @@ class TrainConfig(Section):
 
     shards: str = "shards"
     """Folder that the packer wrote, or its address, such as s3://bucket/shards."""
+    shared_filesystem: bool = False
+    """Every node of the cluster sees the local paths given here, and MLflow's SQLite store, under the same names."""
     run: str | None = None
     """Name of the run; the name of an unfinished run resumes it. Without one a new name is made."""
     runs: str = "runs"
@@ -165,3 +168,8 @@ class ModelContract(Section):
     """Its value on the val split."""
     code_version: str
     """Git commit (with `-dirty` where files were changed), or a digest of the package's sources."""
+
+
+def tracking_uri() -> str:
+    """Returns MLFLOW_TRACKING_URI, or the SQLite store in the home folder that `mlflow ui` opens there."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home() / 'mlflow.db'}"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from configs.load import Section, UsageError, fail, parse
-from configs.train import REGISTERED_MODEL, TrainConfig
+from configs.train import REGISTERED_MODEL, TrainConfig, tracking_uri
 
 PROG = "python -m trainer"
 ENV_PREFIX = "CLIPSTREAM_TRAIN_"
@@ -34,15 +34,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _promote(arguments[1:])
         config = parse(TrainConfig, arguments, prog=PROG, description=DESCRIPTION, env_prefix=ENV_PREFIX)
         logging.info("trainer interpreter=%s package=%s", sys.executable, Path(__file__).parent)
+        # Imported when they are needed: PyArrow, torch and Ray take time, which --help and a refusal should not.
+        from trainer.preflight import check
+        from trainer.run import absolute
+
+        config = absolute(config)
+        check(config)
         _prepare_imports()
-        # Imported here: torch and Ray take seconds, which --help and a wrong option should not.
-        from packer.manifest import ManifestError
         from trainer.job import train
 
-        try:
-            return train(config)
-        except ManifestError as error:
-            raise UsageError(str(error)) from error
+        return train(config)
     except UsageError as error:
         return fail(PROG, error)
     except KeyboardInterrupt:  # while things start; a run that began is ended by `train`
@@ -69,7 +70,7 @@ def _promote(arguments: list[str]) -> int:
     )
     if version is None:
         raise UsageError("promote needs a version: python -m trainer promote VERSION")
-    from trainer.registry import Registry, tracking_uri
+    from trainer.registry import Registry
 
     print(Registry(tracking_uri(), config.registered_model).promote(version))
     return 0

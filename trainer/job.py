@@ -23,15 +23,16 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 from ray.train.v2.api.result import Result
 
 from configs.load import UsageError, resolve
-from configs.train import TrainConfig
+from configs.train import TrainConfig, tracking_uri
 from packer.manifest import Manifest, manifest_sha256, read_manifest
-from packer.storage import at, locate
+from packer.storage import at
+from trainer.checkpoint import NUM_KEPT, CheckpointStore
 from trainer.failure import FailureReport, last_line
-from trainer.model import load_backbone_weights, make_backbone
-from trainer.registry import tracking_uri
+from trainer.model import CnnRnn, load_backbone_weights
+from trainer.preflight import disk_problems, refuse, share_problems, shared_memory_problems, spread_problems
 from trainer.release import register_best
-from trainer.run import RunRecord, bound_fields, code_version, find_record, locked, new_name, save_config
-from trainer.spec import JobSpec
+from trainer.run import RunRecord, bound_fields, code_version, find_record, locked, save_config
+from trainer.spec import CHECKPOINTS, JobSpec, num_loader_workers
 from trainer.tracking import describe_run, end_run, open_run, reopen_run
 from trainer.worker import train_worker
 
@@ -75,19 +76,22 @@ class Fit:
 def train(config: TrainConfig) -> int:
     """Trains, registers the best model, and returns the command's exit code.
 
+    Args:
+        config: With absolute paths, and checked by `preflight.check`.
+
     Raises:
         UsageError: The configuration does not fit the data, the storage or the cluster.
     """
-    config = _absolute(config)
     shards, folder = at(config.shards), Path(config.runs) / str(config.run)
     manifest = read_manifest(shards)
     digest = manifest_sha256(shards)
-    _check(config, manifest)
+    _check_model(config, manifest, CheckpointStore(folder / CHECKPOINTS))
     with locked(folder):
         record = find_record(folder, config, digest)
         weights = None if record else load_backbone_weights(config.model)
         try:
             num_workers = _start_ray(config)
+            _check_cluster(config, manifest, num_workers, record.tracking_uri if record else tracking_uri())
             _catch_stop_signals()
             if record:
                 reopen_run(record.tracking_uri, record.run_id)
@@ -142,34 +146,27 @@ def _fail(spec: JobSpec, reason: str) -> int:
     return EXIT_FAILED
 
 
-def _absolute(config: TrainConfig) -> TrainConfig:
-    """Returns the configuration with absolute paths and a name: workers run in a folder of Ray's."""
-    return config.model_copy(
-        update={
-            "shards": str(locate(config.shards)),
-            "runs": str(resolve(config.runs)),
-            "run": config.run or new_name(),
-        }
-    )
-
-
-def _check(config: TrainConfig, manifest: Manifest) -> None:
-    """Refuses, before Ray starts, what every worker would refuse."""
-    shards = config.shards
-    for split in ("train", "val"):
-        if not manifest.splits.get(split) or not manifest.splits[split].num_samples:
-            raise UsageError(f"{shards} has no sample in its {split} split: pack again with another --split")
-    if len(manifest.class_names) < 2:
-        raise UsageError(f"{shards} holds one class ({manifest.class_names[0]}): a classifier needs at least two")
+def _check_model(config: TrainConfig, manifest: Manifest, checkpoints: CheckpointStore) -> None:
+    """Refuses, before Ray starts, a model that cannot be built or whose checkpoints have no room."""
     with torch.device("meta"):
-        make_backbone(config.model)
-    if config.num_workers:
-        _check_share(config.num_workers, config.global_batch)
+        model = CnnRnn(config.model, len(manifest.class_names), manifest.clip.num_frames)
+    # Weights and AdamW's two moments; the newest ones, the best and the one that is being written.
+    num_bytes = 3 * sum(one.numel() * one.element_size() for one in model.parameters())
+    num_more = NUM_KEPT + 2 - len(checkpoints.steps())
+    refuse(disk_problems(checkpoints.folder, max(1, num_more) * num_bytes))
 
 
-def _check_share(num_workers: int, global_batch: int) -> None:
-    if num_workers > global_batch:
-        raise UsageError(f"num_workers ({num_workers}) must be at most global_batch ({global_batch})")
+def _check_cluster(config: TrainConfig, manifest: Manifest, num_workers: int, store: str) -> None:
+    """Refuses what the nodes on which workers may run cannot do."""
+    kind = "GPU" if _has_gpus() else "CPU"
+    nodes = {node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get(kind)}  # type: ignore[no-untyped-call]
+    here = ray.get_runtime_context().get_node_id()
+    problems = list(spread_problems(config, store)) if nodes - {here} else []
+    if here in nodes:
+        num_here = -(-num_workers // len(nodes))
+        num_loaders = num_loader_workers(config, num_workers)
+        problems += shared_memory_problems(config, manifest.clip.num_frames, num_here, num_loaders)
+    refuse(problems)
 
 
 def _begin(
@@ -209,7 +206,7 @@ def _start_ray(config: TrainConfig) -> int:
     room, kind = (num_gpus, "GPU") if num_gpus else (int(resources.get("CPU", 0)), "CPU")
     if num_workers > room:
         raise UsageError(f"num_workers ({num_workers}) must be at most {room}, the cluster's {kind}s: one each")
-    _check_share(num_workers, config.global_batch)
+    refuse(share_problems(num_workers, config.global_batch))
     logger.info(
         "cluster ready address=%s num_workers=%d kind=%s", ray.get_runtime_context().gcs_address, num_workers, kind
     )
@@ -240,8 +237,12 @@ def _start_local_ray() -> None:
     ray.init(address="local", dashboard_port=port, logging_level=logging.WARNING)
 
 
+def _has_gpus() -> bool:
+    return bool(ray.cluster_resources().get("GPU", 0) > 0)  # type: ignore[no-untyped-call]
+
+
 def _make_trainer(spec: JobSpec) -> TorchTrainer:
-    use_gpu = ray.cluster_resources().get("GPU", 0) > 0  # type: ignore[no-untyped-call]
+    use_gpu = _has_gpus()
     return TorchTrainer(
         train_worker,  # type: ignore[arg-type]  # Ray's annotation denies the return value that its Result carries
         train_loop_config={"spec": spec},

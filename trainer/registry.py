@@ -21,7 +21,7 @@ from mlflow.models import Model, ModelSignature
 from mlflow.types import Schema, TensorSpec
 from torch import Tensor, nn
 
-from configs.load import UsageError, home
+from configs.load import UsageError
 from configs.train import CHAMPION, METADATA_KEY, ModelContract
 
 logger = logging.getLogger(__name__)
@@ -31,11 +31,6 @@ CHECKED_BATCH_SIZES = (1, 3)
 LOGIT_TOLERANCE = 1e-3
 _NOT_FOUND = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}
 Judge = Callable[[nn.Module, ModelContract], float]
-
-
-def tracking_uri() -> str:
-    """Returns MLFLOW_TRACKING_URI, or the SQLite store in the home folder that `mlflow ui` opens there."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home() / 'mlflow.db'}"
 
 
 @dataclass(frozen=True)

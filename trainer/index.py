@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from packer.manifest import read_manifest, read_samples
+from packer.manifest import SAMPLES, ManifestError, read_manifest, read_samples
 from packer.storage import Location, RemotePath
 
 TAR_BLOCK_BYTES = 512
@@ -87,7 +87,7 @@ class SampleIndex:
     shard_of: NDArray[np.int32]
     offsets: NDArray[np.int64]
     num_bytes: NDArray[np.int64]
-    labels: NDArray[np.int64]
+    labels: NDArray[np.int32]
     num_frames: int
 
     @property
@@ -104,17 +104,22 @@ class SampleIndex:
         """
         manifest = read_manifest(folder)
         shards = manifest.splits[split].shards
-        table = read_samples(folder, split, columns=["shard", "offset", "num_bytes", "class_index"])
-        names = tuple(shard.name for shard in shards)
-        numbers = {name: number for number, name in enumerate(names)}
+        sizes = tuple(shard.num_samples for shard in shards)
+        table = read_samples(folder, split, columns=["offset", "num_bytes", "class_index"])
+        if table.num_rows != sum(sizes):
+            raise ManifestError(
+                f"{folder / SAMPLES} has {table.num_rows} samples in its {split} split, the manifest {sum(sizes)}: run "
+                "the packer again, it rebuilds the index"
+            )
         return cls(
             folder=folder,
-            shards=names,
-            shard_sizes=tuple(shard.num_samples for shard in shards),
-            shard_of=np.array([numbers[name] for name in table["shard"].to_pylist()], dtype=np.int32),
-            offsets=table["offset"].to_numpy().astype(np.int64),
-            num_bytes=table["num_bytes"].to_numpy().astype(np.int64),
-            labels=table["class_index"].to_numpy().astype(np.int64),
+            shards=tuple(shard.name for shard in shards),
+            shard_sizes=sizes,
+            # By the manifest, whose shards the rows follow: a name for each of 100 million rows takes gigabytes.
+            shard_of=np.repeat(np.arange(len(sizes), dtype=np.int32), sizes),
+            offsets=table["offset"].to_numpy(),
+            num_bytes=table["num_bytes"].to_numpy(),
+            labels=table["class_index"].to_numpy(),
             num_frames=manifest.clip.num_frames,
         )
 

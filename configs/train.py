@@ -99,6 +99,10 @@ class TrainConfig(Section):
 
     shards: str = "shards"
     """Folder that the packer wrote, or its address, such as s3://bucket/shards."""
+    cache: str | None = None
+    """Folder on each machine's own disk where shards at an address are kept once they were read; by default none is."""
+    cache_bytes: int = Field(50 * 10**9, ge=1)
+    """Most bytes in that folder; the least recently read shards make room for others."""
     shared_filesystem: bool = False
     """Every node of the cluster sees the local paths given here, and MLflow's SQLite store, under the same names."""
     run: str | None = None

@@ -19,6 +19,7 @@ import yaml
 from configs.load import UsageError
 from configs.train import ModelConfig, TrainConfig, ViewConfig
 from tests.registry import MLFLOW_WARNINGS
+from tests.s3 import put_folder
 from tests.training import ROOT, TINY, project
 from trainer.preflight import check, disk_problems, shared_memory_problems, spread_problems
 from trainer.run import absolute
@@ -96,6 +97,19 @@ def test_the_index_of_another_pack_is_refused(pack: Path) -> None:
     (pack / "samples.parquet").unlink()
     (line,) = refusals()
     assert "samples.parquet cannot be read (No such file or directory): run the packer again" in line
+
+
+@pytest.mark.integration
+def test_a_cache_that_cannot_serve_is_refused(pack: Path, bucket: str, tmp_path: Path) -> None:
+    (line,) = refusals(cache="cache")
+    assert f"cache ({tmp_path}/cache) is for shards at an address, not for {pack}: leave --cache out" in line
+    put_folder(pack, f"{bucket}/shards")
+    far = {"shards": f"{bucket}/shards", "cache": "cache"}
+    assert refusals(**far, cache_bytes=10**6) == []
+    (line,) = refusals(**far, cache_bytes=50_000, shuffle_block=3)
+    assert "cache_bytes (50000) must hold the 3 shards that are read at a time (" in line
+    (line,) = refusals(**(far | {"cache": "shards/manifest.json"}))
+    assert f"cache ({pack}/manifest.json) cannot be written" in line
 
 
 def test_what_fails_together_is_told_together_without_torch_and_ray(pack: Path) -> None:

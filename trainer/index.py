@@ -12,8 +12,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from packer.manifest import SAMPLES, ManifestError, read_manifest, read_samples
+from packer.manifest import SAMPLES, ManifestError, ShardSummary, read_manifest, read_samples
 from packer.storage import Location, RemotePath
+from trainer.cache import CachedReader, ShardCache
 
 TAR_BLOCK_BYTES = 512
 MAX_OPEN_SHARDS = 64
@@ -89,6 +90,9 @@ class SampleIndex:
     num_bytes: NDArray[np.int64]
     labels: NDArray[np.int32]
     num_frames: int
+    cache: ShardCache | None = None
+    summaries: tuple[ShardSummary, ...] = ()
+    """Of each shard, for the cache."""
 
     @property
     def num_samples(self) -> int:
@@ -96,8 +100,8 @@ class SampleIndex:
         return len(self.labels)
 
     @classmethod
-    def open(cls, folder: Location, split: str) -> "SampleIndex":
-        """Returns the index of a split.
+    def open(cls, folder: Location, split: str, cache: ShardCache | None = None) -> "SampleIndex":
+        """Returns the index of a split, whose shards are read through a cache if one is given and they lie far away.
 
         Raises:
             ManifestError: The folder holds no complete pack, or one of a newer format.
@@ -121,11 +125,15 @@ class SampleIndex:
             num_bytes=table["num_bytes"].to_numpy(),
             labels=table["class_index"].to_numpy(),
             num_frames=manifest.clip.num_frames,
+            cache=cache,
+            summaries=shards if cache else (),
         )
 
     def reader(self) -> ShardReader:
         """Returns a reader of the shards where they lie, for the process that asks."""
-        return RemoteReader(self.folder) if isinstance(self.folder, RemotePath) else LocalReader(self.folder)
+        if isinstance(self.folder, Path):
+            return LocalReader(self.folder)
+        return CachedReader(self.cache, self.folder, self.summaries) if self.cache else RemoteReader(self.folder)
 
     def read(self, reader: ShardReader, index: int) -> Sample:
         """Returns a sample as WebDataset gives it: `__key__`, `__url__`, `000.jpg` ..., `cls` and `json`, all bytes.

@@ -48,7 +48,7 @@ def check(config: TrainConfig) -> None:
     shards = at(config.shards)
     try:
         manifest = read_manifest(shards)
-        problems += _pack_problems(config, manifest, shards)
+        problems += [*_pack_problems(config, manifest, shards), *_cache_problems(config, manifest)]
         record = find_record(Path(config.runs) / str(config.run), config, manifest_sha256(shards))
         uri = record.tracking_uri if record else uri
     except (ManifestError, UsageError) as error:
@@ -150,10 +150,28 @@ def _pack_problems(config: TrainConfig, manifest: Manifest, shards: Location) ->
             )
 
 
+def _cache_problems(config: TrainConfig, manifest: Manifest) -> Iterator[str]:
+    if config.cache is None:
+        return
+    if not is_url(config.shards):
+        yield f"cache ({config.cache}) is for shards at an address, not for {config.shards}: leave --cache out"
+    if not _is_writable(Path(config.cache)):
+        yield f"cache ({config.cache}) cannot be written: give --cache another folder, or leave it out"
+    split = manifest.splits.get("train")
+    if split is None or not split.shards:
+        return
+    num_mixed = config.shuffle_block * len(split.shards) // max(1, split.num_samples) + 2
+    sizes = sorted((shard.num_bytes for shard in split.shards), reverse=True)
+    if config.cache_bytes < (needed := sum(sizes[:num_mixed])):
+        yield (
+            f"cache_bytes ({config.cache_bytes}) must hold the {num_mixed} shards that are read at a time ({needed} "
+            "bytes): raise --cache-bytes, or leave --cache out"
+        )
+
+
 def _tracking_problems(uri: str) -> Iterator[str]:
     if uri.startswith("sqlite:////"):
-        folder = _existing(Path(uri.removeprefix("sqlite:///")).parent)
-        if not folder.is_dir() or not os.access(folder, os.W_OK):
+        if not _is_writable(Path(uri.removeprefix("sqlite:///")).parent):
             yield f"the MLflow store at {uri} cannot be written: set MLFLOW_TRACKING_URI to a place that can"
     elif uri.startswith(("http://", "https://")) and (reason := _no_answer(uri)):
         yield (
@@ -176,6 +194,11 @@ def _no_answer(uri: str) -> str | None:
         # It answers; MLflow has settings of its own for whom to trust.
         return None if isinstance(reason, ssl.SSLError) else str(reason)
     return None
+
+
+def _is_writable(folder: Path) -> bool:
+    existing = _existing(folder)
+    return existing.is_dir() and os.access(existing, os.W_OK)
 
 
 def _existing(path: Path) -> Path:

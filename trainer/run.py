@@ -60,6 +60,7 @@ def absolute(config: TrainConfig) -> TrainConfig:
         update={
             "shards": str(locate(config.shards)),
             "runs": str(resolve(config.runs)),
+            "cache": str(resolve(config.cache)) if config.cache else None,
             "run": config.run or new_name(),
         }
     )

@@ -14,6 +14,7 @@ from configs.train import TrainConfig
 from packer.manifest import Manifest
 from packer.storage import Location
 from trainer.augment import EvalView, TrainView
+from trainer.cache import ShardCache
 from trainer.checkpoint import CheckpointStore
 from trainer.index import SampleIndex
 from trainer.loop import Learner, Loss, Ranks, make_optimizer
@@ -89,6 +90,11 @@ class JobSpec:
             autocast_dtype=torch.bfloat16 if bf16 else None,
         )
 
+    def open_index(self, split: str) -> SampleIndex:
+        """Returns the index of a split, which reads through the cache if one is configured."""
+        cache = ShardCache(Path(self.config.cache), self.config.cache_bytes) if self.config.cache else None
+        return SampleIndex.open(self.shards, split, cache)
+
     def train_loader(self, index: SampleIndex, start: int, ranks: Ranks) -> "tuple[Schedule, DataLoader[Batch]]":
         """Returns the schedule from position `start` to the last epoch, and the loader of this rank's part of it."""
         config = self.config
@@ -98,7 +104,7 @@ class JobSpec:
 
     def eval_loader(self, split: str, ranks: Ranks) -> "DataLoader[Batch]":
         """Returns the loader of this rank's part of a split, each sample once."""
-        index = SampleIndex.open(self.shards, split)
+        index = self.open_index(split)
         schedule = Schedule(index.shard_sizes, self.config.global_batch)
         return self._loader(index, schedule, EvalView(self.config.view), ranks)
 

@@ -27,6 +27,8 @@ from trainer.index import Sample, SampleError, SampleIndex, ShardReader
 from trainer.schedule import Row, Schedule
 
 FILL_VALUE = 128
+NUM_AHEAD = 64
+"""Samples at an address that a loader process reads ahead of the one it decodes: next batches', some 10 MB."""
 PRELOADED = ["trainer.stream", "trainer.augment"]
 """What loader processes share: each would else spend seconds of CPU on importing torch and WebDataset."""
 
@@ -78,19 +80,26 @@ class RowSource(IterableDataset[Sample]):
         """Yields sample dicts with their row, their step, and their place among the step's rows."""
         worker = get_worker_info()
         first, stride = (worker.id, worker.num_workers) if worker else (0, 1)
+        places = self._places(range(first, self._schedule.num_steps, stride))
         is_remote = isinstance(self._index.folder, RemotePath)
-        with closing(self._index.reader()) as reader:
-            for step in range(first, self._schedule.num_steps, stride):
-                rows = self._schedule.rows(step, self._rank, self._world_size)
-                samples = read_many(partial(self._read, reader), rows, is_remote)
-                for place, (row, sample) in enumerate(zip(rows, samples, strict=True)):
-                    yield {**sample, "__row__": row, "__step__": step, "__place__": place, "__num_rows__": len(rows)}
+        with (
+            closing(self._index.reader()) as reader,
+            closing(read_many(partial(self._read, reader), places, is_remote, NUM_AHEAD)) as samples,
+        ):
+            yield from samples
 
-    def _read(self, reader: ShardReader, row: Row) -> Sample:
+    def _places(self, steps: Iterable[int]) -> Iterator[Sample]:
+        for step in steps:
+            rows = self._schedule.rows(step, self._rank, self._world_size)
+            for place, row in enumerate(rows):
+                yield {"__row__": row, "__step__": step, "__place__": place, "__num_rows__": len(rows)}
+
+    def _read(self, reader: ShardReader, place: Sample) -> Sample:
+        index = place["__row__"].index
         try:
-            return self._index.read(reader, row.index)
+            return {**self._index.read(reader, index), **place}
         except SampleError as error:
-            return {"__key__": f"sample-{row.index}", "__error__": str(error)}
+            return {"__key__": f"sample-{index}", "__error__": str(error), **place}
 
 
 def decode(samples: Iterable[Sample], *, num_frames: int) -> Iterator[Sample]:

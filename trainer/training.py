@@ -16,7 +16,6 @@ from torch.utils.data import DataLoader
 
 from packer.manifest import read_manifest
 from trainer.checkpoint import State
-from trainer.index import SampleIndex
 from trainer.loop import Ranks, evaluate, learning_rate, share_buffers
 from trainer.metrics import Evaluation
 from trainer.spec import JobSpec
@@ -53,7 +52,7 @@ class Training:
         self.ranks = ranks
         self.manifest = read_manifest(spec.shards)
         self.class_names = self.manifest.class_names
-        self.index = SampleIndex.open(spec.shards, "train")
+        self.index = spec.open_index("train")
         self.model = spec.make_model(self.manifest).to(device).to(memory_format=torch.channels_last)
         self.learner = spec.make_learner(self.model, self.index, len(self.class_names), ranks)
         self.position = 0

@@ -18,11 +18,11 @@ import yaml
 
 from configs.load import UsageError
 from configs.train import ModelConfig, TrainConfig, ViewConfig
+from packer.manifest import read_manifest
 from tests.registry import MLFLOW_WARNINGS
 from tests.s3 import put_folder
 from tests.training import ROOT, TINY, project
-from trainer.preflight import check, disk_problems, shared_memory_problems, spread_problems
-from trainer.run import absolute
+from trainer.preflight import check, model_problems, shared_memory_problems, spread_problems
 
 pytestmark = MLFLOW_WARNINGS
 
@@ -45,7 +45,7 @@ def change(pack: Path, changes: Callable[[dict], object]) -> None:
 def refusals(**values: object) -> list[str]:
     """Returns the lines that a configuration is refused with."""
     try:
-        check(absolute(TrainConfig(**{"view": VIEW, "global_batch": 8, **values})))
+        check(TrainConfig(**{"view": VIEW, "global_batch": 8, **values}))
     except UsageError as error:
         return str(error).splitlines()
     return []
@@ -102,14 +102,14 @@ def test_the_index_of_another_pack_is_refused(pack: Path) -> None:
 @pytest.mark.integration
 def test_a_cache_that_cannot_serve_is_refused(pack: Path, bucket: str, tmp_path: Path) -> None:
     (line,) = refusals(cache="cache")
-    assert f"cache ({tmp_path}/cache) is for shards at an address, not for {pack}: leave --cache out" in line
+    assert "cache (cache) is for shards at an address, not for shards: leave --cache out" in line
     put_folder(pack, f"{bucket}/shards")
     far = {"shards": f"{bucket}/shards", "cache": "cache"}
     assert refusals(**far, cache_bytes=10**6) == []
     (line,) = refusals(**far, cache_bytes=50_000, shuffle_block=3)
     assert "cache_bytes (50000) must hold the 3 shards that are read at a time (" in line
     (line,) = refusals(**(far | {"cache": "shards/manifest.json"}))
-    assert f"cache ({pack}/manifest.json) cannot be written" in line
+    assert "cache (shards/manifest.json) cannot be written" in line
 
 
 def test_what_fails_together_is_told_together_without_torch_and_ray(pack: Path) -> None:
@@ -187,10 +187,15 @@ def test_a_store_that_cannot_be_written_is_refused(pack: Path, monkeypatch: pyte
     assert refusals() == []
 
 
-def test_checkpoints_need_room(tmp_path: Path) -> None:
-    assert list(disk_problems(tmp_path / "runs/one/checkpoints", 1)) == []
-    (line,) = disk_problems(tmp_path / "runs/one/checkpoints", 10**18)
-    assert "free, the checkpoints of this model take 1e+09 GB: make room" in line
+def test_checkpoints_need_room(packed: Path, tmp_path: Path) -> None:
+    def problems(hidden_size: int) -> list[str]:
+        config = TrainConfig(model=ModelConfig(backbone="narrow", hidden_size=hidden_size))
+        return list(model_problems(config, read_manifest(packed), tmp_path / "runs/one"))
+
+    assert problems(16) == []
+    (line,) = problems(400_000)
+    # 4 checkpoints of 3 x 4 bytes for each of an LSTM's 4 x 400,000 x 400,000 weights, and of some more
+    assert "free, the checkpoints of this model take 3.07e+04 GB: make room" in line
 
 
 @pytest.mark.skipif(not Path("/dev/shm").exists(), reason="shared memory is not a folder here")

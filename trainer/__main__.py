@@ -36,9 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         logging.info("trainer interpreter=%s package=%s", sys.executable, Path(__file__).parent)
         # Imported when they are needed: PyArrow, torch and Ray take time, which --help and a refusal should not.
         from trainer.preflight import check
-        from trainer.run import absolute
 
-        config = absolute(config)
         check(config)
         _prepare_imports()
         from trainer.job import train

@@ -25,14 +25,20 @@ from ray.train.v2.api.result import Result
 from configs.load import UsageError, resolve
 from configs.train import TrainConfig, tracking_uri
 from packer.manifest import Manifest, manifest_sha256, read_manifest
-from packer.storage import at
-from trainer.checkpoint import NUM_KEPT, CheckpointStore
+from packer.storage import at, locate
 from trainer.failure import FailureReport, last_line
-from trainer.model import CnnRnn, load_backbone_weights
-from trainer.preflight import disk_problems, refuse, share_problems, shared_memory_problems, spread_problems
+from trainer.model import load_backbone_weights
+from trainer.preflight import (
+    model_problems,
+    refuse,
+    share_problems,
+    shared_memory_problems,
+    spread_problems,
+    tracking_problems,
+)
 from trainer.release import register_best
-from trainer.run import RunRecord, bound_fields, code_version, find_record, locked, save_config
-from trainer.spec import CHECKPOINTS, JobSpec, num_loader_workers
+from trainer.run import RunRecord, bound_fields, code_version, find_record, locked, new_name, save_config
+from trainer.spec import JobSpec
 from trainer.tracking import describe_run, end_run, open_run, reopen_run
 from trainer.worker import train_worker
 
@@ -77,21 +83,24 @@ def train(config: TrainConfig) -> int:
     """Trains, registers the best model, and returns the command's exit code.
 
     Args:
-        config: With absolute paths, and checked by `preflight.check`.
+        config: Checked by `preflight.check`.
 
     Raises:
         UsageError: The configuration does not fit the data, the storage or the cluster.
     """
+    config = _absolute(config)
     shards, folder = at(config.shards), Path(config.runs) / str(config.run)
     manifest = read_manifest(shards)
     digest = manifest_sha256(shards)
-    _check_model(config, manifest, CheckpointStore(folder / CHECKPOINTS))
+    refuse(model_problems(config, manifest, folder))
     with locked(folder):
         record = find_record(folder, config, digest)
+        uri = record.tracking_uri if record else tracking_uri()
+        refuse(tracking_problems(uri))
         weights = None if record else load_backbone_weights(config.model)
         try:
             num_workers = _start_ray(config)
-            _check_cluster(config, manifest, num_workers, record.tracking_uri if record else tracking_uri())
+            _check_cluster(JobSpec(config, shards, folder, "", uri, num_workers), manifest)
             _catch_stop_signals()
             if record:
                 reopen_run(record.tracking_uri, record.run_id)
@@ -146,26 +155,28 @@ def _fail(spec: JobSpec, reason: str) -> int:
     return EXIT_FAILED
 
 
-def _check_model(config: TrainConfig, manifest: Manifest, checkpoints: CheckpointStore) -> None:
-    """Refuses, before Ray starts, a model that cannot be built or whose checkpoints have no room."""
-    with torch.device("meta"):
-        model = CnnRnn(config.model, len(manifest.class_names), manifest.clip.num_frames)
-    # Weights and AdamW's two moments; the newest ones, the best and the one that is being written.
-    num_bytes = 3 * sum(one.numel() * one.element_size() for one in model.parameters())
-    num_more = NUM_KEPT + 2 - len(checkpoints.steps())
-    refuse(disk_problems(checkpoints.folder, max(1, num_more) * num_bytes))
+def _absolute(config: TrainConfig) -> TrainConfig:
+    """Returns the configuration with absolute paths and a name: workers run in a folder of Ray's."""
+    return config.model_copy(
+        update={
+            "shards": str(locate(config.shards)),
+            "runs": str(resolve(config.runs)),
+            "cache": str(resolve(config.cache)) if config.cache else None,
+            "run": config.run or new_name(),
+        }
+    )
 
 
-def _check_cluster(config: TrainConfig, manifest: Manifest, num_workers: int, store: str) -> None:
+def _check_cluster(spec: JobSpec, manifest: Manifest) -> None:
     """Refuses what the nodes on which workers may run cannot do."""
     kind = "GPU" if _has_gpus() else "CPU"
-    nodes = {node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get(kind)}  # type: ignore[no-untyped-call]
+    alive = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    nodes = {node["NodeID"] for node in alive if node["Resources"].get(kind)}
     here = ray.get_runtime_context().get_node_id()
-    problems = list(spread_problems(config, store)) if nodes - {here} else []
+    problems = list(spread_problems(spec.config, spec.tracking_uri)) if nodes - {here} else []
     if here in nodes:
-        num_here = -(-num_workers // len(nodes))
-        num_loaders = num_loader_workers(config, num_workers)
-        problems += shared_memory_problems(config, manifest.clip.num_frames, num_here, num_loaders)
+        num_here = -(-spec.num_workers // len(nodes))
+        problems += shared_memory_problems(spec.config, manifest.clip.num_frames, num_here, spec.num_loader_workers)
     refuse(problems)
 
 

@@ -1,8 +1,8 @@
 """What is checked before workers start: a run that cannot succeed is refused in seconds, not in its first hour.
 
-Each check runs as soon as it can: `check` before torch and Ray are imported, `disk_problems` once the model's size is
-known, `spread_problems` and `shared_memory_problems` once the cluster is. Each failure is one sentence with the way
-out, and what fails together is told together.
+Each check runs as soon as it can: `check` before torch and Ray are imported, `model_problems` before Ray starts,
+`spread_problems` and `shared_memory_problems` once the cluster is known. Each failure is one sentence with the way out,
+and what fails together is told together.
 """
 
 import os
@@ -14,11 +14,10 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import urlopen
 
-from configs.load import UsageError
+from configs.load import UsageError, resolve
 from configs.train import TrainConfig, tracking_uri
-from packer.manifest import SAMPLES, Manifest, ManifestError, file_sha256, manifest_sha256, read_manifest
-from packer.storage import Location, at, is_url
-from trainer.run import find_record
+from packer.manifest import SAMPLES, Manifest, ManifestError, file_sha256, read_manifest
+from packer.storage import Location, is_url, locate
 
 TRACKING_TIMEOUT_SECONDS = 2.0
 SHARED_MEMORY = Path("/dev/shm")
@@ -35,25 +34,19 @@ def refuse(problems: Iterable[str]) -> None:
 
 
 def check(config: TrainConfig) -> None:
-    """Checks what needs neither torch nor Ray: the pack, the run's name, the batch, and MLflow's store.
-
-    Args:
-        config: With absolute paths.
+    """Checks what needs neither torch nor Ray: the pack, the cache, the batch, and MLflow's store.
 
     Raises:
         UsageError: The run cannot succeed; the text has one line per reason.
     """
     problems = list(share_problems(config.num_workers or 1, config.global_batch))
-    uri = tracking_uri()
-    shards = at(config.shards)
     try:
+        shards = locate(config.shards)
         manifest = read_manifest(shards)
         problems += [*_pack_problems(config, manifest, shards), *_cache_problems(config, manifest)]
-        record = find_record(Path(config.runs) / str(config.run), config, manifest_sha256(shards))
-        uri = record.tracking_uri if record else uri
     except (ManifestError, UsageError) as error:
         problems.append(str(error))
-    refuse([*problems, *_tracking_problems(uri)])
+    refuse([*problems, *tracking_problems(tracking_uri())])
 
 
 def share_problems(num_workers: int, global_batch: int) -> Iterator[str]:
@@ -65,13 +58,26 @@ def share_problems(num_workers: int, global_batch: int) -> Iterator[str]:
         )
 
 
-def disk_problems(folder: Path, num_bytes: int) -> Iterator[str]:
-    """Yields what keeps `num_bytes` bytes of checkpoints from being written to `folder`, which need not exist yet."""
+def model_problems(config: TrainConfig, manifest: Manifest, folder: Path) -> Iterator[str]:
+    """Yields what keeps a run's checkpoints from being written to `folder`, which need not exist yet.
+
+    Raises:
+        UsageError: There is no such model.
+    """
+    import torch
+
+    from trainer.checkpoint import NUM_KEPT
+    from trainer.model import CnnRnn
+
+    with torch.device("meta"):
+        model = CnnRnn(config.model, len(manifest.class_names), manifest.clip.num_frames)
+    # The weights and AdamW's two moments; of checkpoints the newest, the best, and the one that is being written.
+    num_bytes = (NUM_KEPT + 2) * 3 * sum(one.numel() * one.element_size() for one in model.parameters())
     free = shutil.disk_usage(_existing(folder)).free
     if free < num_bytes:
         yield (
-            f"runs ({folder}) has {_gigabytes(free)} free, the checkpoints of this model take {_gigabytes(num_bytes)}: "
-            "make room, or give --runs a folder with more"
+            f"runs ({config.runs}) has {_gigabytes(free)} free, the checkpoints of this model take "
+            f"{_gigabytes(num_bytes)}: make room, or give --runs a folder with more"
         )
 
 
@@ -155,7 +161,7 @@ def _cache_problems(config: TrainConfig, manifest: Manifest) -> Iterator[str]:
         return
     if not is_url(config.shards):
         yield f"cache ({config.cache}) is for shards at an address, not for {config.shards}: leave --cache out"
-    if not _is_writable(Path(config.cache)):
+    if not _is_writable(resolve(config.cache)):
         yield f"cache ({config.cache}) cannot be written: give --cache another folder, or leave it out"
     split = manifest.splits.get("train")
     if split is None or not split.shards:
@@ -169,7 +175,8 @@ def _cache_problems(config: TrainConfig, manifest: Manifest) -> Iterator[str]:
         )
 
 
-def _tracking_problems(uri: str) -> Iterator[str]:
+def tracking_problems(uri: str) -> Iterator[str]:
+    """Yields what keeps MLflow's store from being used: a server that does not answer, a file that cannot be."""
     if uri.startswith("sqlite:////"):
         if not _is_writable(Path(uri.removeprefix("sqlite:///")).parent):
             yield f"the MLflow store at {uri} cannot be written: set MLFLOW_TRACKING_URI to a place that can"

@@ -1,16 +1,14 @@
 """The folder of a run on shared storage: its name, what it is bound to, and whether it may be resumed."""
 
 import fcntl
-import hashlib
 import logging
 import os
 import secrets
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import yaml
 from pydantic import ValidationError
@@ -18,9 +16,10 @@ from pydantic import ValidationError
 import configs
 import packer
 import trainer
-from configs.load import Section, UsageError, resolve
+from configs.load import Section, UsageError
 from configs.train import TrainConfig
-from packer.storage import locate, write_atomically
+from packer.storage import write_atomically
+from trainer.tracking import flatten, sources_sha256
 
 logger = logging.getLogger(__name__)
 
@@ -54,29 +53,9 @@ def new_name() -> str:
     return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
 
 
-def absolute(config: TrainConfig) -> TrainConfig:
-    """Returns the configuration with absolute paths and a name: workers run in a folder of Ray's."""
-    return config.model_copy(
-        update={
-            "shards": str(locate(config.shards)),
-            "runs": str(resolve(config.runs)),
-            "cache": str(resolve(config.cache)) if config.cache else None,
-            "run": config.run or new_name(),
-        }
-    )
-
-
 def bound_fields(config: TrainConfig) -> dict[str, object]:
     """Returns the fields that a resumed run must not change, by dotted name."""
     return flatten({name: value for name, value in config.model_dump(mode="json").items() if name in BOUND_FIELDS})
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Returns nested fields by their dotted names: `{"a": {"b": 1}}` gives `{"a.b": 1}`."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
-    return flat
 
 
 def find_record(folder: Path, config: TrainConfig, manifest_sha256: str) -> RunRecord | None:
@@ -157,12 +136,4 @@ def code_version() -> str:
             logger.info("code version taken from the sources reason=%s", error)
         else:
             return commit.strip() + ("-dirty" if status.strip() else "")
-    return f"sources-{_sources_sha256(folders)[:16]}"
-
-
-def _sources_sha256(folders: list[Path]) -> str:
-    """Returns a digest of the Python sources below some folders, which names a version of the code without git."""
-    digest = hashlib.sha256()
-    for path in sorted(path for folder in folders for path in folder.rglob("*.py")):
-        digest.update(f"{path.parent.name}/{path.name}\0".encode() + path.read_bytes())
-    return digest.hexdigest()
+    return f"sources-{sources_sha256(folders)[:16]}"

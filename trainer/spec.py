@@ -23,7 +23,6 @@ from trainer.schedule import Schedule, Shuffle
 from trainer.stream import Batch, View, make_loader
 
 STOP_FILE = "STOP"
-CHECKPOINTS = "checkpoints"
 WEIGHTS_FILE = "backbone.pt"
 MAX_LOADER_WORKERS = 8
 
@@ -43,7 +42,7 @@ class JobSpec:
     @property
     def checkpoints(self) -> CheckpointStore:
         """The run's checkpoints."""
-        return CheckpointStore(self.run_folder / CHECKPOINTS)
+        return CheckpointStore(self.run_folder / "checkpoints")
 
     @property
     def stop_file(self) -> Path:
@@ -63,7 +62,9 @@ class JobSpec:
     @property
     def num_loader_workers(self) -> int:
         """Loader processes of a worker: as configured, else the cores that are left."""
-        return num_loader_workers(self.config, self.num_workers)
+        if self.config.loader_workers is not None:
+            return self.config.loader_workers
+        return max(0, min(MAX_LOADER_WORKERS, _num_cores() // self.num_workers - 1))
 
     def make_model(self, manifest: Manifest) -> CnnRnn:
         """Returns the model with its first weights, the same on every rank."""
@@ -126,13 +127,6 @@ class JobSpec:
         counts = np.bincount(index.labels, minlength=num_classes)
         weights = counts.sum() / (num_classes * counts.clip(min=1))
         return torch.tensor(weights, dtype=torch.float32, device=device)
-
-
-def num_loader_workers(config: TrainConfig, num_workers: int) -> int:
-    """Returns the loader processes of each of `num_workers` workers on one machine."""
-    if config.loader_workers is not None:
-        return config.loader_workers
-    return max(0, min(MAX_LOADER_WORKERS, _num_cores() // num_workers - 1))
 
 
 def _num_cores() -> int:

@@ -5,11 +5,12 @@ never logs a step twice after a restart. A tracking server that does not answer 
 training: what could not be delivered is kept, tried again, and counted in the log if it is lost in the end.
 """
 
+import hashlib
 import logging
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 from matplotlib.figure import Figure
@@ -22,7 +23,6 @@ from configs.load import UsageError
 from configs.train import TrainConfig
 from packer.manifest import Manifest
 from trainer.metrics import Evaluation
-from trainer.run import flatten
 
 logger = logging.getLogger(__name__)
 
@@ -161,6 +161,14 @@ def reopen_run(tracking_uri: str, run_id: str) -> None:
         raise UsageError(f"the MLflow store at {tracking_uri} has no run {run_id}: {error.message}") from error
 
 
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns nested fields by their dotted names: `{"a": {"b": 1}}` gives `{"a.b": 1}`."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat
+
+
 def draw_confusion(evaluation: Evaluation, class_names: tuple[str, ...]) -> Figure:
     """Returns a picture of a confusion matrix: shares of each true class, with counts where they can be read."""
     counts = evaluation.confusion
@@ -181,3 +189,11 @@ def draw_confusion(evaluation: Evaluation, class_names: tuple[str, ...]) -> Figu
                     axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=color)
     figure.colorbar(image, label="share of the true class")
     return figure
+
+
+def sources_sha256(folders: list[Path]) -> str:
+    """Returns a digest of the Python sources below some folders, which names a version of the code without git."""
+    digest = hashlib.sha256()
+    for path in sorted(path for folder in folders for path in folder.rglob("*.py")):
+        digest.update(f"{path.parent.name}/{path.name}\0".encode() + path.read_bytes())
+    return digest.hexdigest()

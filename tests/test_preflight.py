@@ -233,10 +233,12 @@ def test_a_cluster_of_two_nodes_is_seen(packed: Path, tmp_path: Path) -> None:
     with project(tmp_path, packed) as made:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Ray's own, about the files of the processes that it starts
-            cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-            cluster.add_node(num_cpus=1)
+            cluster = Cluster()
+            for _ in range(2):
+                cluster.add_node(num_cpus=1, include_dashboard=False, temp_dir=made.ray_folder)
         try:
-            refused = made.train("--run", "far", RAY_ADDRESS=cluster.address)
+            large = ["--global-batch", str(10**10), "--loader-workers", "1"]
+            refused = made.train("--run", "far", *large, RAY_ADDRESS=cluster.address)
             few = made.train("--run", "far", "--shared-filesystem", "--num-workers", "3", RAY_ADDRESS=cluster.address)
         finally:
             with warnings.catch_warnings():
@@ -246,6 +248,7 @@ def test_a_cluster_of_two_nodes_is_seen(packed: Path, tmp_path: Path) -> None:
         assert refused.code == few.code == 2
         assert [line.split("(")[0] for line in lines[:2]] == ["python -m trainer: shards ", "python -m trainer: runs "]
         assert "mlflow.db may not be on the cluster's other nodes" in lines[2]
+        assert "the batches of 1 workers with loader_workers (1) each take" in lines[3]
         assert not (made.home / "mlflow.db").exists()
         assert "may not be" not in few.log
         assert "num_workers (3) must be at most 2, the cluster's CPUs" in few.log

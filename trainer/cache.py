@@ -126,12 +126,17 @@ class CachedReader:
 
     def __init__(self, cache: ShardCache, folder: RemotePath, summaries: tuple[ShardSummary, ...]) -> None:
         cache.folder.mkdir(parents=True, exist_ok=True)
-        self._shards = {summary.name: CachedShard(cache, folder / summary.name, summary) for summary in summaries}
+        self._cache = cache
+        self._folder = folder
+        self._summaries = {summary.name: summary for summary in summaries}
+        self._shards: dict[str, CachedShard] = {}
         # One at a time: the window of the order moves through the shards one after the other.
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="shard-cache")
 
     def read(self, shard: str, offset: int, num_bytes: int) -> bytes:
         """Returns `num_bytes` bytes of `shard` from `offset`; fewer only where the shard ends."""
+        if shard not in self._shards:
+            self._shards[shard] = CachedShard(self._cache, self._folder / shard, self._summaries[shard])
         cached = self._shards[shard]
         data = cached.read(offset, num_bytes)
         if data is None:

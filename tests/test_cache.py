@@ -54,7 +54,6 @@ def reader_of(
 
 
 def read_whole(reader: CachedReader, packed: Path, shard: ShardSummary) -> None:
-    """Reads a shard, which comes by range or from the cache, and waits until it is cached if it can be."""
     assert reader.read(shard.name, 0, shard.num_bytes) == (packed / shard.name).read_bytes()
 
 

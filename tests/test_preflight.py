@@ -169,7 +169,9 @@ def test_a_server_that_answers_at_all_is_there(
 ) -> None:
     with server(code) as uri:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-        assert bool(refusals()) is not answers
+        lines = refusals()
+    assert bool(lines) is not answers
+    assert "secret" not in str(lines)
 
 
 def test_a_server_that_says_nothing_is_not_waited_for(pack: Path, monkeypatch: pytest.MonkeyPatch) -> None:

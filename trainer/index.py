@@ -88,7 +88,7 @@ class SampleIndex:
     shard_of: NDArray[np.int32]
     offsets: NDArray[np.int64]
     num_bytes: NDArray[np.int64]
-    labels: NDArray[np.int32]
+    labels: NDArray[np.int64]
     num_frames: int
     cache: ShardCache | None = None
     summaries: tuple[ShardSummary, ...] = ()
@@ -123,7 +123,7 @@ class SampleIndex:
             shard_of=np.repeat(np.arange(len(sizes), dtype=np.int32), sizes),
             offsets=table["offset"].to_numpy(),
             num_bytes=table["num_bytes"].to_numpy(),
-            labels=table["class_index"].to_numpy(),
+            labels=table["class_index"].to_numpy().astype(np.int64),
             num_frames=manifest.clip.num_frames,
             cache=cache,
             summaries=shards if cache else (),

@@ -180,19 +180,20 @@ def tracking_problems(uri: str) -> Iterator[str]:
     if uri.startswith("sqlite:////"):
         if not _is_writable(Path(uri.removeprefix("sqlite:///")).parent):
             yield f"the MLflow store at {uri} cannot be written: set MLFLOW_TRACKING_URI to a place that can"
-    elif uri.startswith(("http://", "https://")) and (reason := _no_answer(uri)):
+        return
+    parts = urlsplit(uri)
+    address = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl().rstrip("/")  # without a password
+    if parts.scheme in ("http", "https") and (reason := _no_answer(address)):
         yield (
-            f"the MLflow server at {uri} does not answer ({reason}): start it, or unset MLFLOW_TRACKING_URI to track "
-            "in a local mlflow.db"
+            f"the MLflow server at {address} does not answer ({reason}): start it, or unset MLFLOW_TRACKING_URI to "
+            "track in a local mlflow.db"
         )
 
 
-def _no_answer(uri: str) -> str | None:
+def _no_answer(address: str) -> str | None:
     """Returns why a server does not answer; None where it does, whatever it says: MLflow itself tries for minutes."""
-    parts = urlsplit(uri)
-    health = parts._replace(netloc=parts.netloc.rpartition("@")[2], path=f"{parts.path.rstrip('/')}/health").geturl()
     try:
-        urlopen(health, timeout=TRACKING_TIMEOUT_SECONDS).close()
+        urlopen(f"{address}/health", timeout=TRACKING_TIMEOUT_SECONDS).close()
     except HTTPError as error:
         error.close()
         return str(error) if error.code >= 500 else None

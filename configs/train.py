@@ -1,11 +1,12 @@
 """Configuration of the trainer, and `ModelContract`: what a registered model tells the server that loads it."""
 
 import math
+import os
 from typing import Literal
 
 from pydantic import Field, model_validator
 
-from configs.load import Section
+from configs.load import Section, home
 from configs.model import ModelConfig
 from configs.pack import ClipConfig
 
@@ -111,6 +112,12 @@ class TrainConfig(Section):
 
     shards: str = "shards"
     """Folder that the packer wrote, or its address, such as s3://bucket/shards."""
+    cache: str | None = None
+    """Folder on each machine's own disk where shards at an address are kept once they were read; by default none is."""
+    cache_bytes: int = Field(50 * 10**9, ge=1)
+    """Most bytes in that folder; the least recently read shards make room for others."""
+    shared_filesystem: bool = False
+    """Every node of the cluster sees the local paths given here, and MLflow's SQLite store, under the same names."""
     run: str | None = None
     """Name of the run; the name of an unfinished run resumes it. Without one a new name is made."""
     runs: str = "runs"
@@ -197,6 +204,15 @@ class CvConfig(TrainConfig):
     shards: str = "shards-1,shards-2,shards-3"
     """Folders or addresses of the packs, with commas between them: one for each split or fold of the same videos."""
 
+    def folds(self) -> list[TrainConfig]:
+        """Returns the training of each pack; the runs are called `<run>-1`, `<run>-2` and so on."""
+        packs = [pack.strip() for pack in self.shards.split(",")]
+        values = self.model_dump()
+        return [
+            TrainConfig(**values | {"shards": pack, "run": self.run and f"{self.run}-{number}"})
+            for number, pack in enumerate(packs, start=1)
+        ]
+
 
 class ModelContract(Section):
     """What a registered model carries as metadata: enough to prepare a video exactly as in training.
@@ -227,3 +243,8 @@ class ModelContract(Section):
     def num_frames(self) -> int:
         """Frames that the model reads, T."""
         return self.view.num_frames_of(self.clip.num_frames)
+
+
+def tracking_uri() -> str:
+    """Returns MLFLOW_TRACKING_URI, or the SQLite store in the home folder that `mlflow ui` opens there."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home() / 'mlflow.db'}"

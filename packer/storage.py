@@ -12,8 +12,9 @@ import random
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -27,9 +28,9 @@ from configs.load import UsageError, resolve
 PARTIAL_SUFFIX = ".partial"
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://")
-_RETRY_SECONDS = (0.5, 1.0, 2.0, 4.0)
+_RETRY_SECONDS = (0.1, 0.5, 1.0, 2.0, 4.0)
+"""The first is short: a single request that fails is common, and batches wait for it."""
 _NUM_READERS = 32
-_NUM_AHEAD = 1000
 _FINAL = {FileNotFoundError: errno.ENOENT, PermissionError: errno.EACCES, FileExistsError: errno.EEXIST}
 """Errors that trying again does not mend."""
 
@@ -203,14 +204,27 @@ def is_inside(location: Location, folder: Location) -> bool:
     return f"{location}/".startswith(f"{folder}/")
 
 
-def read_many(function: Callable[[ItemT], ResultT], items: Sequence[ItemT], is_remote: bool) -> Iterator[ResultT]:
-    """Yields `function(item)` for every item, in order; many at once where each waits for a distant answer."""
+def read_many(
+    function: Callable[[ItemT], ResultT], items: Iterable[ItemT], is_remote: bool, num_ahead: int = 1000
+) -> Generator[ResultT, None, None]:
+    """Yields `function(item)` for every item, in order.
+
+    Where each waits for a distant answer, 32 are read at once, and up to `num_ahead` before they are asked for.
+    """
     if not is_remote:
         yield from map(function, items)
         return
-    with ThreadPoolExecutor(_NUM_READERS) as executor:
-        for start in range(0, len(items), _NUM_AHEAD):
-            yield from executor.map(function, items[start : start + _NUM_AHEAD])
+    waiting: deque[Future[ResultT]] = deque()
+    executor = ThreadPoolExecutor(_NUM_READERS)
+    try:
+        for item in items:
+            waiting.append(executor.submit(function, item))
+            if len(waiting) > num_ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        executor.shutdown(cancel_futures=True)
 
 
 def read_range(location: Location, offset: int, num_bytes: int) -> bytes:

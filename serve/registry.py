@@ -8,9 +8,9 @@ from torch import nn
 
 from configs.load import describe
 from configs.serve import ServeConfig
-from configs.train import METADATA_KEY, ModelContract
+from configs.train import METADATA_KEY, ModelContract, tracking_uri
 from serve.watch import ModelUnavailable
-from trainer.registry import Registry, tracking_uri
+from trainer.registry import Registry
 
 
 def resolve_version(config: ServeConfig) -> str:

@@ -12,7 +12,7 @@ from configs.train import AugmentConfig, TrainConfig, ViewConfig
 from trainer.augment import TrainView
 from trainer.balance import balanced_uses, earlier_uses
 from trainer.index import SampleIndex
-from trainer.schedule import Row, Schedule, Shuffle, epoch_order
+from trainer.schedule import Row, Schedule, Shuffle, balanced_order
 from trainer.stream import make_loader
 
 SHARD_SIZES = (4, 1, 3, 5)
@@ -76,11 +76,11 @@ def test_epochs_are_balanced_and_the_same_for_any_ranks_and_starts(batch: int) -
 
 def test_the_order_is_a_pure_function_of_seed_and_epoch() -> None:
     orders = {
-        (seed, epoch): tuple(epoch_order(SHARD_SIZES, Shuffle(seed, 6), epoch, LABELS))
+        (seed, epoch): tuple(balanced_order(SHARD_SIZES, Shuffle(seed, 6), epoch, LABELS))
         for seed, epoch in product(range(3), range(3))
     }
     assert len(set(orders.values())) == len(orders)
-    assert tuple(epoch_order(SHARD_SIZES, Shuffle(1, 6), 2, LABELS)) == orders[1, 2]
+    assert tuple(balanced_order(SHARD_SIZES, Shuffle(1, 6), 2, LABELS)) == orders[1, 2]
 
 
 def test_a_sample_that_is_used_again_is_augmented_anew(packed: Path) -> None:

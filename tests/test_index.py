@@ -9,6 +9,7 @@ from contextlib import closing
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from configs.train import ViewConfig
@@ -222,6 +223,13 @@ def test_padding_that_cannot_be_read_is_counted_once(damaged: Path) -> None:
     batches = read(index, Schedule(index.shard_sizes, 4))
     assert [row.index for row in batches[-1].rows if not row.weight] == [0, 1, 2]
     assert sum(len(batch.errors) for batch in batches) == index.shard_sizes[0]
+
+
+def test_an_index_with_other_samples_than_the_manifest_is_refused(damaged: Path) -> None:
+    table = pq.read_table(damaged / "samples.parquet")
+    pq.write_table(table.slice(1), damaged / "samples.parquet")
+    with pytest.raises(ManifestError, match=r"samples.parquet has 20 samples in its train split, the manifest 21"):
+        SampleIndex.open(damaged, "train")
 
 
 def test_a_folder_without_a_pack_is_refused(tmp_path: Path) -> None:

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from configs.load import UsageError
 from configs.model import ModelConfig
 from configs.pack import ClipConfig
-from configs.train import CHAMPION, ModelContract, ViewConfig
+from configs.train import CHAMPION, ModelContract, ViewConfig, tracking_uri
 from tests.registry import CLIP, MLFLOW_WARNINGS, VIEW, Brightness, contract, store_uri
 from trainer.model import CnnRnn
-from trainer.registry import Registry, tracking_uri
+from trainer.registry import Registry
 
 pytestmark = [*MLFLOW_WARNINGS, pytest.mark.usefixtures("one_thread")]
 

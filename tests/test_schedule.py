@@ -1,10 +1,12 @@
 """The order of samples: the same global batches for any number of ranks, exactly once per epoch, resumable anywhere."""
 
+import tracemalloc
 from collections import Counter
 from itertools import product
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from trainer.schedule import Row, Schedule, Shuffle, epoch_order
 
@@ -94,6 +96,39 @@ def test_order_is_a_pure_function_of_seed_and_epoch() -> None:
 
 def test_order_is_the_same_on_every_machine() -> None:
     assert list(epoch_order(SHARD_SIZES, SHUFFLE, 0)) == [1, 2, 5, 0, 3, 4, 8, 6, 9, 7, 10, 11, 12]
+
+
+def order_by_one_sort(shard_sizes: list[int], shuffle: Shuffle, epoch: int) -> NDArray[np.int64]:
+    """The order as its definition has it, all at once; runs that are resumed hold on to it."""
+    generator = np.random.Generator(np.random.PCG64([shuffle.seed, epoch]))
+    starts = np.cumsum([0, *shard_sizes])
+    permuted = generator.permutation(len(shard_sizes))
+    samples = np.concatenate([np.arange(starts[shard], starts[shard + 1]) for shard in permuted])
+    places = np.arange(len(samples)) + generator.uniform(0, shuffle.block, len(samples))
+    return samples[np.argsort(places, kind="stable")]
+
+
+@pytest.mark.parametrize("sizes", [[5], [1, 1, 1], [0, 7, 0, 0, 20, 3, 0], [10] * 30])
+@pytest.mark.parametrize("block", [1, 2, 7, 40, 1000])
+def test_any_part_of_an_order_is_that_part_of_one_sort(sizes: list[int], block: int) -> None:
+    for seed, epoch in product(range(3), range(2)):
+        shuffle = Shuffle(seed, block)
+        whole = order_by_one_sort(sizes, shuffle, epoch)
+        bounds = sorted({0, 1, 2, len(whole) // 2, len(whole) - 1, len(whole)})
+        for first, last in product(bounds, bounds):
+            if first <= last:
+                assert list(epoch_order(sizes, shuffle, epoch, first, last)) == list(whole[first:last])
+        schedule = Schedule(sizes, 3, epoch + 1, epoch * len(whole), shuffle)
+        assert [row.index for row in all_rows(schedule) if row.weight] == list(whole)
+
+
+def test_a_hundred_million_samples_are_never_held_at_once() -> None:
+    schedule = Schedule([1000] * 100_000, 1024, 90, shuffle=Shuffle(0, 2000))
+    tracemalloc.start()
+    rows = [schedule.rows(step, 1023, 1024)[0] for step in (0, schedule.num_steps // 2, schedule.num_steps - 1)]
+    assert tracemalloc.get_traced_memory()[1] < 20e6
+    tracemalloc.stop()
+    assert [row.epoch for row in rows] == [0, 45, 89]
 
 
 @pytest.mark.parametrize("block", [1, 7, 50])

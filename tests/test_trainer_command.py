@@ -193,6 +193,7 @@ def test_promote_says_when_the_registry_does_not_answer(
             ["--model.backbone", "resnet18", "--model.weights", "imagenet"],
             r"could not be downloaded .*model.weights none",
         ),
+        (["--model.hidden-size", "400000"], r"runs .* free, the checkpoints of this model take .* GB: make room"),
         (["--run", "busy"], r"run busy is being trained by another process"),
     ],
 )

@@ -10,7 +10,7 @@ from pydantic import Field
 from pydantic_settings import CliPositionalArg
 
 from configs.load import Section, UsageError, fail, parse, resolve
-from configs.train import REGISTERED_MODEL, CvConfig, TrainConfig
+from configs.train import REGISTERED_MODEL, CvConfig, TrainConfig, tracking_uri
 
 PROG = "python -m trainer"
 ENV_PREFIX = "CLIPSTREAM_TRAIN_"
@@ -56,16 +56,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _audit(arguments[1:])
         config = _parse(arguments)
         logging.info("trainer interpreter=%s package=%s", sys.executable, Path(__file__).parent)
+        # Imported when they are needed: PyArrow, torch and Ray take time, which --help and a refusal should not.
+        from trainer.preflight import check
+
+        for each in config.folds() if isinstance(config, CvConfig) else [config]:
+            check(each)
         _prepare_imports()
-        # Imported here: torch and Ray take seconds, which --help and a wrong option should not.
-        from packer.manifest import ManifestError
         from trainer.cv import cross_validate
         from trainer.job import train
 
-        try:
-            return cross_validate(config) if isinstance(config, CvConfig) else train(config)
-        except ManifestError as error:
-            raise UsageError(str(error)) from error
+        return cross_validate(config) if isinstance(config, CvConfig) else train(config)
     except UsageError as error:
         return fail(PROG, error)
     except KeyboardInterrupt:  # while things start; a run that began is ended by `train`
@@ -99,7 +99,7 @@ def _promote(arguments: list[str]) -> int:
     )
     if version is None:
         raise UsageError("promote needs a version: python -m trainer promote VERSION")
-    from trainer.registry import Registry, tracking_uri
+    from trainer.registry import Registry
 
     print(Registry(tracking_uri(), config.registered_model).promote(version))
     return 0
@@ -110,7 +110,6 @@ def _compare(arguments: list[str]) -> int:
         raise UsageError("compare needs two runs by name or id: python -m trainer compare RUN_A RUN_B")
     _prepare_imports()
     from trainer.compare import compare
-    from trainer.registry import tracking_uri
 
     print(compare(tracking_uri(), arguments))
     return 0

@@ -17,7 +17,7 @@ from configs.train import CvConfig, TrainConfig
 from packer.manifest import manifest_sha256, read_manifest
 from packer.storage import at, locate
 from trainer.bootstrap import FIGURES, LEVEL, NUM_RESAMPLES, intervals
-from trainer.job import EXIT_STOPPED, Stopped, check, train
+from trainer.job import EXIT_STOPPED, Stopped, train
 from trainer.metrics import confusion_figures
 from trainer.run import RunRecord, begin_record, find_record, locked, new_name, read_record
 from trainer.tracking import EndStatus, RunLog, end_run, read_confusion, reopen_run
@@ -27,6 +27,9 @@ logger = logging.getLogger(__name__)
 
 def cross_validate(config: CvConfig) -> int:
     """Trains on each pack that has not been trained on yet, prints what came out, and returns the exit code.
+
+    Args:
+        config: Its folds are checked by `preflight.check`.
 
     Raises:
         UsageError: The packs do not go together, or a training cannot be done as configured.
@@ -61,13 +64,11 @@ def cross_validate(config: CvConfig) -> int:
 
 
 def _folds(config: CvConfig) -> list[TrainConfig]:
-    """Returns the training of each pack; the runs are called `<run>-1`, `<run>-2` and so on."""
-    packs = [str(locate(pack.strip())) for pack in config.shards.split(",")]
-    if len(packs) < 2:
+    """Returns the training of each pack."""
+    folds = [fold.model_copy(update={"shards": str(locate(fold.shards))}) for fold in config.folds()]
+    if len(folds) < 2:
         raise UsageError(f"shards ({config.shards}) names one pack: give several, as in --shards shards-1,shards-2")
-    names = [f"{config.run}-{number}" for number in range(1, len(packs) + 1)]
-    values = config.model_dump()
-    return [TrainConfig(**values | {"shards": pack, "run": name}) for pack, name in zip(packs, names, strict=True)]
+    return folds
 
 
 def _check(folds: list[TrainConfig]) -> str:
@@ -77,7 +78,6 @@ def _check(folds: list[TrainConfig]) -> str:
     first = folds[0].shards
     for fold, digest in zip(folds, digests, strict=True):
         manifest = manifests[fold.shards]
-        check(fold, manifest)
         if not manifest.splits.get("test") or not manifest.splits["test"].num_samples:
             raise UsageError(f"{fold.shards} has no sample in its test split: pack again with another --split")
         if manifest.class_names != manifests[first].class_names:

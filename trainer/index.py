@@ -13,8 +13,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from packer.manifest import read_manifest, read_samples
+from packer.manifest import SAMPLES, ManifestError, ShardSummary, read_manifest, read_samples
 from packer.storage import Location, RemotePath
+from trainer.cache import CachedReader, ShardCache
 
 TAR_BLOCK_BYTES = 512
 MAX_OPEN_SHARDS = 64
@@ -90,6 +91,9 @@ class SampleIndex:
     num_bytes: NDArray[np.int64]
     labels: NDArray[np.int64]
     num_frames: int
+    cache: ShardCache | None = None
+    summaries: tuple[ShardSummary, ...] = ()
+    """Of each shard, for the cache."""
 
     @property
     def num_samples(self) -> int:
@@ -97,26 +101,33 @@ class SampleIndex:
         return len(self.labels)
 
     @classmethod
-    def open(cls, folder: Location, split: str) -> "SampleIndex":
-        """Returns the index of a split.
+    def open(cls, folder: Location, split: str, cache: ShardCache | None = None) -> "SampleIndex":
+        """Returns the index of a split, whose shards are read through a cache if one is given and they lie far away.
 
         Raises:
             ManifestError: The folder holds no complete pack, or one of a newer format.
         """
         manifest = read_manifest(folder)
         shards = manifest.splits[split].shards
-        table = read_samples(folder, split, columns=["shard", "offset", "num_bytes", "class_index"])
-        names = tuple(shard.name for shard in shards)
-        numbers = {name: number for number, name in enumerate(names)}
+        sizes = tuple(shard.num_samples for shard in shards)
+        table = read_samples(folder, split, columns=["offset", "num_bytes", "class_index"])
+        if table.num_rows != sum(sizes):
+            raise ManifestError(
+                f"{folder / SAMPLES} has {table.num_rows} samples in its {split} split, the manifest {sum(sizes)}: run "
+                "the packer again, it rebuilds the index"
+            )
         return cls(
             folder=folder,
-            shards=names,
-            shard_sizes=tuple(shard.num_samples for shard in shards),
-            shard_of=np.array([numbers[name] for name in table["shard"].to_pylist()], dtype=np.int32),
-            offsets=table["offset"].to_numpy().astype(np.int64),
-            num_bytes=table["num_bytes"].to_numpy().astype(np.int64),
+            shards=tuple(shard.name for shard in shards),
+            shard_sizes=sizes,
+            # By the manifest, whose shards the rows follow: a name for each of 100 million rows takes gigabytes.
+            shard_of=np.repeat(np.arange(len(sizes), dtype=np.int32), sizes),
+            offsets=table["offset"].to_numpy(),
+            num_bytes=table["num_bytes"].to_numpy(),
             labels=table["class_index"].to_numpy().astype(np.int64),
             num_frames=manifest.clip.num_frames,
+            cache=cache,
+            summaries=shards if cache else (),
         )
 
     def take(self, samples: Sequence[int]) -> "SampleIndex":
@@ -133,7 +144,9 @@ class SampleIndex:
 
     def reader(self) -> ShardReader:
         """Returns a reader of the shards where they lie, for the process that asks."""
-        return RemoteReader(self.folder) if isinstance(self.folder, RemotePath) else LocalReader(self.folder)
+        if isinstance(self.folder, Path):
+            return LocalReader(self.folder)
+        return CachedReader(self.cache, self.folder, self.summaries) if self.cache else RemoteReader(self.folder)
 
     def read(self, reader: ShardReader, index: int) -> Sample:
         """Returns a sample as WebDataset gives it: `__key__`, `__url__`, `000.jpg` ..., `cls` and `json`, all bytes.

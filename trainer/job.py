@@ -23,11 +23,18 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 from ray.train.v2.api.result import Result
 
 from configs.load import UsageError, resolve
-from configs.train import TrainConfig
+from configs.train import TrainConfig, tracking_uri
 from packer.manifest import Manifest, manifest_sha256, read_manifest
 from packer.storage import at, locate
 from trainer.failure import FailureReport, last_line
-from trainer.model import CnnRnn
+from trainer.preflight import (
+    model_problems,
+    refuse,
+    share_problems,
+    shared_memory_problems,
+    spread_problems,
+    tracking_problems,
+)
 from trainer.pretrained import load_backbone_weights
 from trainer.registry import RegistryError
 from trainer.release import register_best
@@ -86,7 +93,7 @@ def train(config: TrainConfig, parent_run_id: str | None = None) -> int:
     """Trains, registers the best model, and returns the command's exit code.
 
     Args:
-        config: What to train, and on what.
+        config: What to train, and on what; checked by `preflight.check`.
         parent_run_id: The MLflow run of the cross-validation that this training is part of; it registers no model.
 
     Raises:
@@ -96,12 +103,15 @@ def train(config: TrainConfig, parent_run_id: str | None = None) -> int:
     shards, folder = at(config.shards), Path(config.runs) / str(config.run)
     manifest = read_manifest(shards)
     digest = manifest_sha256(shards)
-    check(config, manifest)
+    refuse(model_problems(config, manifest, folder))
     with locked(folder):
         record = find_record(folder, config, digest)
+        uri = record.tracking_uri if record else tracking_uri()
+        refuse(tracking_problems(uri))
         weights = None if record else load_backbone_weights(config.model)
         try:
             num_workers = _start_ray(config)
+            _check_cluster(JobSpec(config, shards, folder, "", uri, num_workers), manifest)
             _catch_stop_signals()
             if record:
                 reopen_run(record.tracking_uri, record.run_id)
@@ -167,34 +177,24 @@ def _absolute(config: TrainConfig) -> TrainConfig:
         update={
             "shards": str(locate(config.shards)),
             "runs": str(resolve(config.runs)),
+            "cache": str(resolve(config.cache)) if config.cache else None,
             "run": config.run or new_name(),
         }
     )
 
 
-def check(config: TrainConfig, manifest: Manifest) -> None:
-    """Refuses, before Ray starts, what every worker would refuse."""
-    shards = config.shards
-    for split in ("train", "val"):
-        if not manifest.splits.get(split) or not manifest.splits[split].num_samples:
-            raise UsageError(f"{shards} has no sample in its {split} split: pack again with another --split")
-    if len(manifest.class_names) < 2:
-        raise UsageError(f"{shards} holds one class ({manifest.class_names[0]}): a classifier needs at least two")
-    num_packed = manifest.clip.num_frames
-    if config.view.num_frames_of(num_packed) > num_packed:
-        raise UsageError(
-            f"view.num_frames ({config.view.num_frames}) must be at most {num_packed}, the frames of a clip in "
-            f"{shards}: pack again with more --clip.num-frames"
-        )
-    with torch.device("meta"):
-        CnnRnn(config.model, len(manifest.class_names), config.view.num_frames_of(num_packed))
-    if config.num_workers:
-        _check_share(config.num_workers, config.global_batch)
-
-
-def _check_share(num_workers: int, global_batch: int) -> None:
-    if num_workers > global_batch:
-        raise UsageError(f"num_workers ({num_workers}) must be at most global_batch ({global_batch})")
+def _check_cluster(spec: JobSpec, manifest: Manifest) -> None:
+    """Refuses what the nodes on which workers may run cannot do."""
+    kind = "GPU" if _has_gpus() else "CPU"
+    alive = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    nodes = {node["NodeID"] for node in alive if node["Resources"].get(kind)}
+    here = ray.get_runtime_context().get_node_id()
+    problems = list(spread_problems(spec.config, spec.tracking_uri)) if nodes - {here} else []
+    if here in nodes:
+        num_here = -(-spec.num_workers // len(nodes))
+        num_frames = spec.config.view.num_frames_of(manifest.clip.num_frames)
+        problems += shared_memory_problems(spec.config, num_frames, num_here, spec.num_loader_workers(num_here))
+    refuse(problems)
 
 
 def _begin(
@@ -238,7 +238,7 @@ def _start_ray(config: TrainConfig) -> int:
     needed, name = (config.min_workers, "min_workers") if config.min_workers else (num_workers, "num_workers")
     if needed > room:
         raise UsageError(f"{name} ({needed}) must be at most {room}, the cluster's {kind}s: one each")
-    _check_share(num_workers, config.global_batch)
+    refuse(share_problems(num_workers, config.global_batch))
     if config.model.batch_norm == "sync" and not num_gpus:
         raise UsageError("model.batch_norm (sync) needs GPUs, and the cluster has none: give train or frozen")
     logger.info(
@@ -271,8 +271,12 @@ def _start_local_ray() -> None:
     ray.init(address="local", dashboard_port=port, logging_level=logging.WARNING)
 
 
+def _has_gpus() -> bool:
+    return bool(ray.cluster_resources().get("GPU", 0) > 0)  # type: ignore[no-untyped-call]
+
+
 def _make_trainer(spec: JobSpec) -> TorchTrainer:
-    use_gpu = ray.cluster_resources().get("GPU", 0) > 0  # type: ignore[no-untyped-call]
+    use_gpu = _has_gpus()
     return TorchTrainer(
         train_worker,  # type: ignore[arg-type]  # Ray's annotation denies the return value that its Result carries
         train_loop_config={"spec": spec},

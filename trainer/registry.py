@@ -22,7 +22,7 @@ from mlflow.models import Model, ModelSignature
 from mlflow.types import Schema, TensorSpec
 from torch import Tensor, nn
 
-from configs.load import UsageError, home
+from configs.load import UsageError
 from configs.train import CHAMPION, METADATA_KEY, ModelContract
 
 logger = logging.getLogger(__name__)
@@ -34,11 +34,6 @@ LOGIT_TOLERANCE = 1e-3
 MAX_DESCRIPTION_CHARACTERS = 5000
 _NOT_FOUND = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}
 Judge = Callable[[nn.Module, ModelContract], float]
-
-
-def tracking_uri() -> str:
-    """Returns MLFLOW_TRACKING_URI, or the SQLite store in the home folder that `mlflow ui` opens there."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home() / 'mlflow.db'}"
 
 
 class RegistryError(RuntimeError):

@@ -17,9 +17,8 @@ import configs
 import packer
 import trainer
 from configs.load import Section, UsageError, resolve
-from configs.train import TrainConfig
+from configs.train import TrainConfig, tracking_uri
 from packer.storage import write_atomically
-from trainer.registry import tracking_uri
 from trainer.tracking import end_run, flatten, open_run, running_runs, sources_sha256
 
 logger = logging.getLogger(__name__)

@@ -15,6 +15,11 @@ from numpy.typing import NDArray
 
 from trainer.balance import balanced_uses, earlier_uses
 
+PART_BLOCKS = 8
+"""Blocks of an epoch's order that are worked out at once, at the cost of ten."""
+MAX_PARTS = 4
+"""Parts of orders that are kept; steps go forward, and a batch may reach into the next epoch."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -52,31 +57,65 @@ class Shuffle:
 
 
 def epoch_order(
-    shard_sizes: Sequence[int], shuffle: Shuffle, epoch: int, labels: NDArray[np.int64] | None = None
+    shard_sizes: Sequence[int] | NDArray[np.int64],
+    shuffle: Shuffle,
+    epoch: int,
+    first: int = 0,
+    last: int | None = None,
 ) -> NDArray[np.int64]:
-    """Returns the order in which an epoch uses the samples of a split.
+    """Returns the order in which an epoch uses the samples of a split, or the part of it from `first` to `last`.
 
     Shards are permuted, then each sample is moved forward by a random part of `shuffle.block`, so that samples of
-    about block / samples-per-shard shards mix while every read stays within that window.
+    about block / samples-per-shard shards mix while every read stays within that window. A part costs the time and the
+    memory of its own length and two blocks: 100 million samples are never sorted at once.
 
     Args:
         shard_sizes: Number of samples in each shard; sample indices count through the shards in this order.
         shuffle: Seed and block.
         epoch: Number of the epoch, from 0.
-        labels: `(N,)` class of each sample, for an order in which every class comes equally often.
+        first: Place in the order where the part begins.
+        last: Place after its last; None: the order's end.
 
     Returns:
-        `(N,) int64` permutation of 0..N-1, or with labels a multiset of them, the same for the same arguments on every
-        machine.
+        `(last - first,) int64`, that part of a permutation of 0..N-1, the same for the same arguments on every machine.
 
     Source: the block shuffle of MosaicML Streaming ("py1e"), written anew as one stable argsort.
+    """
+    bits = np.random.PCG64([shuffle.seed, epoch])
+    permuted = np.random.Generator(bits).permutation(len(shard_sizes))
+    sizes = np.asarray(shard_sizes)
+    stored_starts = (np.cumsum(sizes) - sizes)[permuted]
+    ends = np.cumsum(sizes[permuted])
+    last = int(ends[-1]) if last is None else last
+    # No sample moves a block or more, so those of a part stood, as permuted, within a block of it.
+    begin, end = max(0, first - shuffle.block), min(int(ends[-1]), last + shuffle.block)
+    bits.advance(begin)  # one draw for each sample before
+    places = np.arange(begin, end) + np.random.Generator(bits).uniform(0, shuffle.block, end - begin)
+    stood = begin + np.argsort(places, kind="stable")[first - begin : last - begin]
+    shards = np.searchsorted(ends, stood, side="right")
+    samples: NDArray[np.int64] = stored_starts[shards] + stood - (ends - sizes[permuted])[shards]
+    return samples
+
+
+def balanced_order(
+    shard_sizes: Sequence[int] | NDArray[np.int64], shuffle: Shuffle, epoch: int, labels: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Returns the order of an epoch in which every class comes equally often, mixed as `epoch_order` does it.
+
+    Args:
+        shard_sizes: Number of samples in each shard; sample indices count through the shards in this order.
+        shuffle: Seed and block.
+        epoch: Number of the epoch, from 0.
+        labels: `(N,)` class of each sample.
+
+    Returns:
+        `(N,) int64`, a multiset of 0..N-1, the same for the same arguments on every machine.
     """
     generator = np.random.Generator(np.random.PCG64([shuffle.seed, epoch]))
     starts = np.concatenate([[0], np.cumsum(shard_sizes)])
     permuted = generator.permutation(len(shard_sizes))
     samples = np.concatenate([np.arange(starts[shard], starts[shard + 1]) for shard in permuted])
-    if labels is not None:
-        samples = np.repeat(samples, balanced_uses(labels, generator)[samples])
+    samples = np.repeat(samples, balanced_uses(labels, generator)[samples])
     places = np.arange(len(samples)) + generator.uniform(0, shuffle.block, len(samples))
     return samples[np.argsort(places, kind="stable")].astype(np.int64)
 
@@ -113,7 +152,8 @@ class Schedule:
         self.labels = labels
         self.num_samples = sum(self.shard_sizes)
         self.num_positions = self.num_samples * num_epochs
-        self._orders: dict[int, tuple[NDArray[np.int64], NDArray[np.int64] | None]] = {}
+        self._sizes = np.array(self.shard_sizes, dtype=np.int64)
+        self._parts: dict[tuple[int, int], tuple[NDArray[np.int64], NDArray[np.int64] | None]] = {}
         if self.num_samples < 1:
             raise ValueError("shard_sizes hold no sample: a schedule needs at least one")
         if global_batch < 1:
@@ -173,16 +213,23 @@ class Schedule:
         epoch, place = divmod(position, self.num_samples)
         real = epoch < self.num_epochs
         epoch = min(epoch, self.num_epochs - 1)
-        order, draws = self._order(epoch)
-        return Row(epoch, int(order[place]), float(real), 0 if draws is None else int(draws[place]))
+        index, draw = self._sample(epoch, place)
+        return Row(epoch, index, float(real), draw)
 
-    def _order(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
-        """Returns an epoch's samples and, in balanced sampling, how often each was used before."""
-        if epoch not in self._orders:
-            # A batch spans at most a few neighbouring epochs: older orders are never asked for again.
-            self._orders = {known: order for known, order in self._orders.items() if known >= epoch - 1}
-            order = np.arange(self.num_samples)
-            if self.shuffle:
-                order = epoch_order(self.shard_sizes, self.shuffle, epoch, self.labels)
-            self._orders[epoch] = (order, None if self.labels is None else earlier_uses(order))
-        return self._orders[epoch]
+    def _sample(self, epoch: int, place: int) -> tuple[int, int]:
+        """Returns the sample at a place of an epoch's order, and how often it came before."""
+        if self.shuffle is None:
+            return place, 0
+        length = self.num_samples if self.labels is not None else PART_BLOCKS * self.shuffle.block
+        number, rest = divmod(place, length)
+        if (epoch, number) not in self._parts:
+            while len(self._parts) >= MAX_PARTS:
+                del self._parts[next(iter(self._parts))]
+            first, last = number * length, min((number + 1) * length, self.num_samples)
+            if self.labels is None:
+                self._parts[epoch, number] = epoch_order(self._sizes, self.shuffle, epoch, first, last), None
+            else:
+                order = balanced_order(self._sizes, self.shuffle, epoch, self.labels)
+                self._parts[epoch, number] = order, earlier_uses(order)
+        order, draws = self._parts[epoch, number]
+        return int(order[rest]), 0 if draws is None else int(draws[rest])

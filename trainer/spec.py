@@ -17,6 +17,7 @@ from trainer.audit import AUDIT_FOLDER
 from trainer.augment import EvalView, TrainView
 from trainer.average import WeightAverage
 from trainer.averaging import NUM_CROPS, Crops
+from trainer.cache import ShardCache
 from trainer.checkpoint import CheckpointStore
 from trainer.frames import Frames, RandomFrames, eval_frames, spread_frames
 from trainer.index import SampleIndex
@@ -73,11 +74,11 @@ class JobSpec:
         """Returns a worker's CPU threads: as configured, else the machine's cores divided among its workers."""
         return self.config.threads_per_worker or max(1, _num_cores() // ranks.num_local)
 
-    def num_loader_workers(self, ranks: Ranks) -> int:
-        """Returns a worker's loader processes: as configured, else the cores that are left."""
+    def num_loader_workers(self, num_local: int) -> int:
+        """Returns a worker's loader processes: as configured, else the cores that `num_local` workers leave."""
         if self.config.loader_workers is not None:
             return self.config.loader_workers
-        return max(0, min(MAX_LOADER_WORKERS, _num_cores() // ranks.num_local - 1))
+        return max(0, min(MAX_LOADER_WORKERS, _num_cores() // num_local - 1))
 
     def make_model(self, manifest: Manifest) -> CnnRnn:
         """Returns the model with its first weights, the same on every rank."""
@@ -108,6 +109,11 @@ class JobSpec:
             average=WeightAverage(model, config.ema_decay) if config.ema_decay else None,
         )
 
+    def open_index(self, split: str) -> SampleIndex:
+        """Returns the index of a split, which reads through the cache if one is configured."""
+        cache = ShardCache(Path(self.config.cache), self.config.cache_bytes) if self.config.cache else None
+        return SampleIndex.open(self.shards, split, cache)
+
     def train_loader(self, index: SampleIndex, start: int, ranks: Ranks) -> "tuple[Schedule, DataLoader[Batch]]":
         """Returns the schedule from position `start` to the last epoch, and the loader of this rank's part of it."""
         config = self.config
@@ -133,7 +139,7 @@ class JobSpec:
             averaged: Gives the views of test-time averaging, one after another in the clip's frames.
         """
         view, evaluation = self.config.view, self.config.evaluation
-        index = SampleIndex.open(self.shards, split)
+        index = self.open_index(split)
         if samples is not None:
             index = index.take(samples)
         schedule = Schedule(index.shard_sizes, self.config.global_batch)
@@ -162,7 +168,7 @@ class JobSpec:
             self.config.view.size_px,
             rank=ranks.rank,
             world_size=ranks.world_size,
-            num_workers=self.num_loader_workers(ranks),
+            num_workers=self.num_loader_workers(ranks.num_local),
             pin_memory=torch.cuda.is_available(),
             frames=frames,
             views_per_frame=views_per_frame,

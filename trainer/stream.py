@@ -29,6 +29,8 @@ from trainer.mixing import Mixing, mix
 from trainer.schedule import Row, Schedule
 
 FILL_VALUE = 128
+NUM_AHEAD = 64
+"""Samples at an address that a loader process reads ahead of the one it decodes: next batches', some 10 MB."""
 PRELOADED = ["trainer.stream", "trainer.augment"]
 """What loader processes share: each would else spend seconds of CPU on importing torch and WebDataset."""
 
@@ -101,28 +103,30 @@ class RowSource(IterableDataset[Sample]):
         """
         worker = get_worker_info()
         first, stride = (worker.id, worker.num_workers) if worker else (0, 1)
+        places = self._places(range(first, self._schedule.num_steps, stride))
         is_remote = isinstance(self._index.folder, RemotePath)
-        with closing(self._index.reader()) as reader:
-            for step in range(first, self._schedule.num_steps, stride):
-                marked = list(self._marked_rows(step))
-                samples = read_many(partial(self._read, reader), [row for row, _ in marked], is_remote)
-                for (row, marks), sample in zip(marked, samples, strict=True):
-                    yield {**sample, "__row__": row, **marks}
+        with (
+            closing(self._index.reader()) as reader,
+            closing(read_many(partial(self._read, reader), places, is_remote, NUM_AHEAD)) as samples,
+        ):
+            yield from samples
 
-    def _marked_rows(self, step: int) -> Iterator[tuple[Row, Sample]]:
-        share = (step, self._rank, self._world_size)
-        rows = self._schedule.rows(*share)
-        partners = self._schedule.partners(*share) if self._with_partners else (None,) * len(rows)
-        for place, (row, other) in enumerate(zip(rows, partners, strict=True)):
-            if other:
-                yield other, {"__partner__": True}
-            yield row, {"__step__": step, "__place__": place, "__num_rows__": len(rows)}
+    def _places(self, steps: Iterable[int]) -> Iterator[Sample]:
+        for step in steps:
+            share = (step, self._rank, self._world_size)
+            rows = self._schedule.rows(*share)
+            partners = self._schedule.partners(*share) if self._with_partners else (None,) * len(rows)
+            for place, (row, other) in enumerate(zip(rows, partners, strict=True)):
+                if other:
+                    yield {"__row__": other, "__partner__": True}
+                yield {"__row__": row, "__step__": step, "__place__": place, "__num_rows__": len(rows)}
 
-    def _read(self, reader: ShardReader, row: Row) -> Sample:
+    def _read(self, reader: ShardReader, place: Sample) -> Sample:
+        index = place["__row__"].index
         try:
-            return self._index.read(reader, row.index)
+            return {**self._index.read(reader, index), **place}
         except SampleError as error:
-            return {"__key__": f"sample-{row.index}", "__error__": str(error)}
+            return {"__key__": f"sample-{index}", "__error__": str(error), **place}
 
 
 def decode(samples: Iterable[Sample], *, num_frames: int) -> Iterator[Sample]:

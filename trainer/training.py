@@ -19,7 +19,6 @@ from packer.manifest import read_manifest
 from trainer.audit import AuditWriter, next_attempt
 from trainer.averaging import AveragedModel
 from trainer.checkpoint import State, judged_weights, write_together
-from trainer.index import SampleIndex
 from trainer.loop import Ranks, distribute, evaluate, learning_rate, share_buffers
 from trainer.machine import Machine
 from trainer.metrics import Evaluation
@@ -64,7 +63,7 @@ class Training:
         self.ranks = ranks
         self.manifest = read_manifest(spec.shards)
         self.class_names = self.manifest.class_names
-        self.index = SampleIndex.open(spec.shards, "train")
+        self.index = spec.open_index("train")
         self.model = spec.make_model(self.manifest).to(device).channels_last()
         self.learner = spec.make_learner(self.model, self.index, len(self.class_names), ranks)
         average = self.learner.average

@@ -15,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tests.bench import clip, leak, pack, scale, stream, train, train_step
+from tests.bench import clip, leak, pack, remote, scale, stream, train, train_step
 
 ROOT = Path(__file__).parent.parent.parent
 RESULTS = ROOT / "bench-results"
@@ -24,6 +24,7 @@ BENCHES: dict[str, Callable[[int, Path], list[Any]]] = {
     "clip": clip.rows,
     "pack": pack.rows,
     "stream": stream.rows,
+    "remote": remote.rows,
     "train_step": train_step.rows,
     "train": train.rows,
     "leak": leak.rows,

@@ -1,4 +1,4 @@
-"""Rows: what the number of videos costs in memory, and what planning a million of them takes."""
+"""Rows: what the number of videos costs in memory; what a million of them cost to plan, and many more to train on."""
 
 import os
 import subprocess
@@ -7,6 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from configs.pack import PackRecipe
+from packer.manifest import Manifest, ShardSummary, SplitSummary, write_manifest
 from tests.videos import write_numbered_video
 
 NUM_FEW, NUM_MANY, NUM_CATALOG = 200, 5_000, 1_000_000
@@ -31,6 +37,57 @@ assert read_plan(Path(sys.argv[1]), videos).shards == plan.shards
 print(seconds, len(plan.shards))
 """
 
+NUM_ORDERED, NUM_INDEXED, SHARD_SIZE = 100_000_000, 10_000_000, 1000
+NUM_RANKS, CLIPS_PER_RANK = 1024, 32
+ORDER = f"""
+import time
+from trainer.schedule import Schedule, Shuffle
+
+started = time.monotonic()
+shard_sizes = [{SHARD_SIZE}] * {NUM_ORDERED // SHARD_SIZE}
+schedule = Schedule(shard_sizes, {NUM_RANKS * CLIPS_PER_RANK}, 2, shuffle=Shuffle(0, 2000))
+schedule.rows(0, 5, {NUM_RANKS})
+first = time.monotonic() - started
+steps = range(1, 400, 8)  # one of eight loader processes
+for step in steps:
+    schedule.rows(step, 5, {NUM_RANKS})
+print(first, (time.monotonic() - started - first) / len(steps))
+"""
+READ_INDEX = """
+import pickle, sys, time
+from pathlib import Path
+from trainer.index import SampleIndex
+
+started = time.monotonic()
+index = SampleIndex.open(Path(sys.argv[1]), "train")
+opened = time.monotonic() - started
+print(opened, len(pickle.dumps(index, 5)))
+"""
+
+
+@dataclass
+class TrainScaleRow:
+    """What one process of a training on very many samples takes."""
+
+    first_seconds: float
+    step_seconds: float
+    order_peak_mib: float
+    index_seconds: float
+    index_bytes: int
+    index_peak_mib: float
+
+    def as_json(self) -> dict[str, Any]:
+        return {"name": "scale of training", **vars(self)}
+
+    def as_text(self) -> str:
+        return (
+            f"scale: order of {NUM_ORDERED:,} samples on {NUM_RANKS:,} ranks, {CLIPS_PER_RANK} clips each: first step "
+            f"{self.first_seconds:.2f} s, a later step {1e3 * self.step_seconds:.0f} ms, peak of the process "
+            f"{self.order_peak_mib:.0f} MiB\n"
+            f"    index of {NUM_INDEXED:,} samples: opened in {self.index_seconds:.1f} s, "
+            f"{self.index_bytes / NUM_INDEXED:.0f} bytes a sample held, peak {self.index_peak_mib:.0f} MiB"
+        )
+
 
 @dataclass
 class ScaleRow:
@@ -52,7 +109,7 @@ class ScaleRow:
         )
 
 
-def rows(num_rounds: int, folder: Path) -> list[ScaleRow]:
+def rows(num_rounds: int, folder: Path) -> list[ScaleRow | TrainScaleRow]:
     peak_mib = {}
     video = write_numbered_video(folder / "tiny.mp4", 4, height_px=32, width_px=32).read_bytes()
     for count in (NUM_FEW, NUM_MANY):
@@ -64,7 +121,41 @@ def rows(num_rounds: int, folder: Path) -> list[ScaleRow]:
         command = ["-m", "packer", str(data), str(folder / f"shards-{count}"), "--clip.num-frames=4"]
         peak_mib[count] = _run(command)[0]
     plan_peak_mib, output = _run(["-c", PLAN, str(folder / "planned")])
-    return [ScaleRow(peak_mib, float(output.split()[0]), plan_peak_mib)]
+    return [ScaleRow(peak_mib, float(output.split()[0]), plan_peak_mib), _training(folder)]
+
+
+def _training(folder: Path) -> TrainScaleRow:
+    order_peak_mib, order = _run(["-c", ORDER])
+    _write_index(folder / "indexed")
+    index_peak_mib, index = _run(["-c", READ_INDEX, str(folder / "indexed")])
+    first, step = map(float, order.split())
+    seconds, num_bytes = index.split()
+    return TrainScaleRow(first, step, order_peak_mib, float(seconds), int(num_bytes), index_peak_mib)
+
+
+def _write_index(folder: Path) -> None:
+    """Writes what is read of the manifest and the index of a pack of NUM_INDEXED samples."""
+    folder.mkdir()
+    fields = {"split": pa.string(), "offset": pa.int64(), "num_bytes": pa.int64(), "class_index": pa.int32()}
+    with pq.ParquetWriter(folder / "samples.parquet", pa.schema(list(fields.items()))) as writer:
+        for part in np.split(np.arange(NUM_INDEXED), 100):
+            places = part % SHARD_SIZE
+            columns = [["train"] * len(part), places * 150_016, 150_016 + part % 7 * 512, part.astype(np.int32) % 400]
+            writer.write_table(pa.table(columns, writer.schema))
+    names = [f"train-{number:06d}.tar" for number in range(NUM_INDEXED // SHARD_SIZE)]
+    shards = [ShardSummary(name=name, num_samples=SHARD_SIZE, num_bytes=1, sha256="0" * 64) for name in names]
+    split = SplitSummary(num_samples=NUM_INDEXED, num_per_class={}, shards=tuple(shards))
+    manifest = Manifest(
+        class_names=("a", "b"),
+        sampling_rule="",
+        config=PackRecipe(),
+        versions={},
+        num_videos=NUM_INDEXED,
+        rejected={},
+        splits={"train": split},
+        samples_sha256="",
+    )
+    write_manifest(folder, manifest)
 
 
 def _run(arguments: list[str]) -> tuple[float, str]:

@@ -39,12 +39,13 @@ def rows(num_rounds: int, folder: Path) -> list[Row]:
         raise SystemExit("bench: packing the videos failed")
     index = SampleIndex.open(shards, "train")
     num_samples = len(index.labels)
+    urls = [str(index.folder / shard) for shard in index.shards]
     _store_frames(index, folder / "stored")
     _store_full_size_frames(videos, num_samples, folder / "full_size")
     costs = interleave(
         {
-            "ours": partial(_measure, partial(_ours, index), num_samples),
-            "WebDataset": partial(_measure, partial(_webdataset, index), num_samples),
+            "ours": partial(_measure, partial(ours, index), num_samples),
+            "WebDataset": partial(_measure, partial(webdataset, urls), num_samples),
             "tutorial, stored": partial(_measure, partial(_tutorial, folder / "stored"), num_samples),
             "tutorial, full size": partial(_measure, partial(_tutorial, folder / "full_size"), num_samples),
         },
@@ -83,14 +84,13 @@ def _measure(make_batches: Callable[[], Iterator[int]], num_samples: int) -> Cos
     return result[0]
 
 
-def _ours(index: SampleIndex) -> Iterator[int]:
+def ours(index: SampleIndex) -> Iterator[int]:
     schedule = Schedule(index.shard_sizes, BATCH, NUM_EPOCHS, shuffle=Shuffle(seed=0, block=2000))
     for batch in make_loader(index, schedule, VIEW, SIZE_PX, num_workers=NUM_LOADER_WORKERS):
         yield int(batch.weights.sum())
 
 
-def _webdataset(index: SampleIndex) -> Iterator[int]:
-    urls = [str(index.folder / shard) for shard in index.shards]
+def webdataset(urls: list[str]) -> Iterator[int]:
     dataset = (
         wds.WebDataset(urls, shardshuffle=len(urls), repeat=False)
         .repeat(NUM_EPOCHS)

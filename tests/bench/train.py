@@ -95,7 +95,7 @@ def _together(num_rounds: int, folder: Path, shards: Path) -> Row:
     ]
     return Row(
         "train, stream and step together",
-        f"narrow CNN-RNN, 16 frames of 64 px, B={config.global_batch}, {spec.num_loader_workers} loader worker, "
+        f"narrow CNN-RNN, 16 frames of 64 px, B={config.global_batch}, {spec.num_loader_workers(1)} loader worker, "
         f"{torch.get_num_threads()} threads: 1 is no loss on cores that both share, more than 1 a gain by overlap",
         "clip", costs["together"], "stream alone, then step alone", one_after_the_other, goal=0.95,
     )  # fmt: skip
@@ -161,7 +161,7 @@ def main(arguments: Sequence[str]) -> None:
     uri = f"sqlite:///{home / 'mlflow.db'}"
     run_id = open_run(uri, config, home / "mlruns")
     spec = JobSpec(config, Path(config.shards), Path(config.runs) / str(config.run), run_id, uri, num_workers=1)
-    torch.set_num_threads(spec.num_threads)
+    torch.set_num_threads(spec.num_threads(Ranks()))
     Training(spec, Ranks(), torch.device("cpu")).run()
 
 

@@ -105,10 +105,9 @@ def test_cores_are_shared_by_the_workers_that_there_are(
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(12)))
     spec = replace(runs["one"], config=TrainConfig())
     for num_local, num_threads, num_loader_workers in ((1, 12, 8), (2, 6, 5), (4, 3, 2), (12, 1, 0), (13, 1, 0)):
-        ranks = Ranks(0, 16, None, num_local)
-        assert (spec.num_threads(ranks), spec.num_loader_workers(ranks)) == (num_threads, num_loader_workers)
+        assert (spec.num_threads(num_local), spec.num_loader_workers(num_local)) == (num_threads, num_loader_workers)
     fixed = replace(spec, config=TrainConfig(threads_per_worker=3, loader_workers=1))
-    assert (fixed.num_threads(Ranks(num_local=12)), fixed.num_loader_workers(Ranks(num_local=12))) == (3, 1)
+    assert (fixed.num_threads(12), fixed.num_loader_workers(12)) == (3, 1)
 
 
 def test_the_fewest_and_the_most_workers_make_a_range(runs: dict[str, JobSpec]) -> None:

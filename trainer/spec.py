@@ -70,9 +70,9 @@ class JobSpec:
         """The backbone's first weights, put there by the driver; absent for random ones."""
         return self.run_folder / WEIGHTS_FILE
 
-    def num_threads(self, ranks: Ranks) -> int:
-        """Returns a worker's CPU threads: as configured, else the machine's cores divided among its workers."""
-        return self.config.threads_per_worker or max(1, _num_cores() // ranks.num_local)
+    def num_threads(self, num_local: int) -> int:
+        """Returns a worker's CPU threads: as configured, else the cores divided among its machine's workers."""
+        return self.config.threads_per_worker or max(1, _num_cores() // num_local)
 
     def num_loader_workers(self, num_local: int) -> int:
         """Returns a worker's loader processes: as configured, else the cores that `num_local` workers leave."""

@@ -32,7 +32,7 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     world_size = context.get_world_size()
     group = dist.new_group(backend="gloo") if world_size > 1 else None
     ranks = Ranks(context.get_world_rank(), world_size, group, context.get_local_world_size())
-    torch.set_num_threads(spec.num_threads(ranks))
+    torch.set_num_threads(spec.num_threads(ranks.num_local))
     try:
         return Training(spec, ranks, ray.train.torch.get_device()).run()
     except TrainingError as error:

@@ -161,7 +161,7 @@ def main(arguments: Sequence[str]) -> None:
     uri = f"sqlite:///{home / 'mlflow.db'}"
     run_id = open_run(uri, config, home / "mlruns")
     spec = JobSpec(config, Path(config.shards), Path(config.runs) / str(config.run), run_id, uri, num_workers=1)
-    torch.set_num_threads(spec.num_threads(Ranks()))
+    torch.set_num_threads(spec.num_threads(1))
     Training(spec, Ranks(), torch.device("cpu")).run()
 
 

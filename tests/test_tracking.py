@@ -10,8 +10,9 @@ from mlflow import MlflowClient
 
 from configs.train import TrainConfig
 from tests.mlflow_server import Server
-from tests.registry import MLFLOW_WARNINGS, store_uri
+from tests.registry import MLFLOW_WARNINGS, Brightness, contract, store_uri
 from trainer.metrics import Evaluation
+from trainer.registry import Registry, RegistryError, answering
 from trainer.run import RunRecord, end_abandoned, locked
 from trainer.tracking import RunLog, end_run, open_run
 
@@ -79,9 +80,18 @@ def test_a_server_that_is_down_for_a_while_costs_no_point_and_no_file(
     folder = tmp_path / "artifacts" / run_id / "artifacts" / "evaluation"
     assert sorted(path.name for path in folder.iterdir()) == ["val_confusion.csv", "val_confusion.png"]
 
+    registry = Registry(server.uri, "clipstream")
+    with answering(server.uri):
+        assert registry.register(registry.export(Brightness().eval(), run_id, contract()), run_id, contract()) == "1"
+
     server.stop()
     end_run(server.uri, run_id, "FINISHED")
     assert f"run not marked status=FINISHED mlflow_run={run_id}" in caplog.text
+    with (
+        pytest.raises(RegistryError, match=r"did not take the model .*the same command goes on"),
+        answering(server.uri),
+    ):
+        registry.champion()
 
 
 @pytest.fixture

@@ -16,7 +16,6 @@ logger = logging.getLogger(__name__)
 SEND_INTERVAL_SECONDS = 1.0
 RETRY_INTERVAL_SECONDS = 10.0
 FLUSH_SECONDS = 10.0
-CLOSE_SECONDS = 20.0
 MAX_POINTS_PER_REQUEST = 1000
 MAX_POINTS = 100_000
 """Points kept for a server that does not answer, the newest ones: some 10 MB, in every checkpoint too."""

@@ -37,7 +37,7 @@ Judge = Callable[[nn.Module, ModelContract], float]
 
 
 class RegistryError(RuntimeError):
-    """A registry that does not answer, in one sentence; the model is still in the run's checkpoints."""
+    """A registry that did not take a model, in one sentence; the model is still in the run's checkpoints."""
 
 
 @contextmanager
@@ -51,8 +51,8 @@ def answering(uri: str) -> Iterator[None]:
         yield
     except MlflowException as error:
         raise RegistryError(
-            f"the MLflow registry at {uri} does not answer ({error.message}): once it does, the same command goes on "
-            "from the last checkpoint and registers the model"
+            f"the MLflow registry at {uri} did not take the model ({error.message}): once it does, the same command "
+            "goes on from the last checkpoint and registers it"
         ) from error
 
 
@@ -126,6 +126,8 @@ class Registry:
             self.name,
             source=model_uri,
             run_id=run_id,
+            # A server takes a logged model as a source only where its id is named too.
+            model_id=model_uri.removeprefix("models:/") if model_uri.startswith("models:/m-") else None,
             tags={"val_metric": f"{contract.select_by}={contract.val_metric:.4f}", "code": contract.code_version},
         )
         return str(created.version)

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from configs.load import UsageError
 from configs.train import TrainConfig
 from packer.manifest import Manifest
-from trainer.delivery import CLOSE_SECONDS, Delivery
+from trainer.delivery import Delivery
 from trainer.metrics import Evaluation
 from trainer.tables import balance_table, class_table, confusion_table
 
@@ -66,7 +66,7 @@ class RunLog:
         """Returns the points that have not arrived, in a form that a checkpoint can hold."""
         return [(point.key, point.value, point.timestamp, point.step) for point in self._delivery.undelivered()]
 
-    def close(self, seconds: float = CLOSE_SECONDS) -> None:
+    def close(self, seconds: float = 60.0) -> None:
         """Delivers what is left, trying for at most `seconds`, and says how much was lost."""
         self._delivery.close(seconds)
 

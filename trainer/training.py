@@ -30,6 +30,9 @@ from trainer.tracking import Point, RunLog
 logger = logging.getLogger(__name__)
 
 PROGRESS_INTERVAL_SECONDS = 10.0
+CLOSE_SECONDS = 10.0
+LAST_CLOSE_SECONDS = 300.0
+"""How long a finished run waits for a tracking server that is down; nothing brings its last points there later."""
 NUM_STORAGE_TRIES = 120
 """At an epoch's end, every `checkpoint.RETRY_SECONDS`: ten minutes."""
 
@@ -98,14 +101,16 @@ class Training:
         """
         if self.log:
             self.log.artifact("environment.yaml", self.machine.describe(self.ranks.world_size))
+        patience_seconds = CLOSE_SECONDS
         try:
             stopped = self._train()
             test = {} if stopped else self._test()
+            patience_seconds = CLOSE_SECONDS if stopped else LAST_CLOSE_SECONDS
         except FloatingPointError as error:
             raise TrainingError(str(error)) from error
         finally:
             if self.log:
-                self.log.close()
+                self.log.close(patience_seconds)
         return {
             "stopped": stopped,
             "best_step": self.best_step,

@@ -357,6 +357,15 @@ def test_top_k_counts_the_five_most_probable_classes() -> None:
     assert (evaluation.figures()["top5"], evaluation.figures()["top1"]) == (5 / 8, 1 / 8)
 
 
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_right_answers_of_a_step_are_counted_where_they_weigh(weights: tuple[float, ...]) -> None:
+    case = Case(1, 2, weights, False, 0.0)
+    learner = make_learner(Ranks(), case)
+    learner.step(case.batch, sum(weights), learning_rate=0.1)
+    is_right = Tiny()(case.batch.clips).argmax(1) == case.batch.labels
+    assert learner.last_num_right == int(is_right[case.batch.weights > 0].sum())
+
+
 def test_the_gradient_is_scaled_down_to_the_norm() -> None:
     case = Case(1, 0, (1.0,) * 7, False, 0.0)
     gradients, _, norm = take_step(Ranks(), case)

@@ -172,8 +172,10 @@ def test_the_trainer_counts_a_sample_that_cannot_be_read(packed: Path, bucket: s
 def test_a_training(packed: Path, bucket: str, tmp_path: Path) -> None:
     put_folder(packed, f"{bucket}/shards")
     with project(tmp_path, packed) as made:
-        done = made.train("--epochs", "1", "--loader-workers", "1", "--shards", f"{bucket}/shards", "--run", "far")
+        options = ["--epochs", "1", "--loader-workers", "1", "--shards", f"{bucket}/shards", "--cache", "cache"]
+        done = made.train(*options, "--run", "far")
         assert done.code == 0
+        assert list((made.home / "cache").glob("*.tar"))
         assert "registered clipstream version 1" in done.log
 
 

@@ -7,8 +7,6 @@ The workers are then asked to write one more checkpoint; if there is no time for
 import logging
 import os
 import signal
-import socket
-import sys
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,19 +20,13 @@ from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 from ray.train.v2.api.result import Result
 
-from configs.load import UsageError, resolve
+from configs.load import resolve
 from configs.train import TrainConfig, tracking_uri
 from packer.manifest import Manifest, manifest_sha256, read_manifest
 from packer.storage import at, locate
+from trainer.cluster import check_cluster, has_gpus, start_ray
 from trainer.failure import FailureReport, last_line
-from trainer.preflight import (
-    model_problems,
-    refuse,
-    share_problems,
-    shared_memory_problems,
-    spread_problems,
-    tracking_problems,
-)
+from trainer.preflight import model_problems, refuse, tracking_problems
 from trainer.pretrained import load_backbone_weights
 from trainer.registry import RegistryError
 from trainer.release import register_best
@@ -110,8 +102,8 @@ def train(config: TrainConfig, parent_run_id: str | None = None) -> int:
         refuse(tracking_problems(uri))
         weights = None if record else load_backbone_weights(config.model)
         try:
-            num_workers = _start_ray(config)
-            _check_cluster(JobSpec(config, shards, folder, "", uri, num_workers), manifest)
+            num_workers = start_ray(config)
+            check_cluster(JobSpec(config, shards, folder, "", uri, num_workers), manifest)
             _catch_stop_signals()
             if record:
                 reopen_run(record.tracking_uri, record.run_id)
@@ -183,20 +175,6 @@ def _absolute(config: TrainConfig) -> TrainConfig:
     )
 
 
-def _check_cluster(spec: JobSpec, manifest: Manifest) -> None:
-    """Refuses what the nodes on which workers may run cannot do."""
-    kind = "GPU" if _has_gpus() else "CPU"
-    alive = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-    nodes = {node["NodeID"] for node in alive if node["Resources"].get(kind)}
-    here = ray.get_runtime_context().get_node_id()
-    problems = list(spread_problems(spec.config, spec.tracking_uri)) if nodes - {here} else []
-    if here in nodes:
-        num_here = -(-spec.num_workers // len(nodes))
-        num_frames = spec.config.view.num_frames_of(manifest.clip.num_frames)
-        problems += shared_memory_problems(spec.config, num_frames, num_here, spec.num_loader_workers(num_here))
-    refuse(problems)
-
-
 def _begin(
     config: TrainConfig,
     folder: Path,
@@ -221,62 +199,8 @@ def _begin(
     return record
 
 
-def _start_ray(config: TrainConfig) -> int:
-    """Joins the cluster that RAY_ADDRESS names, or starts a local one, and returns the number of training workers."""
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
-    if not sys.stdout.isatty():
-        os.environ.setdefault("RAY_COLOR_PREFIX", "0")
-    address = os.environ.get("RAY_ADDRESS", "local")
-    if address == "local":
-        _start_local_ray()
-    else:
-        _join(address)
-    resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    num_gpus = int(resources.get("GPU", 0))
-    num_workers = config.num_workers or max(1, num_gpus)
-    room, kind = (num_gpus, "GPU") if num_gpus else (int(resources.get("CPU", 0)), "CPU")
-    needed, name = (config.min_workers, "min_workers") if config.min_workers else (num_workers, "num_workers")
-    if needed > room:
-        raise UsageError(f"{name} ({needed}) must be at most {room}, the cluster's {kind}s: one each")
-    refuse(share_problems(num_workers, config.global_batch))
-    if config.model.batch_norm == "sync" and not num_gpus:
-        raise UsageError("model.batch_norm (sync) needs GPUs, and the cluster has none: give train or frozen")
-    logger.info(
-        "cluster ready address=%s num_workers=%d kind=%s", ray.get_runtime_context().gcs_address, num_workers, kind
-    )
-    return num_workers
-
-
-def _join(address: str) -> None:
-    try:
-        ray.init(address=address, logging_level=logging.WARNING)
-    except ConnectionError as error:
-        raise UsageError(
-            f"no Ray cluster answers at RAY_ADDRESS ({address}), or it asks for another token: start it by `make "
-            "cluster` and source .ray/env, or unset RAY_ADDRESS to train on a local one"
-        ) from error
-
-
-def _start_local_ray() -> None:
-    """Starts Ray on this machine for this run alone; other Ray clusters of the machine are left alone.
-
-    Ray Train's processes ask the API server whether their driver lives; not told its address, they look for any Ray on
-    the machine, and give up where there are several.
-    """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    os.environ["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    ray.init(address="local", dashboard_port=port, logging_level=logging.WARNING)
-
-
-def _has_gpus() -> bool:
-    return bool(ray.cluster_resources().get("GPU", 0) > 0)  # type: ignore[no-untyped-call]
-
-
 def _make_trainer(spec: JobSpec) -> TorchTrainer:
-    use_gpu = _has_gpus()
+    use_gpu = has_gpus()
     return TorchTrainer(
         train_worker,  # type: ignore[arg-type]  # Ray's annotation denies the return value that its Result carries
         train_loop_config={"spec": spec},

@@ -9,7 +9,6 @@ import logging
 import math
 import os
 import time
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from packer.manifest import read_manifest
 from trainer.audit import AuditWriter, next_attempt
 from trainer.averaging import AveragedModel
 from trainer.checkpoint import State, judged_weights, write_together
+from trainer.curves import Curves, say
 from trainer.loop import Ranks, distribute, evaluate, learning_rate, share_buffers
 from trainer.machine import Machine
 from trainer.metrics import Evaluation
@@ -29,7 +29,6 @@ from trainer.tracking import Point, RunLog
 
 logger = logging.getLogger(__name__)
 
-PROGRESS_INTERVAL_SECONDS = 10.0
 CLOSE_SECONDS = 10.0
 LAST_CLOSE_SECONDS = 300.0
 """How long a finished run waits for a tracking server that is down; nothing brings its last points there later."""
@@ -39,22 +38,6 @@ NUM_STORAGE_TRIES = 120
 
 class TrainingError(RuntimeError):
     """What a restart would only meet again; every rank raises it at the same step."""
-
-
-@dataclass
-class Window:
-    """Sums since the last point of the training curves."""
-
-    started: float = field(default_factory=time.monotonic)
-    waited_seconds: float = 0.0
-    num_clips: int = 0
-    num_steps: int = 0
-    loss_sum: float = 0.0
-    """This rank's part of the steps' losses."""
-    num_weighted: int = 0
-    """Clips without those that weigh nothing: padding, and what could not be read."""
-    num_right: int = 0
-    """Of these, whose class was the most probable one."""
 
 
 class Training:
@@ -86,8 +69,7 @@ class Training:
         self.machine = Machine(device)
         self.val_loader = spec.eval_loader("val", ranks)
         self.last_saved_seconds = -math.inf
-        self.last_progress_seconds = -math.inf
-        self.window = Window()
+        self.curves = Curves(ranks, self.log, self.machine, self.config.log_every_steps)
 
     def run(self) -> dict[str, Any]:
         """Trains, evaluating after every epoch, and tests the best epoch's model at the end.
@@ -125,7 +107,7 @@ class Training:
         highest, warmup_fraction = self.config.learning_rate, self.config.optimizer.warmup_fraction
         waiting_since = time.monotonic()
         for batch in loader if not self._lost_patience else ():
-            self.window.waited_seconds += time.monotonic() - waiting_since
+            self.curves.wait(time.monotonic() - waiting_since)
             start = schedule.start + batch.step * schedule.global_batch
             mass, num_bad, save, stop = self._agree(batch)
             self._check_bad(num_bad, schedule.end_of(batch.step))
@@ -135,7 +117,9 @@ class Training:
             norm = self.learner.step(batch, mass, rate)
             self.global_step += 1
             self.position = schedule.end_of(batch.step)
-            self._note_step(batch, norm, rate)
+            if self.log and self.global_step == 1:
+                self.log.artifact("data/train_clips.png", draw_batch(batch, self.class_names))
+            self.curves.step(self.global_step, self.position / schedule.num_samples, batch, self.learner, rate, norm)
             if self.audit:
                 self.audit.step(self.global_step, batch.rows, batch.weights.tolist())
             if start // schedule.num_samples < self.position // schedule.num_samples:
@@ -149,7 +133,7 @@ class Training:
             waiting_since = time.monotonic()
         if self.log and self.position < schedule.num_positions:
             epoch = self.position // self.index.num_samples
-            _say("stopped early", epoch=epoch, patience_epochs=self.config.patience_epochs)
+            say("stopped early", epoch=epoch, patience_epochs=self.config.patience_epochs)
         return False
 
     def _begin_phase(self) -> None:
@@ -181,36 +165,6 @@ class Training:
                 f"({self.config.max_bad_fraction:g}) of the split: check the shards with `python -m packer verify`"
             )
 
-    def _note_step(self, batch: Batch, norm: float, rate: float) -> None:
-        self.window.num_clips += len(batch.labels)
-        self.window.num_steps += 1
-        self.window.loss_sum += self.learner.last_loss
-        self.window.num_weighted += int((batch.weights > 0).sum())
-        self.window.num_right += self.learner.last_num_right
-        if self.log and self.global_step == 1:
-            self.log.artifact("data/train_clips.png", draw_batch(batch, self.class_names))
-        if self.global_step % self.config.log_every_steps:
-            return
-        num_clips, loss_sum, num_weighted, num_right = self.ranks.sum(
-            [self.window.num_clips, self.window.loss_sum, self.window.num_weighted, self.window.num_right]
-        )
-        seconds = time.monotonic() - self.window.started
-        figures = {
-            "train_loss": loss_sum / self.window.num_steps,
-            "train_top1": num_right / max(1, num_weighted),
-            "learning_rate": rate,
-            "grad_norm": norm,
-            "clips_per_second": num_clips / seconds,
-            "data_wait_share": self.window.waited_seconds / seconds,
-        }
-        self.window = Window()
-        if self.log is None:
-            return
-        self.log.metrics(figures | self.machine.read(), self.global_step)
-        if time.monotonic() - self.last_progress_seconds > PROGRESS_INTERVAL_SECONDS:
-            self.last_progress_seconds = time.monotonic()
-            _say("train", step=self.global_step, epoch=self.position / self.index.num_samples, **figures)
-
     def _end_epoch(self) -> None:
         epoch = self.position // self.index.num_samples
         evaluation = self._evaluate(self.val_loader)
@@ -224,12 +178,12 @@ class Training:
             self.num_epochs_since_best += 1
         if self.log:
             named = {f"val_{name}": value for name, value in figures.items()}
-            _say("evaluated", epoch=epoch, of=self.config.epochs, **named)
+            say("evaluated", epoch=epoch, of=self.config.epochs, **named)
             self.log.metrics({"epoch": epoch, "num_bad_samples": self.num_bad, **named}, self.global_step)
         self._save(NUM_STORAGE_TRIES)
         if self.model.frozen:
             self._begin_phase()
-        self.window = Window()
+        self.curves.restart()
 
     def _rank_of(self, figures: dict[str, float]) -> tuple[float, float]:
         """Returns what the best epoch is chosen by: the configured figure, and among equals the lower loss."""
@@ -244,7 +198,7 @@ class Training:
         if self.log:
             self.log.evaluation("test", evaluation, self.class_names)
             self.log.metrics({f"test_{name}": value for name, value in figures.items()}, self.global_step)
-            _say("test", best_step=self.best_step, **figures)
+            say("test", best_step=self.best_step, **figures)
         if self.config.evaluation.is_averaged:
             self._test_averaged()
         return figures
@@ -255,7 +209,7 @@ class Training:
         figures = self._evaluate(self.spec.eval_loader("test", self.ranks, averaged=True), model).figures()
         if self.log:
             self.log.metrics({f"test_tta_{name}": value for name, value in figures.items()}, self.global_step)
-            _say("test with averaged views", **figures)
+            say("test with averaged views", **figures)
 
     def _evaluate(self, loader: "DataLoader[Batch]", model: AveragedModel | None = None) -> Evaluation:
         share_buffers(self.judged, self.ranks)
@@ -332,10 +286,3 @@ class Training:
         logger.info("resumed step=%d position=%d", self.global_step, self.position)
         undelivered: list[Point] = state.get("undelivered", [])
         return undelivered
-
-
-def _say(event: str, **figures: float) -> None:
-    shown = [
-        f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}" for name, value in figures.items()
-    ]
-    logger.info("%s %s", event, " ".join(shown))

@@ -209,7 +209,7 @@ def _no_answer(address: str) -> str | None:
     except OSError as error:
         reason = error.reason if isinstance(error, URLError) else error
         # It answers; MLflow has settings of its own for whom to trust.
-        return None if isinstance(reason, ssl.SSLError) else str(reason)
+        return None if isinstance(reason, ssl.SSLError) else str(reason) or type(reason).__name__
     return None
 
 

@@ -114,6 +114,8 @@ class H264Reader:
         """
         self._check_frame_nums()
         starts = [slice_.number for slice_ in self._slices if slice_.is_idr]
+        if not starts:
+            raise Doubt("there is no picture")
         shown = []
         for start, end in zip(starts, [*starts[1:], len(self._slices)], strict=True):
             period = self._slices[start:end]

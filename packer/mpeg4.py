@@ -138,6 +138,8 @@ class Mpeg4Reader:
             raise Doubt("the video does not begin with an I picture")
         if _B in kinds and self._header and self._header.low_delay:
             raise Doubt("there are B pictures though the header denies it")
+        if kinds[-1] is None and self._header and self._header.low_delay:
+            raise Doubt("the last picture is not coded: FFmpeg may show the one before again")
         shown: list[int] = []
         held = None
         for number, kind in enumerate(kinds):

@@ -165,6 +165,15 @@ def test_sound_alone_is_no_video(tmp_path: Path) -> None:
         read_clip(tmp_path / "sound.mp4", ClipConfig(), LIMITS)
 
 
+def test_a_video_of_which_nothing_is_shown_is_undecodable(tmp_path: Path) -> None:
+    data = write_numbered_video(tmp_path / "video.mp4", 5).read_bytes()
+    start = data.index(b"elst") + 16  # when in the video's time the one edit begins; -1: it shows nothing
+    empty = data[:start] + b"\xff" * 4 + data[start + 4 :]
+    with pytest.raises(VideoError, match="not one frame of the video can be decoded") as raised:
+        read_clip(empty, ClipConfig(), LIMITS)
+    assert raised.value.reason == "undecodable"
+
+
 def test_missing_file_is_unreadable(tmp_path: Path) -> None:
     for path in (tmp_path / "none.mp4", tmp_path):
         with pytest.raises(VideoError, match="the file cannot be read") as caught:

@@ -167,6 +167,16 @@ def test_missing_packets_lead_to_a_full_decode(tmp_path: Path) -> None:
     assert pick_frames(tmp_path / "gap.mkv", ClipConfig(), LIMITS, luma).video.road == "full"
 
 
+def test_a_last_picture_that_is_not_coded_leads_to_a_full_decode(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "still.avi", moving_pictures(20), **NEEDED["plain.avi"])
+    data = bytearray(path.read_bytes())
+    # The kind of picture, its second and a mark take 4 bits, its tick of 25 and a mark 6 more; then comes vop_coded.
+    data[data.rindex(b"\0\0\1\xb6") + 5] &= ~0x20
+    path.write_bytes(data)
+    assert check_exact(path) == "full"
+    assert sum(1 for _ in full_decode(path)) == 20  # the last but one is shown again
+
+
 def test_a_long_video_is_read_twice(b_frames: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decode, "_HELD_BYTES", 1000)
     assert check_exact(b_frames) == "needed"

@@ -290,11 +290,10 @@ def _shown(folder_url: str, name: str) -> str:
 
 
 def _local_entry(entry: os.DirEntry[str]) -> Entry:
-    if entry.is_dir():
-        return Entry(entry.name, entry.path, "folder", 0)
-    # A dangling link is a candidate, and rejected as unreadable.
-    kind: Literal["file", "other"] = "file" if entry.is_file() or entry.is_symlink() else "other"
     try:
-        return Entry(entry.name, entry.path, kind, entry.stat().st_size)
+        if entry.is_dir():
+            return Entry(entry.name, entry.path, "folder", 0)
+        return Entry(entry.name, entry.path, "file" if entry.is_file() else "other", entry.stat().st_size)
     except OSError:
-        return Entry(entry.name, entry.path, kind, 0)
+        # A link that leads nowhere, or to itself, is a candidate, and rejected as unreadable.
+        return Entry(entry.name, entry.path, "file" if entry.is_symlink() else "other", 0)

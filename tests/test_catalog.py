@@ -59,10 +59,19 @@ def test_links_are_followed_but_never_in_a_circle(tmp_path: Path) -> None:
     (data / "a/link.mp4").symlink_to(video)
     (data / "a/dangling.mp4").symlink_to(tmp_path / "gone.mp4")
     (data / "a/up").symlink_to(data / "a")
+    (data / "a/top").symlink_to(data)
+    (data / "a/itself.mp4").symlink_to(data / "a/itself.mp4")
+    os.mkfifo(tmp_path / "pipe")
+    (data / "a/pipe.mp4").symlink_to(tmp_path / "pipe")
     (data / "b").symlink_to(tmp_path / "store")
     catalog = find_videos(data)
-    assert [video.source for video in catalog.videos] == ["a/dangling.mp4", "a/link.mp4", "b/video.mp4"]
-    assert catalog.num_skipped == {"link to a folder above it": 1}
+    assert [video.source for video in catalog.videos] == [
+        "a/dangling.mp4",
+        "a/itself.mp4",
+        "a/link.mp4",
+        "b/video.mp4",
+    ]
+    assert catalog.num_skipped == {"link to a folder above it": 2, "neither file nor folder": 1}
 
 
 def test_names_that_are_not_utf8_become_text(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from PIL import Image, ImageDraw, ImageFont
 
 from packer.manifest import read_manifest, read_samples
@@ -75,19 +76,19 @@ def draw_sheet(folder: Location, num_clips: int) -> Image.Image:
     """
     manifest = read_manifest(folder)
     table = pa.concat_tables([read_samples(folder, name) for name in manifest.splits])
-    rows_of: dict[str, list[dict[str, Any]]] = {name: [] for name in manifest.class_names}
-    for row in table.to_pylist():
-        rows_of[row["class_name"]].append(row)
     clip_px = _FRAMES_PER_CLIP * _TILE_WIDTH_PX
+    width_px = _GAP_PX + num_clips * (clip_px + _GAP_PX)
     height_px = _TITLE_PX + _TILE_HEIGHT_PX + _GAP_PX
-    sheet = Image.new("RGB", (_GAP_PX + num_clips * (clip_px + _GAP_PX), len(rows_of) * height_px + _GAP_PX), "white")
+    sheet = Image.new("RGB", (width_px, len(manifest.class_names) * height_px + _GAP_PX), "white")
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(_TITLE_PX - 5)
-    for number, (name, rows) in enumerate(rows_of.items()):
+    for number, name in enumerate(manifest.class_names):
+        rows = table.filter(pc.field("class_name") == name)
         top = _GAP_PX + number * height_px
-        draw.text((_GAP_PX, top), f"{name}: {len(rows)}", "black", font)
-        picked = [rows[place * len(rows) // num_clips] for place in range(num_clips)] if len(rows) > num_clips else rows
-        for place, row in enumerate(picked):
+        draw.text((_GAP_PX, top), f"{name}: {rows.num_rows}", "black", font)
+        num_picked = min(num_clips, rows.num_rows)
+        picked = rows.take([place * rows.num_rows // num_picked for place in range(num_picked)])
+        for place, row in enumerate(picked.to_pylist()):
             for tile_number, tile in enumerate(_tiles(folder, row)):
                 left = _GAP_PX + place * (clip_px + _GAP_PX) + tile_number * _TILE_WIDTH_PX
                 sheet.paste(tile, (left, top + _TITLE_PX))

@@ -26,7 +26,8 @@ MANIFEST = "manifest.json"
 SAMPLES = "samples.parquet"
 REJECTED = "rejected"
 
-_NUM_AT_ONCE = 512
+_ROWS_PER_GROUP = 2048
+"""Rows of the index that are in memory at once, some 10 MiB."""
 
 _SCHEMA = pa.schema(
     [
@@ -181,12 +182,10 @@ def read_samples(folder: Location, split: str, columns: Sequence[str] | None = N
 def write_samples(folder: Location, rows: Iterable[SampleRow]) -> str:
     """Writes the index and returns its sha256."""
     waiting = iter(rows)
-    tables = [_SCHEMA.empty_table()]  # rows as Python objects take ten times the memory: few at a time
-    while some := [row.model_dump() for row in islice(waiting, _NUM_AT_ONCE)]:
-        tables.append(pa.Table.from_pylist(some, _SCHEMA))
-    table = pa.concat_tables(tables).combine_chunks()
     with write_atomically(folder / SAMPLES) as file:
-        pq.write_table(table, file)
+        with pq.ParquetWriter(file, _SCHEMA) as writer:
+            while some := [row.model_dump() for row in islice(waiting, _ROWS_PER_GROUP)]:
+                writer.write_table(pa.Table.from_pylist(some, _SCHEMA))
         return open_sha256(file)
 
 

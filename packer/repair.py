@@ -4,7 +4,7 @@ from configs.load import UsageError
 from packer.catalog import find_videos
 from packer.manifest import SAMPLES, ManifestError, read_manifest, write_samples
 from packer.run import PackError, pack_shards
-from packer.shard import read_record
+from packer.shard import read_record, stored_record
 from packer.split import SPLITS
 from packer.storage import Location
 from packer.target import locked, plan_sha256, read_plan
@@ -38,8 +38,7 @@ def repair(target: Location, source: Location, workers: int) -> list[str]:
         bad = [shard for shard in plan.shards if read_record(target, shard) is None]
         pack_shards(target, plan, bad, workers)
         if SAMPLES in damaged:
-            records = [record for shard in plan.shards if (record := read_record(target, shard)) is not None]
-            write_samples(target, (row for record in records for row in record.rows))
+            write_samples(target, (row for shard in plan.shards for row in stored_record(target, shard).rows))
         if left := sorted({fault.file for fault in find_faults(target)}):
             raise PackError(
                 f"{', '.join(left)} came out otherwise than first packed, so {source} holds other videos now: put them "

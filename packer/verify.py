@@ -1,12 +1,13 @@
 """Checks a complete pack against its manifest and index, byte by byte."""
 
 import os
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import simplejpeg
 
 from packer.manifest import SAMPLES, ManifestError, ShardSummary, file_sha256, read_manifest, read_samples
@@ -37,10 +38,9 @@ def find_faults(folder: Location) -> Iterator[Fault]:
         yield Fault(".pack/plan.json", "its sha256 is not the manifest's")
     yield from _faults_of_file(folder / SAMPLES, manifest.samples_sha256)
     for name, split in manifest.splits.items():
-        rows: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        rows = None
         try:
-            for row in read_samples(folder, name).to_pylist():
-                rows[row["shard"]].append(row)
+            rows = read_samples(folder, name)
         except ManifestError as error:
             yield Fault(SAMPLES, str(error))
         for shard in split.shards:
@@ -51,14 +51,14 @@ def _faults_of_file(
     location: Location,
     sha256: str,
     shard: ShardSummary | None = None,
-    rows: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+    rows: pa.Table | None = None,
 ) -> Iterator[Fault]:
     try:
         with local_copy(location) as path:
             if file_sha256(path) != sha256:
                 yield Fault(location.name, "its sha256 is not the manifest's")
-            if shard and rows:
-                yield from _faults_of_rows(path, shard, rows[shard.name])
+            if shard and rows is not None:
+                yield from _faults_of_rows(path, shard, rows.filter(pc.field("shard") == shard.name).to_pylist())
     except OSError as error:
         yield Fault(location.name, error.strerror or str(error))
 

@@ -3,10 +3,13 @@
 import json
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
+from packer import manifest
 from packer.__main__ import main
-from packer.manifest import ManifestError, manifest_sha256, read_manifest, read_samples
+from packer.manifest import ManifestError, manifest_sha256, read_manifest, read_samples, write_samples
+from packer.sample import SampleRow
 from tests.videos import write_classes
 
 
@@ -19,9 +22,9 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_manifest_says_what_was_packed(shards: Path) -> None:
-    manifest = read_manifest(shards)
-    assert (manifest.format_version, manifest.clip.num_frames, manifest.seed) == (1, 3, 0)
-    assert set(manifest.versions) == {"clipstream", "av", "simplejpeg"}
+    there = read_manifest(shards)
+    assert (there.format_version, there.clip.num_frames, there.seed) == (1, 3, 0)
+    assert set(there.versions) == {"clipstream", "av", "simplejpeg"}
     assert len(manifest_sha256(shards)) == 64
     assert str(shards) not in (shards / "manifest.json").read_text()
 
@@ -34,6 +37,14 @@ def test_samples_come_in_the_order_of_the_shards(shards: Path) -> None:
         assert places == sorted(places)
         assert [shard.name for shard in summary.shards] == sorted({shard for shard, _ in places})
     assert read_samples(shards, "no such split").num_rows == 0
+
+
+def test_a_large_index_is_written_in_groups(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(manifest, "_ROWS_PER_GROUP", 2)
+    table = read_samples(shards, "train")
+    write_samples(tmp_path, (SampleRow.model_validate(row) for row in table.to_pylist()))
+    assert pq.read_metadata(tmp_path / "samples.parquet").num_row_groups == -(-table.num_rows // 2) > 1
+    assert read_samples(tmp_path, "train").equals(table)
 
 
 def test_what_is_no_pack_is_refused(shards: Path, tmp_path: Path) -> None:

@@ -97,7 +97,8 @@ def describe(error: ValidationError) -> str:
     lines = []
     for detail in error.errors():
         field = ".".join(str(part) for part in detail["loc"]) or "configuration"
-        given = "" if detail["type"] in {"missing", "extra_forbidden"} else f" (got {detail['input']!r})"
+        is_said = detail["type"] in {"missing", "extra_forbidden"} or isinstance(detail["input"], Mapping)
+        given = "" if is_said else f" (got {detail['input']!r})"
         message = detail["msg"].removeprefix("Value error, ")
         lines.append(f"{field}: {message}{given}")
     return "\n".join(lines)

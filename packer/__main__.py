@@ -84,7 +84,7 @@ def _verify(arguments: Sequence[str]) -> int:
 
     try:
         target = locate(config.target)
-        faults = list(find_faults(target))
+        faults = list(dict.fromkeys(find_faults(target)))  # an unreadable index is met in every split
     except ManifestError as error:
         raise UsageError(str(error)) from error
     for fault in faults:

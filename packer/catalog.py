@@ -64,7 +64,7 @@ def find_videos(folder: Location, splits: Sequence[str] = ()) -> Catalog:
             raise UsageError(
                 f"{folder} has class folders whose names differ only in bytes that are not text: rename them"
             )
-        above = frozenset(map(os.path.realpath, (str(folder), Path(class_folder.path).parent)))
+        above = frozenset({os.path.realpath(str(folder)), os.path.realpath(Path(class_folder.path).parent)})
         for file in _files(at(class_folder.path), skipped, above):
             videos.append(Video(file.path, _text(relative_name(file.path, folder)), class_name, file.num_bytes))
     videos.sort(key=lambda video: video.source)

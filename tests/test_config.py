@@ -31,6 +31,7 @@ def test_later_sources_win(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         (["--split.num-folds", "1"], r"split: num_folds \(1\) must be 0 \(no folds\) or at least 2"),
         (["--split.num-folds", "3", "--split.fold", "3"], r"fold \(3\) must be below num_folds \(3\)"),
         (["--split.val-fraction", "0.9"], "leave nothing to train on"),
+        (["--lists", "here"], "give one of them too$"),
         (["--config", "nowhere.yaml"], "no config file nowhere.yaml"),
     ],
 )

@@ -65,14 +65,21 @@ def test_damage_is_named_and_repaired(
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
 
 
-def test_an_index_that_is_gone_or_no_parquet_is_repaired(data: Path, whole: Path, target: Path) -> None:
+def test_an_index_that_is_gone_or_no_parquet_is_repaired(
+    data: Path, whole: Path, target: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (target / "samples.parquet").unlink()
     flip(target / "train-000003.tar", 700)
     assert run("verify", target) == 1
     assert run("repair", target, data) == 0
     assert_same_pack(target, whole)
     (target / "samples.parquet").write_bytes(b"torn")
+    capsys.readouterr()
     assert run("verify", target) == 1
+    first, second, last = capsys.readouterr().out.splitlines()  # though each split is looked for
+    assert "sha256" in first
+    assert "cannot be read" in second
+    assert "2 faults" in last
     assert run("repair", target, data) == 0
     assert_same_pack(target, whole)
 

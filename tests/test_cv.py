@@ -45,7 +45,8 @@ def done(folds: Project) -> Ended:
     """A cross-validation that was stopped in its second training, and started again."""
     command = ["-m", "trainer", "cv", "--config", "tiny.yaml", "--shards", FOLDS, "--run", "both", "--epochs", "2"]
     process = folds.start(sys.executable, *command)
-    until(lambda: (folds.home / "runs" / "both-2" / "run.json").exists(), 600)
+    until(lambda: process.poll() is not None or (folds.home / "runs" / "both-2" / "run.json").exists(), 600)
+    assert process.poll() is None, ended(process).log
     os.killpg(process.pid, signal.SIGINT)
     stopped = ended(process)
     assert stopped.code == 130

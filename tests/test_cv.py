@@ -17,7 +17,6 @@ from tests.registry import MLFLOW_WARNINGS
 from tests.training import TINY, Ended, Project, ended, project, until
 from trainer.__main__ import main
 from trainer.bootstrap import FIGURES, intervals
-from trainer.metrics import Evaluation
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1800), *MLFLOW_WARNINGS]
 
@@ -77,9 +76,9 @@ def test_figures_of_all_splits_are_printed_and_logged(folds: Project, done: Ende
         values = []
         for number in (1, 2):
             run = folds.mlflow_run(f"both-{number}")
-            path = folds.store.download_artifacts(run.info.run_id, "evaluation/test_confusion.csv")
+            path = folds.store.download_artifacts(run.info.run_id, "evaluation/test/confusion.csv")
             confusion = np.loadtxt(path, int, delimiter=",", skiprows=1, usecols=(1, 2))
-            low, high = intervals(Evaluation(confusion, 0, 0.0, 0))[name]
+            low, high = intervals(confusion)[name]
             value = run.data.metrics[f"test_{name}"]
             prefix = f"split_{number}/test_{name}"
             assert [logged[prefix], logged[f"{prefix}_low"], logged[f"{prefix}_high"]] == pytest.approx(

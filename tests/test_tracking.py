@@ -11,7 +11,7 @@ from mlflow import MlflowClient
 from configs.train import TrainConfig
 from tests.mlflow_server import Server
 from tests.registry import MLFLOW_WARNINGS, Brightness, contract, store_uri
-from trainer.metrics import Evaluation
+from trainer.metrics import PREDICTION, Evaluation
 from trainer.registry import Registry, RegistryError, answering
 from trainer.run import RunRecord, end_abandoned, locked
 from trainer.tracking import RunLog, end_run, open_run
@@ -19,6 +19,7 @@ from trainer.tracking import RunLog, end_run, open_run
 pytestmark = MLFLOW_WARNINGS
 
 CONFIG = TrainConfig(shards="shards", run="one")
+EVALUATION = Evaluation(np.zeros(3, PREDICTION), num_classes=2)
 
 
 def log_losses(uri: str, run_id: str, steps: Iterable[int], loss: float) -> None:
@@ -57,19 +58,19 @@ def test_a_server_that_is_down_for_a_while_costs_no_point_and_no_file(
     run_id = open_run(store, CONFIG, tmp_path / "artifacts")
     log = RunLog(server.uri, run_id)  # nothing answers there yet
     log.metrics({"train_loss": 0.1, "learning_rate": 1.0}, 1)
-    log.evaluation("val", Evaluation(np.eye(2, dtype=np.int64), 2, 0.5, 0), ("a", "b"))
+    log.evaluation("val", EVALUATION, ("a", "b"))
     log.flush()
     assert len(log.undelivered()) == 2
     assert caplog.text.count("tracking refused num_points=2") == 1
 
     with caplog.at_level(logging.INFO):
         log.close(seconds=0)
-    assert "tracking lost num_points=2 files=evaluation/val_confusion.png,evaluation/val_confusion.csv" in caplog.text
+    assert "tracking lost num_points=2 files=evaluation/val/confusion.csv,evaluation/val/per_class.csv" in caplog.text
 
     # What a run does that goes on from a checkpoint: its own points first, in the same curve.
     log = RunLog(server.uri, run_id, log.undelivered())
     log.metrics({"train_loss": 0.2, "learning_rate": 1.0}, 2)
-    log.evaluation("val", Evaluation(np.eye(2, dtype=np.int64), 2, 0.5, 0), ("a", "b"))
+    log.evaluation("val", EVALUATION, ("a", "b"))
     log.flush()
     server.start()
     with caplog.at_level(logging.INFO):
@@ -77,8 +78,8 @@ def test_a_server_that_is_down_for_a_while_costs_no_point_and_no_file(
     assert "tracking answers again" in caplog.text
     assert log.undelivered() == []
     assert losses(store, run_id) == [(1, 0.1), (2, 0.2)]
-    folder = tmp_path / "artifacts" / run_id / "artifacts" / "evaluation"
-    assert sorted(path.name for path in folder.iterdir()) == ["val_confusion.csv", "val_confusion.png"]
+    folder = tmp_path / "artifacts" / run_id / "artifacts" / "evaluation" / "val"
+    assert sorted(path.name for path in folder.iterdir()) == ["confusion.csv", "per_class.csv"]
 
     registry = Registry(server.uri, "clipstream")
     with answering(server.uri):

@@ -28,6 +28,7 @@ ALLOWED = {
     "ray": {
         "packer/cluster.py",
         "trainer/failure.py",
+        "trainer/cluster.py",
         "trainer/job.py",
         "trainer/worker.py",
         "serve/__main__.py",

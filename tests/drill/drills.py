@@ -166,7 +166,7 @@ def lose_node(drills: Drills) -> Row:
     """Two workers on two nodes, then one; batch norm sees other groups of clips then, so the losses differ."""
     with ray_nodes(1, 1) as nodes:
         variables = {name: value for name, value in nodes.environment.items() if name.startswith("RAY_")}
-        process = drills.start("node", "--min-workers", "1", **variables)
+        process = drills.start("node", "--min-workers", "1", "--shared-filesystem", **variables)
         nodes.kill_newest()
         seconds = drills.await_recovery("node")
         done = ended(process)

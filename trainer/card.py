@@ -47,12 +47,12 @@ def write_card(
 
 
 def _purpose(contract: ModelContract, config: TrainConfig) -> list[str]:
-    clip, view = contract.clip, contract.view
+    view = contract.view
     model = ", ".join(f"{name} {value}" for name, value in flatten(config.model.model_dump()).items())
     cut = "its centre square" if view.mode == "crop" else "the whole picture squashed to a square"
     return [
-        f"Tells which of {len(contract.class_names)} classes a video shows. It sees {clip.num_frames} frames, equally "
-        f"spaced from the first to the last, of each {cut} of {view.size_px} px, and no sound.",
+        f"Tells which of {len(contract.class_names)} classes a video shows. It sees {contract.num_frames} frames, "
+        f"equally spaced from the first to the last, of each {cut} of {view.size_px} px, and no sound.",
         "",
         f"Network: {model}.",
         "",
@@ -104,7 +104,7 @@ def _limits(contract: ModelContract) -> list[str]:
     return [
         f"- It knows these {len(contract.class_names)} classes and no other: a video of something else gets one of "
         "them too, at times with a high probability.",
-        f"- {contract.clip.num_frames} frames stand for the whole video: what happens between two of them in a long "
+        f"- {contract.num_frames} frames stand for the whole video: what happens between two of them in a long "
         "one is not seen. Cut long videos to the action first.",
         "- Its figures hold for videos like those it was measured on: other cameras, places and light were not tried.",
         "- A probability is the model's own opinion; the calibration error above says how far off it is on average.",
@@ -112,7 +112,7 @@ def _limits(contract: ModelContract) -> list[str]:
 
 
 def _usage(version: str, contract: ModelContract, config: TrainConfig) -> list[str]:
-    shape = f"(B, {contract.clip.num_frames}, 3, {contract.view.size_px}, {contract.view.size_px})"
+    shape = f"(B, {contract.num_frames}, 3, {contract.view.size_px}, {contract.view.size_px})"
     return [
         "```",
         f"python -m serve --registered-model {config.registered_model}    # the version that carries @champion",

@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 import threading
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -19,6 +18,7 @@ import yaml
 from configs.load import UsageError
 from configs.train import ModelConfig, TrainConfig, ViewConfig
 from packer.manifest import read_manifest
+from tests.nodes import ray_nodes
 from tests.registry import MLFLOW_WARNINGS
 from tests.s3 import put_folder
 from tests.training import ROOT, TINY, project
@@ -230,22 +230,11 @@ def test_paths_of_one_machine_do_not_serve_a_cluster(tmp_path: Path) -> None:
 
 @pytest.mark.integration
 def test_a_cluster_of_two_nodes_is_seen(packed: Path, tmp_path: Path) -> None:
-    from ray.cluster_utils import Cluster
-
-    with project(tmp_path, packed) as made:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Ray's own, about the files of the processes that it starts
-            cluster = Cluster()
-            for _ in range(2):
-                cluster.add_node(num_cpus=1, include_dashboard=False, temp_dir=made.ray_folder)
-        try:
-            large = ["--global-batch", str(10**10), "--loader-workers", "1"]
-            refused = made.train("--run", "far", *large, RAY_ADDRESS=cluster.address)
-            few = made.train("--run", "far", "--shared-filesystem", "--num-workers", "3", RAY_ADDRESS=cluster.address)
-        finally:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                cluster.shutdown()
+    with project(tmp_path, packed) as made, ray_nodes(1, 1) as nodes:
+        variables = {name: value for name, value in nodes.environment.items() if name.startswith("RAY_")}
+        large = ["--global-batch", str(10**10), "--loader-workers", "1"]
+        refused = made.train("--run", "far", *large, **variables)
+        few = made.train("--run", "far", "--shared-filesystem", "--num-workers", "3", **variables)
         lines = [line for line in refused.log.splitlines() if line.startswith("python -m trainer: ")]
         assert refused.code == few.code == 2
         assert [line.split("(")[0] for line in lines[:2]] == ["python -m trainer: shards ", "python -m trainer: runs "]

@@ -65,7 +65,8 @@ class Project:
 
     @property
     def store(self) -> MlflowClient:
-        return MlflowClient(f"sqlite:///{self.home / 'mlflow.db'}")
+        uri = f"sqlite:///{self.home / 'mlflow.db'}"
+        return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
     def start(self, *command: str, cwd: Path = ROOT, **variables: str) -> subprocess.Popen[str]:
         """Starts a command in a process group of its own, as a shell's foreground does."""

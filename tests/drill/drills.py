@@ -188,6 +188,7 @@ def lose_node(drills: Drills) -> Row:
 
 def break_checkpoint(drills: Drills) -> Row:
     drills.kill_driver("checkpoint")
+    until(lambda: not drills.project.alive(), 120)  # its workers live a little longer, and write checkpoints
     store = CheckpointStore(drills.project.home / "runs" / "checkpoint" / "checkpoints")
     newest, before, *_ = store.steps()
     path = store.folder / f"step-{newest:010d}" / "state.pt"

@@ -6,11 +6,16 @@ import signal
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from packer.__main__ import main
 from tests.videos import write_classes
+
+if TYPE_CHECKING:  # torch takes seconds, which tests of the packer need not
+    from tests.runs import MakeSpec
+    from trainer.spec import JobSpec
 
 
 def pytest_configure() -> None:
@@ -64,6 +69,23 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(num_threads)
+
+
+@pytest.fixture(scope="module")
+def make_spec(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> "MakeSpec":
+    """Makes runs of `packed` in one MLflow store."""
+    from tests.runs import spec_maker
+
+    return spec_maker(tmp_path_factory.mktemp("training"), packed)
+
+
+@pytest.fixture(scope="module")
+def whole_run(make_spec: "MakeSpec") -> "tuple[JobSpec, dict[str, Any]]":
+    """A run that nothing interrupted, and its outcome."""
+    from tests.runs import train_on_one_thread
+
+    spec = make_spec()
+    return spec, train_on_one_thread(spec)
 
 
 def system_program(name: str) -> str:

@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from configs.load import UsageError
 from tests.registry import MLFLOW_WARNINGS, store_uri
-from tests.test_training import CONFIG, CPU
+from tests.runs import CONFIG, CPU
 from trainer.__main__ import main
 from trainer.audit import AuditWriter, Replay, next_attempt, replay
 from trainer.loop import Ranks

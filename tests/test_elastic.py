@@ -16,7 +16,7 @@ from configs.load import UsageError, parse
 from configs.train import ModelConfig, TrainConfig
 from packer.manifest import Manifest
 from tests.registry import MLFLOW_WARNINGS, store_uri
-from tests.test_training import CONFIG, NUM_STEPS, curve, newest
+from tests.runs import CONFIG, NUM_STEPS, curve, newest
 from trainer.loop import Ranks
 from trainer.model import CnnRnn
 from trainer.spec import JobSpec

@@ -1,9 +1,7 @@
 """The exact gradient: ranks, their uneven shares and pieces of them give what one process gives for the whole batch."""
 
 import math
-from collections import OrderedDict
-from dataclasses import dataclass, replace
-from itertools import product
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -15,158 +13,28 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.multiprocessing import start_processes
 from torch.nn import functional
-from torch.nn.parallel import DistributedDataParallel
 
-from configs.train import OptimizerConfig, TrainConfig
-from trainer.loop import Learner, Loss, Ranks, distribute, evaluate, learning_rate, make_optimizer, share_buffers
+from tests.steps import (
+    CASES,
+    CLASS_WEIGHTS,
+    CPU,
+    MIXED_CASES,
+    NUM_CLASSES,
+    WEIGHTS,
+    Case,
+    Tiny,
+    make_batch,
+    make_learner,
+    share_of,
+    take_step,
+)
+from trainer.loop import Ranks, distribute, evaluate, share_buffers
 from trainer.metrics import Evaluation
-from trainer.schedule import Row
-from trainer.stream import PRELOADED, Batch
+from trainer.stream import PRELOADED
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-NUM_CLASSES = 3
 MAX_RANKS = 4
-CPU = torch.device("cpu")
-CLASS_WEIGHTS = torch.tensor([0.5, 1.0, 3.0])
-
-
-class Scaled(nn.Module):
-    """Bytes as fractions, each with a learnt factor."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.factor = nn.Parameter(torch.ones(96))
-
-    def forward(self, pixels_BF: Tensor) -> Tensor:
-        return pixels_BF / 255 * self.factor
-
-
-class Tiny(nn.Module):
-    """Maps `(B, 2, 3, 4, 4) uint8` to `(B, 3)` logits, not linearly."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.hidden = nn.Linear(96, 5)
-        self.head = nn.Linear(5, NUM_CLASSES)
-        self.register_buffer("seen", torch.zeros(()))
-
-    def forward(self, clips_BTCHW: Tensor) -> Tensor:
-        logits_BK: Tensor = self.head(torch.tanh(self.hidden(clips_BTCHW.flatten(1) / 255)))
-        return logits_BK
-
-
-@dataclass(frozen=True)
-class Case:
-    """A global batch and how it is divided."""
-
-    world_size: int
-    micro_batch: int
-    weights: tuple[float, ...]
-    weighted_classes: bool
-    label_smoothing: float
-    mixed: bool = False
-
-    @property
-    def batch(self) -> Batch:
-        batch = make_batch(self.weights)
-        if not self.mixed:
-            return batch
-        size = len(self.weights)
-        return replace(batch, other_labels=torch.arange(size) * 2 % NUM_CLASSES, shares=torch.linspace(0, 1, size))
-
-    @property
-    def soft_targets(self) -> Tensor:
-        """`(B, K)`: how much of each class a row is."""
-        batch = self.batch
-        shares = torch.ones(len(batch.labels)) if batch.shares is None else batch.shares
-        others = batch.labels if batch.other_labels is None else batch.other_labels
-        own, other = (functional.one_hot(labels, NUM_CLASSES) for labels in (batch.labels, others))
-        return shares[:, None] * own + (1 - shares[:, None]) * other
-
-    @property
-    def loss(self) -> Loss:
-        return Loss(CLASS_WEIGHTS if self.weighted_classes else None, self.label_smoothing)
-
-
-WEIGHTS = [
-    (1.0,) * 7,
-    (1.0, 0.0, 1.0, 1.0, 0.0, 0.0, 1.0),
-    (0.0, 1.0, 1.0, 1.0, 0.0, 1.0, 1.0),  # at four ranks, rank 0 has no weight at all
-    (1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0),
-    (1.0,) * 4,
-]
-CASES = [
-    Case(world_size, micro_batch, weights, weighted_classes, label_smoothing)
-    for world_size, micro_batch, weights, (weighted_classes, label_smoothing) in product(
-        (1, 2, 3, 4), (0, 1, 2), WEIGHTS, ((False, 0.0), (True, 0.1))
-    )
-]
-MIXED_CASES = [
-    Case(world_size, micro_batch, weights, weighted_classes, label_smoothing, mixed=True)
-    for world_size, micro_batch, weights, (weighted_classes, label_smoothing) in product(
-        (1, 2, 3), (0, 2), WEIGHTS, ((False, 0.0), (True, 0.1))
-    )
-]
-
-
-def make_batch(weights: tuple[float, ...], num_errors: int = 0) -> Batch:
-    size = len(weights)
-    generator = torch.Generator().manual_seed(size)
-    return Batch(
-        step=0,
-        clips=torch.randint(0, 256, (size, 2, 3, 4, 4), dtype=torch.uint8, generator=generator),
-        labels=torch.arange(size) % NUM_CLASSES,
-        weights=torch.tensor(weights),
-        rows=tuple(Row(0, number, weight) for number, weight in enumerate(weights)),
-        errors=("unreadable",) * num_errors,
-    )
-
-
-def share_of(batch: Batch, rank: int, world_size: int) -> Batch:
-    mine = slice(rank, None, world_size)
-    return replace(
-        batch,
-        clips=batch.clips[mine],
-        labels=batch.labels[mine],
-        weights=batch.weights[mine],
-        rows=batch.rows[mine],
-        errors=batch.errors[mine],
-        other_labels=None if batch.other_labels is None else batch.other_labels[mine],
-        shares=None if batch.shares is None else batch.shares[mine],
-    )
-
-
-def make_learner(ranks: Ranks, case: Case) -> Learner:
-    model: nn.Module = Tiny()
-    if ranks.world_size > 1:
-        model = DistributedDataParallel(model, process_group=ranks.group, broadcast_buffers=False)
-    return Learner(
-        model,
-        torch.optim.SGD(model.parameters(), lr=0.0),
-        case.loss,
-        ranks,
-        CPU,
-        micro_batch=case.micro_batch,
-        max_grad_norm=math.inf,
-    )
-
-
-def take_step(ranks: Ranks, case: Case) -> tuple[dict[str, Tensor], float, float]:
-    """Returns the gradients by name, the loss over all ranks, and the gradient's norm."""
-    learner = make_learner(ranks, case)
-    share = share_of(case.batch, ranks.rank, ranks.world_size)
-    (mass,) = ranks.sum([learner.mass(share)])
-    norm = learner.step(share, mass, learning_rate=0.1)
-    assert {group["lr"] for group in learner.optimizer.param_groups} == {0.1}
-    gradients = {
-        name.removeprefix("module."): parameter.grad
-        for name, parameter in learner.model.named_parameters()
-        if parameter.grad is not None
-    }
-    (loss,) = ranks.sum([learner.last_loss])
-    return gradients, loss, norm
 
 
 def skip_step(ranks: Ranks) -> bool:
@@ -375,64 +243,3 @@ def test_the_gradient_is_scaled_down_to_the_norm() -> None:
     for name, parameter in learner.model.named_parameters():
         assert parameter.grad is not None
         assert torch.allclose(parameter.grad, gradients[name] / 2, rtol=1e-4)
-
-
-def test_the_optimizer_decays_matrices_only() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2), nn.LSTM(2, 2))
-    decayed, spared = make_optimizer(model, OptimizerConfig(weight_decay=0.3)).param_groups
-    assert (decayed["weight_decay"], spared["weight_decay"]) == (0.3, 0.0)
-    assert all(parameter.dim() >= 2 for parameter in decayed["params"])
-    assert all(parameter.dim() == 1 for parameter in spared["params"])
-    grouped = {id(parameter) for parameter in (*decayed["params"], *spared["params"])}
-    assert grouped == {id(parameter) for parameter in model.parameters()}
-
-
-def test_the_backbone_has_its_share_of_the_learning_rate() -> None:
-    learner = make_learner(Ranks(), Case(1, 0, (1.0,) * 7, False, 0.0))
-    learner.model = nn.Sequential(OrderedDict(backbone=nn.Sequential(nn.Flatten(), Scaled()), head=nn.Linear(96, 3)))
-    learner.optimizer = make_optimizer(learner.model, OptimizerConfig(backbone_factor=0.1, weight_decay=0.0))
-    before = {name: parameter.detach().clone() for name, parameter in learner.model.named_parameters()}
-    learner.step(make_batch((1.0,) * 7), 7.0, 0.01)
-    # AdamW's first step is one learning rate wide for every weight.
-    for name, parameter in learner.model.named_parameters():
-        width = 0.001 if name.startswith("backbone.") else 0.01
-        assert float((parameter - before[name]).detach().abs().max()) == pytest.approx(width, rel=1e-3)
-
-
-def test_a_frozen_parameter_is_left_alone_until_it_is_trained() -> None:
-    """Weight decay too, and the optimizer's state begins when it is trained."""
-    learner = make_learner(Ranks(), Case(1, 0, (1.0,) * 7, False, 0.0))
-    learner.optimizer = make_optimizer(learner.model, OptimizerConfig(weight_decay=0.5))
-    hidden = learner.model.hidden.weight
-    before = hidden.detach().clone()
-    hidden.requires_grad_(False)
-    learner.step(make_batch((1.0,) * 7), 7.0, 0.01)
-    assert torch.equal(hidden, before)
-    hidden.requires_grad_(True)
-    learner.step(make_batch((1.0,) * 7), 7.0, 0.01)
-    assert not torch.equal(hidden, before)
-    assert float(learner.optimizer.state[hidden]["step"]) == 1
-
-
-@pytest.mark.parametrize("warmup", [0.0, 0.1, 0.5])
-def test_learning_rate_rises_linearly_and_falls_to_zero_as_a_cosine(warmup: float) -> None:
-    num_positions = 1000
-    rates = [learning_rate(2.0, warmup, position, num_positions) for position in range(num_positions)]
-    top = round(warmup * num_positions)
-    assert rates[:top] == pytest.approx([2.0 * (position + 1) / max(1, top) for position in range(top)])
-    assert max(rates) == pytest.approx(2.0, rel=1e-4)
-    assert all(one > other for one, other in zip(rates[top:], rates[top + 1 :], strict=False))
-    assert rates[top + (num_positions - top) // 2 - 1] == pytest.approx(1.0)
-    assert rates[-1] == pytest.approx(0.0, abs=1e-9)
-
-
-def test_learning_rate_depends_on_the_position_alone() -> None:
-    coarse = {position: learning_rate(1.0, 0.2, position, 100) for position in range(0, 100, 10)}
-    fine = {position: learning_rate(1.0, 0.2, position, 100) for position in range(0, 100, 5)}
-    assert coarse.items() <= fine.items()
-
-
-def test_learning_rate_grows_with_the_square_root_of_the_batch_unless_it_is_given() -> None:
-    rates = {batch: TrainConfig(global_batch=batch).learning_rate for batch in (8, 32, 128)}
-    assert rates == {8: 1.5e-4, 32: 3e-4, 128: 6e-4}
-    assert TrainConfig(global_batch=128, optimizer=OptimizerConfig(learning_rate=0.01)).learning_rate == 0.01

@@ -1,0 +1,125 @@
+"""Freezing, averages of the weights, patience and batch norm in a run, also where it is stopped and resumed."""
+
+import logging
+from typing import Any
+
+import pytest
+import torch
+
+from configs.model import ModelConfig
+from configs.train import OptimizerConfig
+from packer.manifest import read_manifest
+from tests.registry import MLFLOW_WARNINGS
+from tests.runs import (
+    CONFIG,
+    CPU,
+    EPOCH_ENDS,
+    MakeSpec,
+    assert_as_whole,
+    assert_same,
+    curve,
+    newest,
+    train,
+    train_on_one_thread,
+)
+from trainer.checkpoint import judged_weights
+from trainer.index import SampleIndex
+from trainer.loop import Ranks, evaluate
+from trainer.model import CnnRnn
+from trainer.spec import JobSpec
+from trainer.training import Training
+
+pytestmark = [*MLFLOW_WARNINGS, pytest.mark.usefixtures("one_thread")]
+
+
+RECIPE = {
+    "model": ModelConfig(**CONFIG.model.model_dump() | {"weights": "first.pt", "freeze_epochs": 1}),
+    "optimizer": OptimizerConfig(**CONFIG.optimizer.model_dump() | {"ema_decay": 0.8, "backbone_factor": 0.3}),
+}
+
+
+def put_weights(spec: JobSpec) -> JobSpec:
+    """Puts the backbone's first weights where the driver does."""
+    torch.manual_seed(5)
+    torch.save(CnnRnn(CONFIG.model, 2, 4).backbone.state_dict(), spec.weights_file)
+    return spec
+
+
+@pytest.fixture(scope="module")
+def recipe(make_spec: MakeSpec) -> tuple[JobSpec, dict[str, Any]]:
+    """A run with a frozen backbone at first and a moving average of the weights, which nothing interrupted."""
+    spec = put_weights(make_spec(**RECIPE))
+    return spec, train_on_one_thread(spec)
+
+
+def test_a_recipe_stopped_after_every_step_is_the_whole_run(
+    make_spec: MakeSpec, recipe: tuple[JobSpec, dict[str, Any]]
+) -> None:
+    spec = put_weights(make_spec(**RECIPE))
+    spec.stop_file.touch()
+    first = torch.load(spec.weights_file, weights_only=True)
+    changed = []
+    while (outcome := train(spec))["stopped"]:
+        model = newest(spec)["model"]
+        changed.append([not torch.equal(model[f"backbone.{name}"], value) for name, value in first.items()])
+    frozen = EPOCH_ENDS[0]
+    assert not any(any(step) for step in changed[:frozen])  # neither weights nor statistics
+    assert all(all(step) for step in changed[frozen:])
+    assert_as_whole(spec, recipe, outcome)
+
+
+def test_the_average_is_evaluated_chosen_and_tested(recipe: tuple[JobSpec, dict[str, Any]]) -> None:
+    spec, outcome = recipe
+    state = spec.checkpoints.load(outcome["best_step"])
+    figures = {}
+    for name, weights in (("raw", state["model"]), ("average", state["average"]["model"])):
+        model = spec.make_model(read_manifest(spec.shards))
+        model.load_state_dict(weights)
+        loaders = {split: spec.eval_loader(split, Ranks()) for split in ("val", "test")}
+        figures[name] = {
+            split: evaluate(model.eval(), loader, 2, Ranks(), CPU).figures() for split, loader in loaders.items()
+        }
+    assert figures["average"] == {"val": outcome["val"], "test": outcome["test"]}
+    assert figures["raw"]["val"]["loss"] != figures["average"]["val"]["loss"]
+    assert judged_weights(state).keys() == state["model"].keys()
+    assert_same(judged_weights(state), state["average"]["model"])
+
+
+def test_a_run_that_gets_no_better_ends_early(make_spec: MakeSpec, caplog: pytest.LogCaptureFixture) -> None:
+    still = {
+        "model": CONFIG.model.model_copy(update={"batch_norm": "frozen"}),
+        "optimizer": OptimizerConfig(learning_rate=1e-30),
+    }
+    spec = make_spec(**still, epochs=9, patience_epochs=2)
+    with caplog.at_level(logging.INFO):
+        outcome = train(spec)
+    assert "stopped early epoch=3 patience_epochs=2" in caplog.text
+    assert curve(spec, "epoch") == [(6, 1), (11, 2), (16, 3)]
+    assert (outcome["stopped"], outcome["best_step"]) == (False, 6)
+    assert outcome["test"].keys() == outcome["val"].keys()
+    # As after a kill -9 before the model was registered.
+    assert_same(train(spec), outcome)
+    assert newest(spec)["global_step"] == 16
+
+
+def test_an_average_may_begin_later(make_spec: MakeSpec, whole_run: tuple[JobSpec, dict[str, Any]]) -> None:
+    """As in a run that is resumed with the option, or by a newer version from an older one's checkpoint."""
+    spec = make_spec(optimizer=CONFIG.optimizer.model_copy(update={"ema_decay": 0.9}))
+    state = newest(whole_run[0])
+    del state["average"], state["num_epochs_since_best"]
+    spec.checkpoints.save(state, state["global_step"], None)
+    training = Training(spec, Ranks(), CPU)
+    assert_same(training.judged.state_dict(), training.model.state_dict())
+    assert_same(dict(training.model.state_dict()), dict(state["model"]))
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_statistics_over_all_workers_are_for_several(make_spec: MakeSpec, world_size: int) -> None:
+    spec = make_spec(model=CONFIG.model.model_copy(update={"batch_norm": "sync"}))
+    model = spec.make_model(read_manifest(spec.shards))
+    names = model.state_dict().keys()
+    learner = spec.make_learner(model, SampleIndex.open(spec.shards, "train"), 2, Ranks(0, world_size))
+    assert any(isinstance(module, torch.nn.SyncBatchNorm) for module in model.modules()) is (world_size > 1)
+    assert model.state_dict().keys() == names
+    held = {id(parameter) for group in learner.optimizer.param_groups for parameter in group["params"]}
+    assert held == {id(parameter) for parameter in model.parameters()}

@@ -42,7 +42,7 @@ from trainer.run import (
 )
 from trainer.spec import JobSpec
 from trainer.tracking import describe_run, end_run, reopen_run
-from trainer.worker import train_worker
+from trainer.worker import train_worker, worker_settings
 
 logger = logging.getLogger(__name__)
 
@@ -203,7 +203,7 @@ def _make_trainer(spec: JobSpec) -> TorchTrainer:
     use_gpu = has_gpus()
     return TorchTrainer(
         train_worker,  # type: ignore[arg-type]  # Ray's annotation denies the return value that its Result carries
-        train_loop_config={"spec": spec},
+        train_loop_config=worker_settings(spec),
         # Ray's annotations name its older ScalingConfig, RunConfig and Callback.
         scaling_config=ScalingConfig(num_workers=spec.worker_range, use_gpu=use_gpu),  # type: ignore[arg-type]
         run_config=RunConfig(  # type: ignore[call-arg]

@@ -1,32 +1,43 @@
-"""What Ray Train calls on every worker: it sets the process up and hands over to `Training`."""
+"""What Ray Train calls on every worker: it sets the process up and hands over to `Training`.
+
+Ray Train's controller imports this module too, one process before the workers: it need not import all that trains.
+"""
 
 import logging
 import os
+import pickle
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import ray.train
-import ray.train.torch
-import torch
-import torch.distributed as dist
-
-from trainer.loop import Ranks, keep_freed_memory
-from trainer.spec import JobSpec
-from trainer.training import Training, TrainingError
+if TYPE_CHECKING:
+    from trainer.spec import JobSpec
 
 
-def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
+def worker_settings(spec: "JobSpec") -> dict[str, bytes]:
+    """Returns what `train_worker` takes, as something that passes through the controller unopened."""
+    return {"spec": pickle.dumps(spec)}
+
+
+def train_worker(settings: dict[str, bytes]) -> dict[str, Any]:
     """Trains until the last epoch or until the driver asks to stop, and returns what `Training.run` returns.
 
     What a restart would meet again is returned as `{"error": sentence}`: Ray Train restarts after whatever is raised.
 
     Args:
-        settings: `{"spec": JobSpec}`.
+        settings: What `worker_settings` returned.
     """
+    import ray.train
+    import ray.train.torch
+    import torch
+    import torch.distributed as dist
+
+    from trainer.loop import Ranks, keep_freed_memory
+    from trainer.training import Training, TrainingError
+
     logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(message)s", force=True)
     # RunLog tries again itself; MLflow's own seven times last four minutes, in which no other point gets through.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    spec: JobSpec = settings["spec"]
+    spec: JobSpec = pickle.loads(settings["spec"])
     context = ray.train.get_context()
     keep_freed_memory()
     world_size = context.get_world_size()

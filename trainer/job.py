@@ -6,6 +6,7 @@ The workers are then asked to write one more checkpoint; if there is no time for
 
 import logging
 import os
+import secrets
 import signal
 import threading
 from dataclasses import dataclass, field
@@ -111,7 +112,10 @@ def train(config: TrainConfig, parent_run_id: str | None = None) -> int:
             else:
                 record = _begin(config, folder, manifest, digest, weights, parent_run_id)
             end_abandoned(folder.parent, record.tracking_uri, config.experiment)
-            spec = JobSpec(config, shards, folder, record.run_id, record.tracking_uri, num_workers)
+            spec = JobSpec(
+                config, shards, folder, record.run_id, record.tracking_uri, num_workers, holder=secrets.token_hex(4)
+            )
+            spec.checkpoints.take()
             spec.stop_file.unlink(missing_ok=True)
             return _train_and_register(spec, record, manifest)
         except Stopped:
@@ -158,7 +162,8 @@ def _train_and_register(spec: JobSpec, record: RunRecord, manifest: Manifest) ->
 
 
 def _fail(spec: JobSpec, reason: str) -> int:
-    end_run(spec.tracking_uri, spec.run_id, "FAILED")
+    if not spec.checkpoints.is_superseded():  # else it is the other command's to say how the run ends
+        end_run(spec.tracking_uri, spec.run_id, "FAILED")
     logger.error("run failed run=%s reason=%s", spec.config.run, reason)
     return EXIT_FAILED
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
 
+import psutil
 import torch
 import yaml
 
@@ -83,6 +84,10 @@ class Drills:
         until(lambda: self.progress(run) >= (attempt, 1), PATIENCE_SECONDS)
         return time.monotonic() - start
 
+    def workers(self) -> list[psutil.Process]:
+        """Returns the training workers that live."""
+        return [process for process in self.project.alive() if "TrainWorker" in process.name()]
+
     def kill_driver(self, run: str) -> None:
         process = self.start(run)
         process.kill()
@@ -127,7 +132,7 @@ class Drills:
 
 def kill_worker(drills: Drills) -> Row:
     process = drills.start("worker")
-    next(one for one in drills.project.alive() if "TrainWorker" in one.name()).kill()
+    drills.workers()[0].kill()
     seconds = drills.await_recovery("worker")
     return drills.row("worker", "kill -9 of one of two workers in mid-epoch", ended(process), seconds)
 
@@ -140,6 +145,23 @@ def kill_driver(drills: Drills) -> Row:
     wrong = [] if (before, after) == ("RUNNING", "KILLED") else [f"MLflow said {before}, then {after}"]
     done, seconds = drills.go_on("driver")
     return drills.row("driver", "kill -9 of the driver; the same command again", done, seconds, *wrong)
+
+
+def take_over(drills: Drills) -> Row:
+    """As on a storage that does not share locks; the first command's workers sleep until the second one trains."""
+    first = drills.start("takeover")
+    sleeping = drills.workers()
+    for worker in sleeping:
+        worker.suspend()
+    (drills.project.home / "runs" / "takeover" / ".lock").unlink()
+    second = drills.project.start_training("--run", "takeover")
+    seconds = drills.await_recovery("takeover")
+    for worker in sleeping:
+        worker.resume()
+    ousted, done = ended(first), ended(second)
+    said = ousted.code == 1 and "another command has taken the run over" in ousted.log
+    wrong = [] if said else [f"the first command ended with {ousted.code}"]
+    return drills.row("takeover", "the same run started beside its own workers", done, seconds, *wrong)
 
 
 def post_stop(project: Project, job: str) -> None:
@@ -234,6 +256,7 @@ def stop_tracking(drills: Drills) -> Row:
 DRILLS: dict[str, Callable[[Drills], Row]] = {
     "worker": kill_worker,
     "driver": kill_driver,
+    "takeover": take_over,
     "job": stop_job,
     "node": lose_node,
     "checkpoint": break_checkpoint,

@@ -97,7 +97,7 @@ def train(config: TrainConfig, parent_run_id: str | None = None) -> int:
     manifest = read_manifest(shards)
     digest = manifest_sha256(shards)
     refuse(model_problems(config, manifest, folder))
-    with locked(folder):
+    with locked(folder) as folder_id:
         record = find_record(folder, config, digest)
         uri = record.tracking_uri if record else tracking_uri()
         refuse(tracking_problems(uri))
@@ -106,12 +106,13 @@ def train(config: TrainConfig, parent_run_id: str | None = None) -> int:
             num_workers = start_ray(config)
             check_cluster(JobSpec(config, shards, folder, "", uri, num_workers), manifest)
             _catch_stop_signals()
+            end_abandoned(folder, uri, config.experiment)
             if record:
                 reopen_run(record.tracking_uri, record.run_id)
                 logger.info("run resumed run=%s mlflow_run=%s", config.run, record.run_id)
             else:
-                record = _begin(config, folder, manifest, digest, weights, parent_run_id)
-            end_abandoned(folder.parent, record.tracking_uri, config.experiment)
+                record = begin_record(config, digest, folder_id, parent_run_id)
+                _complete(record, config, folder, manifest, weights)
             spec = JobSpec(
                 config, shards, folder, record.run_id, record.tracking_uri, num_workers, holder=secrets.token_hex(4)
             )
@@ -180,28 +181,21 @@ def _absolute(config: TrainConfig) -> TrainConfig:
     )
 
 
-def _begin(
-    config: TrainConfig,
-    folder: Path,
-    manifest: Manifest,
-    digest: str,
-    weights: dict[str, torch.Tensor] | None,
-    parent_run_id: str | None,
-) -> RunRecord:
-    """Returns the record of a new run, after its MLflow run, configuration and first weights are in place."""
-    record = begin_record(config, digest, parent_run_id)
+def _complete(
+    record: RunRecord, config: TrainConfig, folder: Path, manifest: Manifest, weights: dict[str, torch.Tensor] | None
+) -> None:
+    """Puts in place what a new run needs beside its MLflow run; the record comes last."""
     uri, run_id = record.tracking_uri, record.run_id
     try:
-        describe_run(uri, run_id, config, manifest, digest, code_version())
+        describe_run(uri, run_id, config, manifest, record.manifest_sha256, code_version())
         save_config(folder, config)
         if weights is not None:
             torch.save(weights, JobSpec(config, at(config.shards), folder, run_id, uri, num_workers=1).weights_file)
         record.save(folder)
-    except BaseException as error:
-        end_run(uri, run_id, "KILLED" if isinstance(error, Stopped) else "FAILED")
+    except Exception:
+        end_run(uri, run_id, "FAILED")
         raise
     logger.info("run started run=%s mlflow_run=%s tracking=%s", config.run, run_id, uri)
-    return record
 
 
 def _make_trainer(spec: JobSpec) -> TorchTrainer:

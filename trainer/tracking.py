@@ -32,6 +32,7 @@ from trainer.tables import balance_table, class_table, confusion_table
 logger = logging.getLogger(__name__)
 
 MAX_PARAM_CHARACTERS = 500
+FOLDER_TAG = "clipstream.folder"
 EndStatus = Literal["FINISHED", "FAILED", "KILLED"]
 Point = tuple[str, float, int, int]
 """Name, value, time in ms, global step."""
@@ -101,7 +102,11 @@ class RunLog:
 
 
 def open_run(
-    tracking_uri: str, config: TrainConfig, artifact_folder: Path | None, parent_run_id: str | None = None
+    tracking_uri: str,
+    config: TrainConfig,
+    artifact_folder: Path | None,
+    parent_run_id: str | None = None,
+    folder_id: str = "",
 ) -> str:
     """Creates a run and returns its id.
 
@@ -110,6 +115,7 @@ def open_run(
         config: Logged as the run's params.
         artifact_folder: Where a new experiment keeps its files; None leaves it to a tracking server.
         parent_run_id: The run below which MLflow shows this one.
+        folder_id: Of the run's folder; a tag, and there from the first moment on.
 
     Raises:
         UsageError: The store does not answer.
@@ -122,7 +128,7 @@ def open_run(
             experiment_id = client.create_experiment(config.experiment, artifact_location=location)
         else:
             experiment_id = experiment.experiment_id
-        tags = {MLFLOW_PARENT_RUN_ID: parent_run_id} if parent_run_id else None
+        tags = {FOLDER_TAG: folder_id} | ({MLFLOW_PARENT_RUN_ID: parent_run_id} if parent_run_id else {})
         run_id: str = client.create_run(experiment_id, run_name=config.run, tags=tags).info.run_id
         params = [
             Param(name, str(value)[:MAX_PARAM_CHARACTERS]) for name, value in flatten(config.model_dump()).items()
@@ -169,8 +175,8 @@ def end_run(tracking_uri: str, run_id: str, status: EndStatus) -> None:
         logger.warning("run not marked status=%s mlflow_run=%s reason=%s", status, run_id, error.message)
 
 
-def running_runs(tracking_uri: str, experiment: str) -> list[tuple[str, str]]:
-    """Returns the name and the id of each of an experiment's runs that is marked as running."""
+def running_runs(tracking_uri: str, experiment: str) -> list[tuple[str, str, str]]:
+    """Returns name, id and folder's id of each of an experiment's runs that is marked as running."""
     client = MlflowClient(tracking_uri=tracking_uri)
     try:
         found = client.get_experiment_by_name(experiment)
@@ -178,7 +184,7 @@ def running_runs(tracking_uri: str, experiment: str) -> list[tuple[str, str]]:
     except MlflowException as error:
         logger.warning("running runs not listed reason=%s", error.message)
         return []
-    return [(run.info.run_name, run.info.run_id) for run in runs]
+    return [(run.info.run_name, run.info.run_id, run.data.tags.get(FOLDER_TAG, "")) for run in runs]
 
 
 def reopen_run(tracking_uri: str, run_id: str) -> None:

@@ -12,6 +12,7 @@ import pytest
 from mlflow import MlflowClient
 
 from configs.train import TrainConfig
+from packer.manifest import read_manifest
 from tests.mlflow_server import Server
 from tests.registry import MLFLOW_WARNINGS, Brightness, contract, store_uri
 from trainer.metrics import PREDICTION, Evaluation
@@ -96,6 +97,19 @@ def test_a_server_that_is_down_for_a_while_costs_no_point_and_no_file(
         answering(server.uri),
     ):
         registry.champion()
+
+
+@pytest.mark.integration
+def test_a_server_that_dies_once_the_run_is_open_does_not_keep_it_from_training(
+    server: Server, packed: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.start()
+    log = RunLog(server.uri, open_run(server.uri, CONFIG, None))
+    server.stop()
+    log.description(CONFIG, read_manifest(packed), "0" * 64, "commit")
+    log.close(seconds=0.1)
+    files = "config.yaml,classes.json,data/class_balance.csv,code_version,dataset"
+    assert f"tracking lost num_points=0 files={files}\n" in caplog.text
 
 
 OPEN_AND_DIE = """

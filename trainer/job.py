@@ -42,12 +42,14 @@ from trainer.run import (
     save_config,
 )
 from trainer.spec import JobSpec
-from trainer.tracking import describe_run, end_run, reopen_run
+from trainer.tracking import RunLog, end_run, reopen_run
 from trainer.worker import train_worker
 
 logger = logging.getLogger(__name__)
 
 STOP_GRACE_SECONDS = 60.0
+DESCRIPTION_SECONDS = 10.0
+"""How long a start waits for a tracking server that has died since the run was opened."""
 EXIT_FAILED = 1
 EXIT_STOPPED = 130
 
@@ -187,11 +189,13 @@ def _complete(
     """Puts in place what a new run needs beside its MLflow run; the record comes last."""
     uri, run_id = record.tracking_uri, record.run_id
     try:
-        describe_run(uri, run_id, config, manifest, record.manifest_sha256, code_version())
+        log = RunLog(uri, run_id)
+        log.description(config, manifest, record.manifest_sha256, code_version())
         save_config(folder, config)
         if weights is not None:
             torch.save(weights, JobSpec(config, at(config.shards), folder, run_id, uri, num_workers=1).weights_file)
         record.save(folder)
+        log.close(DESCRIPTION_SECONDS)
     except Exception:
         end_run(uri, run_id, "FAILED")
         raise

@@ -6,6 +6,7 @@ see `trainer.delivery`.
 """
 
 import hashlib
+import json
 import logging
 import tempfile
 import time
@@ -81,6 +82,31 @@ class RunLog:
         data = content.encode() if isinstance(content, str) else content
         self._delivery.add_file(path, partial(self._upload, path, data))
 
+    def description(self, config: TrainConfig, manifest: Manifest, digest: str, code_version: str) -> None:
+        """Logs what the run is made of: effective config, classes, the data's digest and balance, the code's version.
+
+        Args:
+            config: Put there as YAML.
+            manifest: Of the pack.
+            digest: Of the manifest's file.
+            code_version: Git commit, or a digest of the sources.
+        """
+        self.artifact("config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+        self.artifact("classes.json", json.dumps({"class_names": list(manifest.class_names)}, indent=2))
+        self.artifact("data/class_balance.csv", balance_table(manifest))
+        set_version = partial(self._client.set_tag, self._run_id, "code_version", code_version)
+        self._delivery.add_file("code_version", set_version)
+        counts = {f"num_{split}": summary.num_samples for split, summary in manifest.splits.items()}
+        dataset = Dataset(
+            name=Path(config.shards).name,
+            digest=digest[:36],
+            source_type="clipstream",
+            source=yaml.safe_dump({"shards": config.shards, "manifest_sha256": digest}),
+            profile=yaml.safe_dump(counts | {"num_classes": len(manifest.class_names)}),
+        )
+        inputs = [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])]
+        self._delivery.add_file("dataset", partial(self._client.log_inputs, self._run_id, inputs))
+
     def _upload(self, path: str, content: bytes) -> None:
         folder, _, name = path.rpartition("/")
         with tempfile.TemporaryDirectory() as writing:
@@ -137,26 +163,6 @@ def open_run(
     except MlflowException as error:
         raise UsageError(f"the MLflow store at {tracking_uri} does not answer: {error.message}") from error
     return run_id
-
-
-def describe_run(
-    tracking_uri: str, run_id: str, config: TrainConfig, manifest: Manifest, digest: str, code_version: str
-) -> None:
-    """Logs what a run is made of: effective config, classes, the data's digest and balance, the code's version."""
-    client = MlflowClient(tracking_uri=tracking_uri)
-    client.log_text(run_id, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), "config.yaml")
-    client.log_dict(run_id, {"class_names": list(manifest.class_names)}, "classes.json")
-    client.log_text(run_id, balance_table(manifest), "data/class_balance.csv")
-    client.set_tag(run_id, "code_version", code_version)
-    counts = {f"num_{split}": summary.num_samples for split, summary in manifest.splits.items()}
-    dataset = Dataset(
-        name=Path(config.shards).name,
-        digest=digest[:36],
-        source_type="clipstream",
-        source=yaml.safe_dump({"shards": config.shards, "manifest_sha256": digest}),
-        profile=yaml.safe_dump(counts | {"num_classes": len(manifest.class_names)}),
-    )
-    client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
 
 
 def read_confusion(tracking_uri: str, run_id: str, split: str) -> NDArray[np.int64]:

@@ -208,7 +208,11 @@ def _make_trainer(spec: JobSpec) -> TorchTrainer:
         train_worker,  # type: ignore[arg-type]  # Ray's annotation denies the return value that its Result carries
         train_loop_config={"spec": spec},
         # Ray's annotations name its older ScalingConfig, RunConfig and Callback.
-        scaling_config=ScalingConfig(num_workers=spec.worker_range, use_gpu=use_gpu),  # type: ignore[arg-type]
+        scaling_config=ScalingConfig(
+            num_workers=spec.worker_range,  # type: ignore[arg-type]
+            use_gpu=use_gpu,
+            elastic_resize_monitor_interval_s=spec.config.resize_interval_seconds,  # type: ignore[call-arg]
+        ),
         run_config=RunConfig(  # type: ignore[call-arg]
             name="ray",
             storage_path=str(spec.run_folder),

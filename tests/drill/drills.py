@@ -6,6 +6,7 @@ import re
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -87,6 +88,15 @@ class Drills:
     def workers(self) -> list[psutil.Process]:
         """Returns the training workers that live."""
         return [process for process in self.project.alive() if "TrainWorker" in process.name()]
+
+    def let_step(self, run: str, worker: psutil.Process, pause_seconds: float = 2.0) -> None:
+        """Lets a worker that was suspended take a step or so, then suspends it for a while."""
+        before = self.progress(run)
+        with suppress(psutil.NoSuchProcess):
+            worker.resume()
+            until(lambda: self.progress(run) > before or not worker.is_running())
+            worker.suspend()
+            time.sleep(pause_seconds)
 
     def kill_driver(self, run: str) -> None:
         process = self.start(run)
@@ -208,6 +218,24 @@ def lose_node(drills: Drills) -> Row:
     return drills.row("node", "one of two nodes lost, gone on with one worker", done, seconds, same_world_size=False)
 
 
+def grow(drills: Drills) -> Row:
+    """One worker, then another node; Ray looks for new nodes every 20 s, so the worker is held back until it did."""
+    with ray_nodes(1) as nodes:
+        variables = {name: value for name, value in nodes.environment.items() if name.startswith("RAY_")}
+        options = ["--min-workers", "1", "--resize-interval-seconds", "1", "--shared-filesystem"]
+        process = drills.start("grow", *options, **variables)
+        (worker,) = drills.workers()
+        worker.suspend()
+        nodes.add(1)
+        joined = time.monotonic()
+        while drills.progress("grow")[0] == 1 and process.poll() is None:
+            drills.let_step("grow", worker)
+        drills.await_recovery("grow")
+        seconds = time.monotonic() - joined
+        done = ended(process)
+    return drills.row("grow", "a node joins, gone on with two workers", done, seconds, same_world_size=False)
+
+
 def break_checkpoint(drills: Drills) -> Row:
     drills.kill_driver("checkpoint")
     until(lambda: not drills.project.alive(), 120)  # its workers live a little longer, and write checkpoints
@@ -259,6 +287,7 @@ DRILLS: dict[str, Callable[[Drills], Row]] = {
     "takeover": take_over,
     "job": stop_job,
     "node": lose_node,
+    "grow": grow,
     "checkpoint": break_checkpoint,
     "storage": lose_storage,
     "tracking": stop_tracking,

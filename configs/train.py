@@ -136,6 +136,9 @@ class TrainConfig(Section):
     min_workers: int | None = Field(None, ge=1)
     """Fewest workers to train with: the run goes on with less than num_workers when machines leave, and takes them in
     again when they come, each time from the newest checkpoint. By default it waits for all of them."""
+    resize_interval_seconds: float = Field(60.0, gt=0)
+    """How often a run with min_workers looks whether there is room for more workers; Ray itself notices new machines
+    within 20 seconds."""
     threads_per_worker: int | None = Field(None, ge=1)
     """CPU threads of a training worker, by default the machine's cores shared between its workers."""
     loader_workers: int | None = Field(None, ge=0)

@@ -88,9 +88,12 @@ def whole_run(make_spec: "MakeSpec") -> "tuple[JobSpec, dict[str, Any]]":
     return spec, train_on_one_thread(spec)
 
 
-def system_program(name: str) -> str:
-    """Returns the path of a program; without it the test is skipped, or fails where CLIPSTREAM_REQUIRE_SYSTEM=1."""
-    path = shutil.which(name)
+def system_program(name: str, *folders: Path) -> str:
+    """Returns the path of a program, also looked for in some folders.
+
+    Without it the test is skipped, or fails where CLIPSTREAM_REQUIRE_SYSTEM=1.
+    """
+    path = shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", os.defpath), *map(str, folders)]))
     if path is None:
         message = f"the program {name} is not installed"
         if os.environ.get("CLIPSTREAM_REQUIRE_SYSTEM") == "1":

@@ -1,4 +1,4 @@
-"""A real `mlflow server` over SQLite, which tests stop and start."""
+"""A real `mlflow server`, which tests stop and start."""
 
 import os
 import signal
@@ -12,14 +12,15 @@ from tests.training import free_ports, until
 
 
 class Server:
-    """`mlflow server` over the store in a folder."""
+    """`mlflow server` over the SQLite store in a folder, with its files there too, or over another store."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, store: str | None = None, artifacts: list[str] | None = None) -> None:
         self.folder = folder
         (port,) = free_ports(1)
         self.uri = f"http://127.0.0.1:{port}"
         self._command = [sys.executable, "-m", "mlflow", "server", "--host=127.0.0.1", f"--port={port}", "--workers=1"]
-        self._command += [f"--backend-store-uri={store_uri(folder)}", f"--artifacts-destination={folder / 'artifacts'}"]
+        self._command += [f"--backend-store-uri={store or store_uri(folder)}"]
+        self._command += artifacts or [f"--artifacts-destination={folder / 'artifacts'}"]
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:

@@ -14,6 +14,7 @@ from trainer.augment import TrainView
 from trainer.index import SampleIndex
 from trainer.mixing import Mixing
 from trainer.schedule import Row, Schedule, Shuffle
+from trainer.sheet import batch_strips
 from trainer.stream import Batch, make_loader
 
 SHUFFLE = Shuffle(seed=1, block=8)
@@ -172,6 +173,22 @@ def test_targets_divide_the_weight_of_a_row(index: SampleIndex) -> None:
         assert other_labels is batch.other_labels
         assert own.tolist() == pytest.approx((batch.weights * batch.shares).tolist())
         assert (own + rest).tolist() == pytest.approx(batch.weights.tolist())
+
+
+def test_the_sheet_of_training_clips_says_what_was_mixed(index: SampleIndex) -> None:
+    mixed, plain = read(index, 5)[1][0], read(index, 5, mixing=None)[1][0]
+    names = "ab"
+    assert mixed.shares is not None
+    assert mixed.other_labels is not None
+    wanted = [
+        f"{names[label]} {share:.0%} + {names[other]} {1 - share:.0%}" if share < 1 else names[label]
+        for label, other, share in zip(
+            mixed.labels.tolist(), mixed.other_labels.tolist(), mixed.shares.tolist(), strict=True
+        )
+    ]
+    assert any("+" in title for title in wanted)
+    assert [strip.title for strip in batch_strips(mixed, names)] == wanted
+    assert [strip.title for strip in batch_strips(plain, names)] == [names[label] for label in plain.labels.tolist()]
 
 
 def test_an_unreadable_partner_leaves_a_clip_as_it_is(packed: Path, tmp_path: Path) -> None:

@@ -165,8 +165,10 @@ def test_one_process_holds_a_run_until_it_ends(tmp_path: Path) -> None:
         other.kill()
     with locked(folder), pytest.raises(UsageError, match="by another process"), locked(folder):
         pass
-    with locked(folder):
+    with locked(folder) as folder_id:
         pass
+    with locked(folder) as same, locked(tmp_path / "runs" / "two") as other:
+        assert same == folder_id != other
 
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:

@@ -1,7 +1,10 @@
 """A run in a real MLflow store: whole curves and true marks, whatever the server or the process goes through."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+import signal
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +12,12 @@ import pytest
 from mlflow import MlflowClient
 
 from configs.train import TrainConfig
+from packer.manifest import read_manifest
 from tests.mlflow_server import Server
 from tests.registry import MLFLOW_WARNINGS, Brightness, contract, store_uri
 from trainer.metrics import PREDICTION, Evaluation
 from trainer.registry import Registry, RegistryError, answering
-from trainer.run import RunRecord, end_abandoned, locked
+from trainer.run import begin_record, end_abandoned, locked
 from trainer.tracking import RunLog, end_run, open_run
 
 pytestmark = MLFLOW_WARNINGS
@@ -95,33 +99,61 @@ def test_a_server_that_is_down_for_a_while_costs_no_point_and_no_file(
         registry.champion()
 
 
-@pytest.fixture
-def begun(tmp_path: Path) -> Callable[[str], str]:
-    """Begins a run of a name in the folder `runs`, with a record, and returns its id."""
+@pytest.mark.integration
+def test_a_server_that_dies_once_the_run_is_open_does_not_keep_it_from_training(
+    server: Server, packed: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.start()
+    log = RunLog(server.uri, open_run(server.uri, CONFIG, None))
+    server.stop()
+    log.description(CONFIG, read_manifest(packed), "0" * 64, "commit")
+    log.close(seconds=0.1)
+    files = "config.yaml,classes.json,data/class_balance.csv,code_version,dataset"
+    assert f"tracking lost num_points=0 files={files}\n" in caplog.text
 
-    def begin(name: str) -> str:
-        run_id = open_run(store_uri(tmp_path), CONFIG.model_copy(update={"run": name}), tmp_path / "artifacts")
-        folder = tmp_path / "runs" / name
-        folder.mkdir(parents=True)
-        RunRecord(run_id=run_id, tracking_uri="", manifest_sha256="", bound={}).save(folder)
-        return run_id
 
-    return begin
+OPEN_AND_DIE = """
+import os, signal, sys
+from pathlib import Path
+from configs.train import TrainConfig
+from trainer.run import begin_record, locked
+
+with locked(Path(sys.argv[1]) / "killed") as folder_id:
+    begin_record(TrainConfig(run="killed"), "", folder_id)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
 
 
-def test_runs_that_nobody_holds_are_marked_as_killed(tmp_path: Path, begun: Callable[[str], str]) -> None:
-    uri = store_uri(tmp_path)
-    ids = {name: begun(name) for name in ("abandoned", "held", "finished", "of another folder")}
+def test_runs_that_nobody_trains_are_marked_as_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLIPSTREAM_HOME", str(tmp_path))
+    uri, runs = store_uri(tmp_path), tmp_path / "runs"
+
+    def begun(name: str, folder: Path) -> str:
+        with locked(folder) as folder_id:
+            return begin_record(CONFIG.model_copy(update={"run": name}), "", folder_id).run_id
+
+    names = ("mine", "abandoned", "held", "finished")
+    ids = {name: begun(name, runs / name) for name in names}
+    ids["another's of the same name"] = begun("abandoned", tmp_path / "elsewhere" / "abandoned")
+    ids["without a folder"] = begun("absent", tmp_path / "elsewhere" / "absent")
+    ids["mine, given up before"] = begun("mine", runs / "mine")
     end_run(uri, ids["finished"], "FINISHED")
-    (tmp_path / "runs" / "of another folder").rename(tmp_path / "elsewhere")
-    ids["unknown"] = open_run(uri, CONFIG.model_copy(update={"run": "abandoned"}), None)  # its record is another's
-    with locked(tmp_path / "runs" / "held"):
-        end_abandoned(tmp_path / "runs", uri, CONFIG.experiment)
+    for _ in range(2):  # before there is a record; the same command then opens a run of its own
+        died = subprocess.run([sys.executable, "-W", "ignore", "-c", OPEN_AND_DIE, str(runs)], check=False)
+        assert died.returncode == -signal.SIGKILL
+    with locked(runs / "held"), locked(runs / "mine"):
+        end_abandoned(runs / "mine", uri, CONFIG.experiment)
     client = MlflowClient(tracking_uri=uri)
+    experiment = client.get_experiment_by_name(CONFIG.experiment)
+    killed = client.search_runs([experiment.experiment_id], "attributes.run_name = 'killed'")
+    assert [run.info.status for run in killed] == ["KILLED", "KILLED"]
     assert {name: client.get_run(run_id).info.status for name, run_id in ids.items()} == {
+        "mine": "KILLED",
+        "mine, given up before": "KILLED",
         "abandoned": "KILLED",
         "held": "RUNNING",
         "finished": "FINISHED",
-        "of another folder": "RUNNING",
-        "unknown": "RUNNING",
+        "another's of the same name": "RUNNING",
+        "without a folder": "RUNNING",
     }
+    assert not (runs / "absent").exists()

@@ -3,6 +3,10 @@
 A checkpoint is a folder `step-<global step>` with `state.pt` and `COMPLETE.json`, which lists the file's size and
 sha256. It counts only where both match, so a kill, a full disk or a torn copy at any moment leaves the one before it as
 the newest. Only tensors and plain values are stored: `torch.load(weights_only=True)` reads them.
+
+Workers whose driver was killed live on for seconds, beside those of the same run started again. So each driver holds
+the checkpoints by a folder of its own among them, and every change is one rename into it or out of it: a driver that
+takes the folders of others away ends their changes at that moment, whatever they were doing.
 """
 
 import hashlib
@@ -25,18 +29,47 @@ logger = logging.getLogger(__name__)
 
 STATE_FILE = "state.pt"
 COMPLETE_FILE = "COMPLETE.json"
-WRITING = ".writing"
+HOLD = ".writing"
 NUM_KEPT = 2
 RETRY_SECONDS = 5.0
 
 State = dict[str, Any]
 
 
-class CheckpointStore:
-    """The checkpoints of one run, in `<folder>/step-<global step>`."""
+class SupersededError(RuntimeError):
+    """Another holder has taken the checkpoints over."""
 
-    def __init__(self, folder: Path) -> None:
+    def __str__(self) -> str:
+        """Returns the sentence that a user reads."""
+        return "another command has taken the run over and trains it now"
+
+
+class CheckpointStore:
+    """The checkpoints of one run, in `<folder>/step-<global step>`.
+
+    Args:
+        folder: Holds them.
+        holder: Name of the driver on whose behalf they are changed, different for each start of the command.
+    """
+
+    def __init__(self, folder: Path, holder: str = "") -> None:
         self.folder = folder
+        self._hold = folder / f"{HOLD}{holder}"
+
+    def take(self) -> None:
+        """Makes this holder the only one that can change the checkpoints.
+
+        Raises:
+            OSError: The storage refused.
+        """
+        self._hold.mkdir(parents=True, exist_ok=True)
+        for other in self._other_holds():
+            other.rename(self._hold / other.name)
+            shutil.rmtree(self._hold / other.name, ignore_errors=True)  # its process may be writing into it
+
+    def is_superseded(self) -> bool:
+        """Tells whether another holder took the checkpoints over; a storage that fails does not say so."""
+        return not os.path.exists(self._hold) and bool(self._other_holds())  # noqa: PTH110  # it raises nothing
 
     def save(self, state: State, global_step: int, best_step: int | None) -> Path:
         """Writes a checkpoint and returns its folder; then deletes all but the newest two and the best.
@@ -48,11 +81,11 @@ class CheckpointStore:
 
         Raises:
             OSError: The storage refused; the checkpoints before this one are untouched.
+            SupersededError: Another holder took the checkpoints over.
         """
         target = self.folder / _name(global_step)
-        writing = self.folder / WRITING
-        shutil.rmtree(writing, ignore_errors=True)
-        writing.mkdir(parents=True)
+        writing = self._clear_hold() / "new"
+        writing.mkdir()
         with (writing / STATE_FILE).open("wb") as file:
             try:
                 torch.save(state, file)
@@ -66,7 +99,7 @@ class CheckpointStore:
             file.flush()
             os.fsync(file.fileno())
         if target.exists():  # the same step again, after a restart from an earlier checkpoint
-            shutil.rmtree(target)
+            self._delete(target)
         writing.rename(target)
         sync_folder(self.folder)
         self._delete_old(global_step, best_step)
@@ -131,7 +164,28 @@ class CheckpointStore:
         kept = [step for step in self.steps() if step <= newest_step][:NUM_KEPT]
         for step in self.steps():
             if step not in kept and step != best_step:
-                shutil.rmtree(self.folder / _name(step))
+                self._delete(self.folder / _name(step))
+
+    def _delete(self, path: Path) -> None:
+        aside = self._hold / path.name
+        path.rename(aside)
+        shutil.rmtree(aside)
+
+    def _clear_hold(self) -> Path:
+        """Returns the holder's folder without what a kill left there; makes it where the storage was emptied."""
+        if not self._hold.exists():
+            if self._other_holds():
+                raise SupersededError
+            self._hold.mkdir(parents=True)
+        for left in self._hold.iterdir():
+            shutil.rmtree(left)
+        return self._hold
+
+    def _other_holds(self) -> list[Path]:
+        try:
+            return [path for path in self.folder.iterdir() if path.name.startswith(HOLD) and path != self._hold]
+        except OSError:
+            return []
 
 
 def write_together(ranks: Ranks, writes: Sequence[Callable[[], object] | None], num_tries: int) -> bool:
@@ -141,6 +195,9 @@ def write_together(ranks: Ranks, writes: Sequence[Callable[[], object] | None], 
         ranks: The processes that write; all wait where one of them fails.
         writes: Done in this order, each only after all ranks did the one before; None where a rank has none to do.
         num_tries: How often to begin anew, every `RETRY_SECONDS`.
+
+    Raises:
+        SupersededError: Another holder took the checkpoints over; on every rank.
     """
     for num_left in reversed(range(num_tries)):
         if all(_write(ranks, write) for write in writes):
@@ -151,14 +208,19 @@ def write_together(ranks: Ranks, writes: Sequence[Callable[[], object] | None], 
 
 
 def _write(ranks: Ranks, write: Callable[[], object] | None) -> bool:
-    failed = False
+    failed = superseded = False
     try:
         if write:
             write()
     except OSError as error:
         logger.warning("checkpoint not written, tried again later reason=%s", error)
         failed = True
-    return not ranks.sum([float(failed)])[0]
+    except SupersededError:
+        superseded = True
+    num_failed, num_superseded = ranks.sum([float(failed), float(superseded)])
+    if num_superseded:
+        raise SupersededError
+    return not num_failed
 
 
 def judged_weights(state: State) -> dict[str, torch.Tensor]:

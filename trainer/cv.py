@@ -39,12 +39,12 @@ def cross_validate(config: CvConfig) -> int:
     folds = _folds(config)
     digest = _check(folds)
     folder = Path(config.runs) / str(config.run)
-    with locked(folder):
+    with locked(folder) as folder_id:
         record = find_record(folder, config, digest)
         if record:
             reopen_run(record.tracking_uri, record.run_id)
         else:
-            record = begin_record(config, digest)
+            record = begin_record(config, digest, folder_id)
             record.save(folder)
         try:
             code = _train(folds, record)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from packer.manifest import SAMPLES, ManifestError, ShardSummary, read_manifest, read_samples
 from packer.storage import Location, RemotePath
 from trainer.cache import CachedReader, ShardCache
+from trainer.mapped import mapped
 
 TAR_BLOCK_BYTES = 512
 MAX_OPEN_SHARDS = 64
@@ -81,7 +82,10 @@ class RemoteReader:
 
 @dataclass(frozen=True)
 class SampleIndex:
-    """Where the samples of one split lie; arrays of one entry per sample, in shard order, then tar order."""
+    """Where the samples of one split lie; arrays of one entry per sample, in shard order, then tar order.
+
+    A process shares them with its loader processes: 28 bytes a sample once, not once for each of them.
+    """
 
     folder: Location
     shards: tuple[str, ...]
@@ -121,10 +125,10 @@ class SampleIndex:
             shards=tuple(shard.name for shard in shards),
             shard_sizes=sizes,
             # By the manifest, whose shards the rows follow: a name for each of 100 million rows takes gigabytes.
-            shard_of=np.repeat(np.arange(len(sizes), dtype=np.int32), sizes),
-            offsets=table["offset"].to_numpy(),
-            num_bytes=table["num_bytes"].to_numpy(),
-            labels=table["class_index"].to_numpy().astype(np.int64),
+            shard_of=mapped(np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)),
+            offsets=mapped(table["offset"].to_numpy()),
+            num_bytes=mapped(table["num_bytes"].to_numpy()),
+            labels=mapped(table["class_index"].to_numpy().astype(np.int64)),
             num_frames=manifest.clip.num_frames,
             cache=cache,
             summaries=shards if cache else (),

@@ -6,6 +6,7 @@ The workers are then asked to write one more checkpoint; if there is no time for
 
 import logging
 import os
+import secrets
 import signal
 import threading
 from dataclasses import dataclass, field
@@ -41,12 +42,14 @@ from trainer.run import (
     save_config,
 )
 from trainer.spec import JobSpec
-from trainer.tracking import describe_run, end_run, reopen_run
+from trainer.tracking import RunLog, end_run, reopen_run
 from trainer.worker import train_worker, worker_settings
 
 logger = logging.getLogger(__name__)
 
 STOP_GRACE_SECONDS = 60.0
+DESCRIPTION_SECONDS = 10.0
+"""How long a start waits for a tracking server that has died since the run was opened."""
 EXIT_FAILED = 1
 EXIT_STOPPED = 130
 
@@ -96,7 +99,7 @@ def train(config: TrainConfig, parent_run_id: str | None = None) -> int:
     manifest = read_manifest(shards)
     digest = manifest_sha256(shards)
     refuse(model_problems(config, manifest, folder))
-    with locked(folder):
+    with locked(folder) as folder_id:
         record = find_record(folder, config, digest)
         uri = record.tracking_uri if record else tracking_uri()
         refuse(tracking_problems(uri))
@@ -105,13 +108,17 @@ def train(config: TrainConfig, parent_run_id: str | None = None) -> int:
             num_workers = start_ray(config)
             check_cluster(JobSpec(config, shards, folder, "", uri, num_workers), manifest)
             _catch_stop_signals()
+            end_abandoned(folder, uri, config.experiment)
             if record:
                 reopen_run(record.tracking_uri, record.run_id)
                 logger.info("run resumed run=%s mlflow_run=%s", config.run, record.run_id)
             else:
-                record = _begin(config, folder, manifest, digest, weights, parent_run_id)
-            end_abandoned(folder.parent, record.tracking_uri, config.experiment)
-            spec = JobSpec(config, shards, folder, record.run_id, record.tracking_uri, num_workers)
+                record = begin_record(config, digest, folder_id, parent_run_id)
+                _complete(record, config, folder, manifest, weights)
+            spec = JobSpec(
+                config, shards, folder, record.run_id, record.tracking_uri, num_workers, holder=secrets.token_hex(4)
+            )
+            spec.checkpoints.take()
             spec.stop_file.unlink(missing_ok=True)
             return _train_and_register(spec, record, manifest)
         except Stopped:
@@ -158,7 +165,8 @@ def _train_and_register(spec: JobSpec, record: RunRecord, manifest: Manifest) ->
 
 
 def _fail(spec: JobSpec, reason: str) -> int:
-    end_run(spec.tracking_uri, spec.run_id, "FAILED")
+    if not spec.checkpoints.is_superseded():  # else it is the other command's to say how the run ends
+        end_run(spec.tracking_uri, spec.run_id, "FAILED")
     logger.error("run failed run=%s reason=%s", spec.config.run, reason)
     return EXIT_FAILED
 
@@ -175,28 +183,23 @@ def _absolute(config: TrainConfig) -> TrainConfig:
     )
 
 
-def _begin(
-    config: TrainConfig,
-    folder: Path,
-    manifest: Manifest,
-    digest: str,
-    weights: dict[str, torch.Tensor] | None,
-    parent_run_id: str | None,
-) -> RunRecord:
-    """Returns the record of a new run, after its MLflow run, configuration and first weights are in place."""
-    record = begin_record(config, digest, parent_run_id)
+def _complete(
+    record: RunRecord, config: TrainConfig, folder: Path, manifest: Manifest, weights: dict[str, torch.Tensor] | None
+) -> None:
+    """Puts in place what a new run needs beside its MLflow run; the record comes last."""
     uri, run_id = record.tracking_uri, record.run_id
     try:
-        describe_run(uri, run_id, config, manifest, digest, code_version())
+        log = RunLog(uri, run_id)
+        log.description(config, manifest, record.manifest_sha256, code_version())
         save_config(folder, config)
         if weights is not None:
             torch.save(weights, JobSpec(config, at(config.shards), folder, run_id, uri, num_workers=1).weights_file)
         record.save(folder)
-    except BaseException as error:
-        end_run(uri, run_id, "KILLED" if isinstance(error, Stopped) else "FAILED")
+        log.close(DESCRIPTION_SECONDS)
+    except Exception:
+        end_run(uri, run_id, "FAILED")
         raise
     logger.info("run started run=%s mlflow_run=%s tracking=%s", config.run, run_id, uri)
-    return record
 
 
 def _make_trainer(spec: JobSpec) -> TorchTrainer:
@@ -205,7 +208,11 @@ def _make_trainer(spec: JobSpec) -> TorchTrainer:
         train_worker,  # type: ignore[arg-type]  # Ray's annotation denies the return value that its Result carries
         train_loop_config=worker_settings(spec),
         # Ray's annotations name its older ScalingConfig, RunConfig and Callback.
-        scaling_config=ScalingConfig(num_workers=spec.worker_range, use_gpu=use_gpu),  # type: ignore[arg-type]
+        scaling_config=ScalingConfig(
+            num_workers=spec.worker_range,  # type: ignore[arg-type]
+            use_gpu=use_gpu,
+            elastic_resize_monitor_interval_s=spec.config.resize_interval_seconds,  # type: ignore[call-arg]
+        ),
         run_config=RunConfig(  # type: ignore[call-arg]
             name="ray",
             storage_path=str(spec.run_folder),

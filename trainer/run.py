@@ -7,7 +7,7 @@ import secrets
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import yaml
@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 RECORD_FILE = "run.json"
 CONFIG_FILE = "config.yaml"
 LOCK_FILE = ".lock"
+FOLDER_ID_BYTES = 32
 # What a run's checkpoints, order and gradients depend on: a resumed run must not change it.
 BOUND_FIELDS = (
     "global_batch",
@@ -86,14 +87,23 @@ def bound_fields(config: TrainConfig) -> dict[str, object]:
     return {name: value for name, value in fields if {name, name.partition(".")[0]} & set(BOUND_FIELDS)}
 
 
-def begin_record(config: TrainConfig, manifest_sha256: str, parent_run_id: str | None = None) -> RunRecord:
+def begin_record(
+    config: TrainConfig, manifest_sha256: str, folder_id: str, parent_run_id: str | None = None
+) -> RunRecord:
     """Returns the record of a new run, after its MLflow run is opened.
+
+    Args:
+        config: What is trained.
+        manifest_sha256: Digest of the data.
+        folder_id: What `locked` gave for the run's folder.
+        parent_run_id: The MLflow run of the cross-validation that the run is part of.
 
     Raises:
         UsageError: The MLflow store does not answer.
     """
     uri = tracking_uri()
-    run_id = open_run(uri, config, resolve("mlruns") if uri.startswith("sqlite:") else None, parent_run_id)
+    artifacts = resolve("mlruns") if uri.startswith("sqlite:") else None
+    run_id = open_run(uri, config, artifacts, parent_run_id, folder_id)
     bound = bound_fields(config)
     return RunRecord(
         run_id=run_id, tracking_uri=uri, manifest_sha256=manifest_sha256, bound=bound, parent_run_id=parent_run_id
@@ -141,8 +151,12 @@ def save_config(folder: Path, config: TrainConfig) -> None:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[str]:
     """Holds a run's folder for this process; a killed process lets go of it.
+
+    Yields:
+        The folder's id, which its first holder drew: by it the folder's MLflow runs are known, also those that no
+        record names, since their driver was killed between opening the run and writing the record.
 
     Raises:
         UsageError: Another process trains this run, or the folder cannot be written.
@@ -154,7 +168,12 @@ def locked(folder: Path) -> Iterator[None]:
         raise UsageError(f"{folder} cannot be written ({error.strerror}): give --runs another folder") from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
+        folder_id = os.pread(descriptor, FOLDER_ID_BYTES, 0)
+        if len(folder_id) < FOLDER_ID_BYTES:
+            folder_id = secrets.token_hex(FOLDER_ID_BYTES // 2).encode()
+            os.pwrite(descriptor, folder_id, 0)
+            os.fsync(descriptor)
+        yield folder_id.decode()
     except BlockingIOError as error:
         raise UsageError(
             f"run {folder.name} is being trained by another process: wait, or give another --run"
@@ -163,22 +182,27 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def end_abandoned(runs: Path, tracking_uri: str, experiment: str) -> None:
-    """Marks as KILLED the runs of a folder that are still marked as running though no process holds them.
+def end_abandoned(held: Path, tracking_uri: str, experiment: str) -> None:
+    """Marks as KILLED the runs of a folder that are still marked as running though no process trains them.
 
     A driver that was killed by SIGKILL, or whose machine went away, could not do it.
+
+    Args:
+        held: Folder of the run that this process holds and does not train yet; those beside it are looked at too.
+        tracking_uri: MLflow's store.
+        experiment: Where the runs are.
     """
-    for name, run_id in running_runs(tracking_uri, experiment):
-        folder = runs / name
+    for name, run_id, folder_id in running_runs(tracking_uri, experiment):
+        folder = held.parent / name
         try:
-            # The record shows that the run is one of this very folder, not of another machine's of the same path.
-            if RunRecord.model_validate_json((folder / RECORD_FILE).read_bytes()).run_id == run_id:
-                with locked(folder):
+            # The id shows that the run is one of this very folder, not of another machine's of the same path.
+            if folder_id and (folder / LOCK_FILE).read_text() == folder_id:
+                with nullcontext() if folder == held else locked(folder):
                     end_run(tracking_uri, run_id, "KILLED")
                 logger.warning(
                     "run marked as killed run=%s mlflow_run=%s: its process ended without a word", name, run_id
                 )
-        except (OSError, ValidationError, UsageError):
+        except (OSError, UsageError):
             continue  # no run of this folder, or one that is being trained
 
 

@@ -53,13 +53,24 @@ def draw_sheet(head: str, strips: Sequence[Strip]) -> bytes:
 
 def draw_batch(batch: Batch, class_names: Sequence[str]) -> bytes:
     """Returns the PNG of a sheet of a batch's first clips, as they go into the model."""
+    return draw_sheet("Training clips as the model sees them", batch_strips(batch, class_names))
+
+
+def batch_strips(batch: Batch, class_names: Sequence[str]) -> list[Strip]:
+    """Returns a batch's first clips, each with its class, or with both and their shares where it was mixed of two."""
     real = [place for place, weight in enumerate(batch.weights.tolist()) if weight > 0][:TRAIN_CLIPS_SHOWN]
     clips_BTHWC = batch.clips[real].permute(0, 1, 3, 4, 2).numpy()
-    strips = [
-        Strip(class_names[int(batch.labels[place])], f"sample {batch.rows[place].index} of the train split", clip)
+    return [
+        Strip(_classes(batch, place, class_names), f"sample {batch.rows[place].index} of the train split", clip)
         for place, clip in zip(real, clips_BTHWC, strict=True)
     ]
-    return draw_sheet("Training clips as the model sees them", strips)
+
+
+def _classes(batch: Batch, place: int, class_names: Sequence[str]) -> str:
+    own = class_names[int(batch.labels[place])]
+    if batch.other_labels is None or batch.shares is None or (share := float(batch.shares[place])) == 1:
+        return own
+    return f"{own} {share:.0%} + {class_names[int(batch.other_labels[place])]} {1 - share:.0%}"
 
 
 def _shown(num_frames: int) -> list[int]:

@@ -43,6 +43,8 @@ class JobSpec:
     tracking_uri: str
     num_workers: int
     """Training workers, the most that there may be in an elastic run."""
+    holder: str = ""
+    """Name of this start of the command, by which its workers hold the run's checkpoints."""
 
     @property
     def worker_range(self) -> int | tuple[int, int]:
@@ -53,7 +55,7 @@ class JobSpec:
     @property
     def checkpoints(self) -> CheckpointStore:
         """The run's checkpoints."""
-        return CheckpointStore(self.run_folder / "checkpoints")
+        return CheckpointStore(self.run_folder / "checkpoints", self.holder)
 
     @property
     def audit_folder(self) -> Path:

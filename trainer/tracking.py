@@ -6,6 +6,7 @@ see `trainer.delivery`.
 """
 
 import hashlib
+import json
 import logging
 import tempfile
 import time
@@ -32,6 +33,7 @@ from trainer.tables import balance_table, class_table, confusion_table
 logger = logging.getLogger(__name__)
 
 MAX_PARAM_CHARACTERS = 500
+FOLDER_TAG = "clipstream.folder"
 EndStatus = Literal["FINISHED", "FAILED", "KILLED"]
 Point = tuple[str, float, int, int]
 """Name, value, time in ms, global step."""
@@ -80,6 +82,31 @@ class RunLog:
         data = content.encode() if isinstance(content, str) else content
         self._delivery.add_file(path, partial(self._upload, path, data))
 
+    def description(self, config: TrainConfig, manifest: Manifest, digest: str, code_version: str) -> None:
+        """Logs what the run is made of: effective config, classes, the data's digest and balance, the code's version.
+
+        Args:
+            config: Put there as YAML.
+            manifest: Of the pack.
+            digest: Of the manifest's file.
+            code_version: Git commit, or a digest of the sources.
+        """
+        self.artifact("config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+        self.artifact("classes.json", json.dumps({"class_names": list(manifest.class_names)}, indent=2))
+        self.artifact("data/class_balance.csv", balance_table(manifest))
+        set_version = partial(self._client.set_tag, self._run_id, "code_version", code_version)
+        self._delivery.add_file("code_version", set_version)
+        counts = {f"num_{split}": summary.num_samples for split, summary in manifest.splits.items()}
+        dataset = Dataset(
+            name=Path(config.shards).name,
+            digest=digest[:36],
+            source_type="clipstream",
+            source=yaml.safe_dump({"shards": config.shards, "manifest_sha256": digest}),
+            profile=yaml.safe_dump(counts | {"num_classes": len(manifest.class_names)}),
+        )
+        inputs = [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])]
+        self._delivery.add_file("dataset", partial(self._client.log_inputs, self._run_id, inputs))
+
     def _upload(self, path: str, content: bytes) -> None:
         folder, _, name = path.rpartition("/")
         with tempfile.TemporaryDirectory() as writing:
@@ -101,7 +128,11 @@ class RunLog:
 
 
 def open_run(
-    tracking_uri: str, config: TrainConfig, artifact_folder: Path | None, parent_run_id: str | None = None
+    tracking_uri: str,
+    config: TrainConfig,
+    artifact_folder: Path | None,
+    parent_run_id: str | None = None,
+    folder_id: str = "",
 ) -> str:
     """Creates a run and returns its id.
 
@@ -110,6 +141,7 @@ def open_run(
         config: Logged as the run's params.
         artifact_folder: Where a new experiment keeps its files; None leaves it to a tracking server.
         parent_run_id: The run below which MLflow shows this one.
+        folder_id: Of the run's folder; a tag, and there from the first moment on.
 
     Raises:
         UsageError: The store does not answer.
@@ -122,7 +154,7 @@ def open_run(
             experiment_id = client.create_experiment(config.experiment, artifact_location=location)
         else:
             experiment_id = experiment.experiment_id
-        tags = {MLFLOW_PARENT_RUN_ID: parent_run_id} if parent_run_id else None
+        tags = {FOLDER_TAG: folder_id} | ({MLFLOW_PARENT_RUN_ID: parent_run_id} if parent_run_id else {})
         run_id: str = client.create_run(experiment_id, run_name=config.run, tags=tags).info.run_id
         params = [
             Param(name, str(value)[:MAX_PARAM_CHARACTERS]) for name, value in flatten(config.model_dump()).items()
@@ -131,26 +163,6 @@ def open_run(
     except MlflowException as error:
         raise UsageError(f"the MLflow store at {tracking_uri} does not answer: {error.message}") from error
     return run_id
-
-
-def describe_run(
-    tracking_uri: str, run_id: str, config: TrainConfig, manifest: Manifest, digest: str, code_version: str
-) -> None:
-    """Logs what a run is made of: effective config, classes, the data's digest and balance, the code's version."""
-    client = MlflowClient(tracking_uri=tracking_uri)
-    client.log_text(run_id, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), "config.yaml")
-    client.log_dict(run_id, {"class_names": list(manifest.class_names)}, "classes.json")
-    client.log_text(run_id, balance_table(manifest), "data/class_balance.csv")
-    client.set_tag(run_id, "code_version", code_version)
-    counts = {f"num_{split}": summary.num_samples for split, summary in manifest.splits.items()}
-    dataset = Dataset(
-        name=Path(config.shards).name,
-        digest=digest[:36],
-        source_type="clipstream",
-        source=yaml.safe_dump({"shards": config.shards, "manifest_sha256": digest}),
-        profile=yaml.safe_dump(counts | {"num_classes": len(manifest.class_names)}),
-    )
-    client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
 
 
 def read_confusion(tracking_uri: str, run_id: str, split: str) -> NDArray[np.int64]:
@@ -169,8 +181,8 @@ def end_run(tracking_uri: str, run_id: str, status: EndStatus) -> None:
         logger.warning("run not marked status=%s mlflow_run=%s reason=%s", status, run_id, error.message)
 
 
-def running_runs(tracking_uri: str, experiment: str) -> list[tuple[str, str]]:
-    """Returns the name and the id of each of an experiment's runs that is marked as running."""
+def running_runs(tracking_uri: str, experiment: str) -> list[tuple[str, str, str]]:
+    """Returns name, id and folder's id of each of an experiment's runs that is marked as running."""
     client = MlflowClient(tracking_uri=tracking_uri)
     try:
         found = client.get_experiment_by_name(experiment)
@@ -178,7 +190,7 @@ def running_runs(tracking_uri: str, experiment: str) -> list[tuple[str, str]]:
     except MlflowException as error:
         logger.warning("running runs not listed reason=%s", error.message)
         return []
-    return [(run.info.run_name, run.info.run_id) for run in runs]
+    return [(run.info.run_name, run.info.run_id, run.data.tags.get(FOLDER_TAG, "")) for run in runs]
 
 
 def reopen_run(tracking_uri: str, run_id: str) -> None:

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from packer.manifest import read_manifest
 from trainer.audit import AuditWriter, next_attempt
 from trainer.averaging import AveragedModel
-from trainer.checkpoint import State, judged_weights, write_together
+from trainer.checkpoint import State, SupersededError, judged_weights, write_together
 from trainer.curves import Curves, say
 from trainer.loop import Ranks, distribute, evaluate, learning_rate, share_buffers
 from trainer.machine import Machine
@@ -79,7 +79,8 @@ class Training:
             "evaluations": {split: Evaluation}}`.
 
         Raises:
-            TrainingError: The gradient is not finite, or too many samples cannot be read.
+            TrainingError: The gradient is not finite, too many samples cannot be read, or another command has taken
+                the run over.
         """
         if self.log:
             self.log.artifact("environment.yaml", self.machine.describe(self.ranks.world_size))
@@ -88,6 +89,9 @@ class Training:
             stopped = self._train()
             test = {} if stopped else self._test()
             patience_seconds = CLOSE_SECONDS if stopped else LAST_CLOSE_SECONDS
+        except SupersededError as error:
+            patience_seconds = 0.0  # the other command's workers take these steps again, and log them
+            raise TrainingError(str(error)) from error
         except FloatingPointError as error:
             raise TrainingError(str(error)) from error
         finally:
@@ -152,8 +156,11 @@ class Training:
         leads = self.ranks.rank == 0
         due = time.monotonic() - self.last_saved_seconds > self.config.checkpoint_interval_seconds
         stop = leads and os.path.exists(self.spec.stop_file)  # noqa: PTH110  # a storage that fails is no stop
+        superseded = leads and self.spec.checkpoints.is_superseded()
         mass = self.learner.mass(batch)
-        totals = self.ranks.sum([mass, len(batch.errors), float(leads and due), float(stop)])
+        totals = self.ranks.sum([mass, len(batch.errors), float(leads and due), float(stop), float(superseded)])
+        if totals[4]:
+            raise SupersededError
         return totals[0], int(totals[1]), totals[2] > 0, totals[3] > 0
 
     def _check_bad(self, num_bad: int, position: int) -> None:

@@ -4,16 +4,19 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from configs.pack import PackRecipe
 from packer.manifest import Manifest, ShardSummary, SplitSummary, write_manifest
 from tests.videos import write_numbered_video
+from trainer.index import SampleIndex
 
 NUM_FEW, NUM_MANY, NUM_CATALOG = 200, 5_000, 1_000_000
 NUM_CLASSES = 100
@@ -54,14 +57,24 @@ for step in steps:
 print(first, (time.monotonic() - started - first) / len(steps))
 """
 READ_INDEX = """
-import pickle, sys, time
+import multiprocessing, sys, time
 from pathlib import Path
+from tests.bench.scale import say_memory
 from trainer.index import SampleIndex
 
 started = time.monotonic()
 index = SampleIndex.open(Path(sys.argv[1]), "train")
 opened = time.monotonic() - started
-print(opened, len(pickle.dumps(index, 5)))
+context = multiprocessing.get_context("forkserver")
+context.set_forkserver_preload(["trainer.stream"])
+taken = []
+for handed in (None, None, index):
+    receiver, sender = context.Pipe(duplex=False)
+    started = time.monotonic()
+    context.Process(target=say_memory, args=(sender, handed)).start()
+    taken.append((receiver.recv(), time.monotonic() - started))
+(_, (alone, start), (with_index, start_with_index)) = taken
+print(opened, with_index - alone, start_with_index - start)
 """
 
 
@@ -73,7 +86,8 @@ class TrainScaleRow:
     step_seconds: float
     order_peak_mib: float
     index_seconds: float
-    index_bytes: int
+    handed_bytes: int
+    handed_seconds: float
     index_peak_mib: float
 
     def as_json(self) -> dict[str, Any]:
@@ -84,8 +98,9 @@ class TrainScaleRow:
             f"scale: order of {NUM_ORDERED:,} samples on {NUM_RANKS:,} ranks, {CLIPS_PER_RANK} clips each: first step "
             f"{self.first_seconds:.2f} s, a later step {1e3 * self.step_seconds:.0f} ms, peak of the process "
             f"{self.order_peak_mib:.0f} MiB\n"
-            f"    index of {NUM_INDEXED:,} samples: opened in {self.index_seconds:.1f} s, "
-            f"{self.index_bytes / NUM_INDEXED:.0f} bytes a sample held, peak {self.index_peak_mib:.0f} MiB"
+            f"    index of {NUM_INDEXED:,} samples: opened in {self.index_seconds:.1f} s, peak "
+            f"{self.index_peak_mib:.0f} MiB; each loader process holds {self.handed_bytes / NUM_INDEXED:.1f} bytes a "
+            f"sample more for it, and takes {self.handed_seconds:.2f} s longer to start"
         )
 
 
@@ -129,8 +144,15 @@ def _training(folder: Path) -> TrainScaleRow:
     _write_index(folder / "indexed")
     index_peak_mib, index = _run(["-c", READ_INDEX, str(folder / "indexed")])
     first, step = map(float, order.split())
-    seconds, num_bytes = index.split()
-    return TrainScaleRow(first, step, order_peak_mib, float(seconds), int(num_bytes), index_peak_mib)
+    opened, num_bytes, handed = index.split()
+    return TrainScaleRow(first, step, order_peak_mib, float(opened), int(num_bytes), float(handed), index_peak_mib)
+
+
+def say_memory(sender: Connection, index: SampleIndex | None) -> None:
+    """Sends the bytes that this process alone holds, after it read a little of the index if it has one."""
+    if index is not None:
+        index.labels[:: index.num_samples // 100].sum()
+    sender.send(psutil.Process().memory_full_info().uss)
 
 
 def _write_index(folder: Path) -> None:

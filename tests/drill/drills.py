@@ -6,11 +6,13 @@ import re
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
 
+import psutil
 import torch
 import yaml
 
@@ -26,6 +28,8 @@ NUM_STEPS = 84
 MIDDLE = 38  # in the middle of an epoch of 7 steps; its end alone writes a checkpoint
 NEXT_EPOCH = 42
 PATIENCE_SECONDS = 900.0
+FROZEN = ("--model.batch-norm", "frozen")
+"""For runs whose world size changes: batch norm that learns would see other groups of clips then."""
 RESIZED_TOLERANCE = 1e-3
 """How far a step's loss may be from that of another world size, which adds the same numbers up in another order."""
 
@@ -88,6 +92,19 @@ class Drills:
         until(lambda: self.progress(run) >= (attempt, 1), PATIENCE_SECONDS)
         return time.monotonic() - start
 
+    def workers(self) -> list[psutil.Process]:
+        """Returns the training workers that live."""
+        return [process for process in self.project.alive() if "TrainWorker" in process.name()]
+
+    def let_step(self, run: str, worker: psutil.Process, pause_seconds: float = 2.0) -> None:
+        """Lets a worker that was suspended take a step or so, then suspends it for a while."""
+        before = self.progress(run)
+        with suppress(psutil.NoSuchProcess):
+            worker.resume()
+            until(lambda: self.progress(run) > before or not worker.is_running())
+            worker.suspend()
+            time.sleep(pause_seconds)
+
     def kill_driver(self, run: str) -> None:
         process = self.start(run)
         process.kill()
@@ -144,7 +161,7 @@ class Drills:
 
 def kill_worker(drills: Drills) -> Row:
     process = drills.start("worker")
-    next(one for one in drills.project.alive() if "TrainWorker" in one.name()).kill()
+    drills.workers()[0].kill()
     seconds = drills.await_recovery("worker")
     return drills.row("worker", "kill -9 of one of two workers in mid-epoch", ended(process), seconds)
 
@@ -157,6 +174,23 @@ def kill_driver(drills: Drills) -> Row:
     wrong = [] if (before, after) == ("RUNNING", "KILLED") else [f"MLflow said {before}, then {after}"]
     done, seconds = drills.go_on("driver")
     return drills.row("driver", "kill -9 of the driver; the same command again", done, seconds, *wrong)
+
+
+def take_over(drills: Drills) -> Row:
+    """As on a storage that does not share locks; the first command's workers sleep until the second one trains."""
+    first = drills.start("takeover")
+    sleeping = drills.workers()
+    for worker in sleeping:
+        worker.suspend()
+    (drills.project.home / "runs" / "takeover" / ".lock").unlink()
+    second = drills.project.start_training("--run", "takeover")
+    seconds = drills.await_recovery("takeover")
+    for worker in sleeping:
+        worker.resume()
+    ousted, done = ended(first), ended(second)
+    said = ousted.code == 1 and "another command has taken the run over" in ousted.log
+    wrong = [] if said else [f"the first command ended with {ousted.code}"]
+    return drills.row("takeover", "the same run started beside its own workers", done, seconds, *wrong)
 
 
 def post_stop(project: Project, job: str) -> None:
@@ -193,16 +227,34 @@ def stop_job(drills: Drills) -> Row:
 
 
 def lose_node(drills: Drills) -> Row:
-    """Two workers on two nodes, then one; a batch norm that learns would see other groups of clips then."""
-    frozen = ("--model.batch-norm", "frozen")
+    """Two workers on two nodes, then one."""
     with ray_nodes(1, 1) as nodes:
         variables = {name: value for name, value in nodes.environment.items() if name.startswith("RAY_")}
-        process = drills.start("node", "--min-workers", "1", "--shared-filesystem", *frozen, **variables)
+        process = drills.start("node", "--min-workers", "1", "--shared-filesystem", *FROZEN, **variables)
         nodes.kill_newest()
         seconds = drills.await_recovery("node")
         done = ended(process)
     what = "one of two nodes lost, gone on with one worker"
-    return drills.row("node", what, done, seconds, options=frozen, tolerance=RESIZED_TOLERANCE)
+    return drills.row("node", what, done, seconds, options=FROZEN, tolerance=RESIZED_TOLERANCE)
+
+
+def grow(drills: Drills) -> Row:
+    """One worker, then another node; Ray looks for new nodes every 20 s, so the worker is held back until it did."""
+    with ray_nodes(1) as nodes:
+        variables = {name: value for name, value in nodes.environment.items() if name.startswith("RAY_")}
+        options = ["--min-workers", "1", "--resize-interval-seconds", "1", "--shared-filesystem", *FROZEN]
+        process = drills.start("grow", *options, **variables)
+        (worker,) = drills.workers()
+        worker.suspend()
+        nodes.add(1)
+        joined = time.monotonic()
+        while drills.progress("grow")[0] == 1 and process.poll() is None:
+            drills.let_step("grow", worker)
+        drills.await_recovery("grow")
+        seconds = time.monotonic() - joined
+        done = ended(process)
+    what = "a node joins, gone on with two workers"
+    return drills.row("grow", what, done, seconds, options=FROZEN, tolerance=RESIZED_TOLERANCE)
 
 
 def break_checkpoint(drills: Drills) -> Row:
@@ -253,8 +305,10 @@ def stop_tracking(drills: Drills) -> Row:
 DRILLS: dict[str, Callable[[Drills], Row]] = {
     "worker": kill_worker,
     "driver": kill_driver,
+    "takeover": take_over,
     "job": stop_job,
     "node": lose_node,
+    "grow": grow,
     "checkpoint": break_checkpoint,
     "storage": lose_storage,
     "tracking": stop_tracking,

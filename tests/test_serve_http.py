@@ -1,5 +1,6 @@
 """The HTTP rules, by real requests to the application with a real model, without Ray."""
 
+import logging
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -91,6 +92,19 @@ def test_waiting_for_the_decoder_counts_as_queueing(post: Post, bright: bytes, t
     long = write_numbered_video(tmp_path / "long.mp4", 600).read_bytes()
     first, second = post(*form(long, bright)).json["results"]  # for one decoder
     assert second["timing"]["queue_seconds"] >= first["timing"]["decode_seconds"] / 2
+
+
+def test_a_request_is_logged_with_the_version_and_the_time_of_its_answers(
+    post: Post, bright: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "serve.access")
+    results = post(*form(bright, b"not a video", bright)).json["results"]
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "serve.access"]
+    values = dict(pair.split("=") for pair in line.split()[1:])
+    assert (values["status"], values["code"], values["version"]) == ("200", "not_a_video", "1")
+    for stage in ("decode_seconds", "queue_seconds", "model_seconds"):
+        total = sum(result["timing"][stage] for result in results if "timing" in result)
+        assert float(values[stage]) == pytest.approx(total, abs=1e-4)
 
 
 def test_top_k_and_frames(post: Post, bright: bytes) -> None:

@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from configs.load import UsageError, resolve
 from configs.serve import API_KEY_VARIABLE, ServeConfig
+from serve.facts import note_refusal
 from serve.refusal import Refusal
 from serve.schema import ErrorAnswer
 
@@ -44,7 +45,8 @@ def read_keys(config: ServeConfig) -> tuple[str, ...]:
 
 
 def refusal_response(refusal: Refusal) -> JSONResponse:
-    """Returns a refusal as an HTTP response."""
+    """Returns a refusal as an HTTP response, and notes it."""
+    note_refusal(refusal)
     headers = {}
     if refusal.retry_after_seconds is not None:
         headers["Retry-After"] = str(refusal.retry_after_seconds)

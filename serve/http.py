@@ -1,7 +1,6 @@
 """The HTTP side: routes, limits and error answers around anything that classifies videos."""
 
 import asyncio
-import logging
 from collections.abc import Callable, Coroutine
 from http import HTTPStatus
 from pathlib import Path
@@ -15,12 +14,13 @@ from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect
 
 from configs.serve import ServeConfig
+from serve.access import Access
+from serve.facts import CLIENT_GONE, RequestObserver, note_answer, note_refusal
 from serve.guard import Guard, refusal_response
 from serve.refusal import Refusal
+from serve.request_id import RequestIds
 from serve.schema import Answer, ErrorAnswer, Health, ModelFacts, ModelStatus, Results
 from serve.upload import FILE_FIELD, read_videos
-
-logger = logging.getLogger(__name__)
 
 STATIC = Path(__file__).parent / "static"
 PAGE_HEADERS = {
@@ -141,31 +141,39 @@ class Routes:
             raise Refusal(400, "empty_file", "the file is empty")
         try:
             async with asyncio.timeout_at(deadline):
-                return await self._classifier.classify(video, top_k, frames)
+                answer = await self._classifier.classify(video, top_k, frames)
         except TimeoutError as error:
             message = f"no answer within {self._config.deadline_seconds:g} seconds: the server is busy"
             raise Refusal(503, "deadline_exceeded", message, retry_after_seconds=5) from error
+        note_answer(answer)
+        return answer
 
 
-def make_app(classifier: VideoClassifier, config: ServeConfig, keys: tuple[str, ...]) -> FastAPI:
+def make_app(
+    classifier: VideoClassifier, config: ServeConfig, keys: tuple[str, ...], observer: RequestObserver | None = None
+) -> FastAPI:
     """Returns the HTTP application around a classifier.
 
     Args:
         classifier: Where the answers come from.
         config: Limits and defaults.
         keys: API keys; none: only requests of this machine's own programs are answered.
+        observer: Told of every request.
     """
     app = FastAPI(
         title="clipstream",
         summary="Classifies videos.",
         redoc_url=None,
-        middleware=[Middleware(Guard, keys=keys)],
+        middleware=[
+            Middleware(RequestIds),
+            Middleware(Access, observer=observer or RequestObserver()),
+            Middleware(Guard, keys=keys),
+        ],
         exception_handlers={
             Refusal: _on_refusal,
             RequestValidationError: _on_bad_parameter,
             HTTPException: _on_http_error,
             ClientDisconnect: _on_disconnect,
-            Exception: _on_failure,
         },
     )
     Routes(classifier, config).add_to(app)
@@ -176,6 +184,7 @@ async def _caught(answer: Coroutine[Any, Any, Answer]) -> Answer | ErrorAnswer:
     try:
         return await answer
     except Refusal as refusal:
+        note_refusal(refusal)
         return ErrorAnswer.of(refusal)
 
 
@@ -205,9 +214,4 @@ async def _on_http_error(request: Request, error: HTTPException) -> Response:
 
 
 async def _on_disconnect(request: Request, error: ClientDisconnect) -> Response:
-    return Response(status_code=400)  # nobody is there to read it
-
-
-async def _on_failure(request: Request, error: Exception) -> Response:
-    logger.error("request_failed path=%s", request.url.path, exc_info=error)
-    return refusal_response(Refusal(500, "internal_error", "the server failed on this request; its log says why"))
+    return Response(status_code=CLIENT_GONE)  # nobody is there to read it

@@ -1,0 +1,49 @@
+"""What is noted of a request while it runs, for the log and the metrics."""
+
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+from serve.refusal import Refusal
+from serve.schema import Answer
+
+CLIENT_GONE = 499
+"""Status of a request whose client left before its answer. Source: nginx."""
+
+
+@dataclass
+class RequestFacts:
+    """One request, as far as it has come."""
+
+    method: str
+    path: str
+    route: str = "other"
+    """The path's pattern, which no client can multiply; `other`: no route of ours was reached."""
+    status: int = CLIENT_GONE
+    num_bytes: int = 0
+    """Bytes of the body that were read."""
+    seconds: float = 0.0
+    """From the request's headers to the end of its answer."""
+    answers: list[Answer] = field(default_factory=list)
+    refusals: list[str] = field(default_factory=list)
+    """Codes of the refusals, of the request or of single files."""
+
+
+class RequestObserver:
+    """Told of every request that has ended; this one lets them pass."""
+
+    def request(self, facts: RequestFacts) -> None:
+        """Takes what was noted of a request."""
+
+
+FACTS: ContextVar[RequestFacts] = ContextVar("facts")
+"""Of the request at hand."""
+
+
+def note_answer(answer: Answer) -> None:
+    """Adds an answer to the request at hand."""
+    FACTS.get().answers.append(answer)
+
+
+def note_refusal(refusal: Refusal) -> None:
+    """Adds a refusal to the request at hand."""
+    FACTS.get().refusals.append(refusal.code)

@@ -15,6 +15,7 @@ from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect
 
 from configs.serve import ServeConfig
+from serve.admission import Admission, Gate
 from serve.guard import Guard, refusal_response
 from serve.refusal import Refusal
 from serve.schema import Answer, ErrorAnswer, Health, ModelFacts, ModelStatus, Results
@@ -147,19 +148,23 @@ class Routes:
             raise Refusal(503, "deadline_exceeded", message, retry_after_seconds=5) from error
 
 
-def make_app(classifier: VideoClassifier, config: ServeConfig, keys: tuple[str, ...]) -> FastAPI:
+def make_app(
+    classifier: VideoClassifier, config: ServeConfig, keys: tuple[str, ...], admission: Admission | None = None
+) -> FastAPI:
     """Returns the HTTP application around a classifier.
 
     Args:
         classifier: Where the answers come from.
         config: Limits and defaults.
         keys: API keys; none: only requests of this machine's own programs are answered.
+        admission: Who may come in; by default as many as one model replica takes.
     """
+    gate = Middleware(Gate, admission=admission or Admission(config.max_queued))
     app = FastAPI(
         title="clipstream",
         summary="Classifies videos.",
         redoc_url=None,
-        middleware=[Middleware(Guard, keys=keys)],
+        middleware=[Middleware(Guard, keys=keys), gate],
         exception_handlers={
             Refusal: _on_refusal,
             RequestValidationError: _on_bad_parameter,

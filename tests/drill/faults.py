@@ -82,7 +82,7 @@ def kill_decoder(project: Project) -> Row:
 def stop_registry(project: Project) -> Row:
     """MLflow's server is away when the server starts, comes, goes under load and comes back."""
     tracking = Tracking(project.home)
-    with served(project, ready=False, MLFLOW_TRACKING_URI=tracking.uri, MLFLOW_HTTP_REQUEST_MAX_RETRIES="1") as server:
+    with served(project, ready=False, MLFLOW_TRACKING_URI=tracking.uri) as server:
         until(lambda: answered(server, "no_model"), RECOVERY_SECONDS)
         tracking.start()
         try:

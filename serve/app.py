@@ -159,7 +159,7 @@ def build(config: ServeConfig) -> Application:
         UsageError: There is no API key and `allow_unauthenticated` is off.
     """
     read_keys(config)  # refuse here, not in a replica that Ray would start again and again
-    shared = {
+    shared: dict[str, Any] = {
         "graceful_shutdown_timeout_s": config.deadline_seconds,
         "health_check_period_s": HEALTH_CHECK_SECONDS,
     }

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 from tests.drill.rows import Row, check, recovery_seconds, refused_well, row
-from tests.drill.server import QUIET_SECONDS, RECOVERY_SECONDS, Server, served
+from tests.drill.server import QUIET_SECONDS, RECOVERY_SECONDS, WARM_SECONDS, Server, served
 from tests.load import Load
 from tests.mlflow_server import Server as Tracking
 from tests.training import Project, until
@@ -23,6 +23,7 @@ def kill(project: Project, deployment: str, *options: str) -> tuple[Load, Load, 
         dead.kill()
         until(lambda: any(one.create_time() > dead.create_time() for one in server.replicas(deployment)), 60)
         until(lambda: server.is_ready() and time.monotonic() > blow + QUIET_SECONDS, RECOVERY_SECONDS)
+        time.sleep(WARM_SECONDS)
         outcome = load.stop()
     after = outcome.between(blow, math.inf)
     return outcome.between(start, blow), after, blow, recovery_seconds(after, blow)

@@ -120,7 +120,7 @@ class RemoteClassifier:
             if self._comeback is None:
                 logger.warning("no_replica")
                 self._comeback = asyncio.create_task(self._await_replica())
-            response.cancel()
+            response.cancel()  # type: ignore[no-untyped-call]
             raise _unavailable() from error
 
     async def _await_replica(self) -> None:

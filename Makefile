@@ -34,7 +34,7 @@ lint: $(STAMP) ## ruff, ruff format and mypy
 bench: $(STAMP) $(BENCH_STAMP) ## measure against the usual ways; a table, and JSON in bench-results/
 	$(BIN)/python -m tests.bench $(ROWS)
 
-drill: $(STAMP) ## kill, stop and break real trainings; a table of what it cost, beside an undisturbed one
+drill: $(STAMP) ## kill, stop and break real trainings and servers; tables of what it cost
 	$(BIN)/python -m tests.drill $(DRILLS)
 
 ui: $(STAMP) ## open MLflow's UI on 127.0.0.1:5000 over ./mlflow.db, else over the demo's

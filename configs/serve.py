@@ -4,7 +4,9 @@
 only `python -m serve` needs; a Ray cluster reads those from the top level of the same file.
 """
 
-from pydantic import Field
+from typing import Self
+
+from pydantic import Field, model_validator
 
 from configs.load import Section
 from configs.pack import DecodeLimits
@@ -26,6 +28,27 @@ class UploadLimits(DecodeLimits):
     """Most memory that decoding one video may take."""
 
 
+class Autoscaling(Section):
+    """Model replicas that come and go with the load."""
+
+    min_replicas: int = Field(1, ge=1)
+    """Replicas that are always there."""
+    max_replicas: int = Field(ge=1)
+    """Most replicas; those for which the cluster has no cores or GPUs are not started."""
+    target_ongoing_requests: float = Field(8.0, gt=0)
+    """Videos per replica, worked on and waiting, that are aimed at; well below `max_queued`."""
+    upscale_delay_seconds: float = Field(5.0, ge=0)
+    """How long the load must ask for more replicas before one is started."""
+    downscale_delay_seconds: float = Field(120.0, ge=0)
+    """How long the load must ask for fewer before one ends, once it has answered what it had."""
+
+    @model_validator(mode="after")
+    def _check_order(self) -> Self:
+        if self.min_replicas > self.max_replicas:
+            raise ValueError(f"min_replicas ({self.min_replicas}) is above max_replicas ({self.max_replicas})")
+        return self
+
+
 class ServeConfig(Section):
     """Everything the served application can be told."""
 
@@ -38,17 +61,22 @@ class ServeConfig(Section):
     tracking_uri: str | None = None
     """MLflow store; by default MLFLOW_TRACKING_URI, else mlflow.db in the project's folder, as for the trainer."""
     num_replicas: int = Field(1, ge=1)
-    """Model replicas: processes that hold the model."""
+    """Model replicas: processes that hold the model; with two, one that dies costs no request."""
+    autoscaling: Autoscaling | None = None
+    """As many replicas as the load asks for, instead of `num_replicas`."""
+    num_gateways: int = Field(1, ge=1)
+    """Processes that speak HTTP; the death of one costs its own requests, and with one alone new ones wait for it."""
     gpus_per_replica: float = Field(0.0, ge=0)
     """Share of a GPU per replica; 0 runs the model on the CPU."""
     cpu_threads: int = Field(1, ge=1)
-    """CPU cores and torch threads per replica; one is best for throughput, more for the latency of one request."""
+    """Torch threads per replica, each with a core of its own; one is best for throughput, more for one's latency."""
     decoder_processes: int = Field(1, ge=1)
-    """Processes per replica that decode videos."""
+    """Processes per replica that decode videos, each with a core of its own."""
     max_batch_size: int = Field(16, ge=1)
     """Most clips per forward pass."""
-    max_queued: int = Field(64, ge=1)
-    """Most videos that a replica works on or keeps waiting; above it the answer is 503."""
+    max_queued: int = Field(32, ge=1)
+    """Most videos that a replica works on or keeps waiting; above it the answer is 503. Two batches keep a GPU busy;
+    on a core that takes 40 ms per video the last of 32 waits 1.3 seconds."""
     max_body_bytes: int = Field(64 * 2**20, ge=1)
     """Most bytes of one request, all files together; above it the answer is 413."""
     max_files: int = Field(16, ge=1)
@@ -62,6 +90,22 @@ class ServeConfig(Section):
     allow_unauthenticated: bool = False
     """Serve without a key to programs of this machine; `python -m serve` sets it on a loopback host."""
     limits: UploadLimits = UploadLimits()
+
+    @property
+    def max_replicas(self) -> int:
+        """Most model replicas that there can be."""
+        return self.autoscaling.max_replicas if self.autoscaling else self.num_replicas
+
+    @property
+    def cpus_per_replica(self) -> int:
+        """Cores that a replica keeps busy."""
+        return self.cpu_threads + self.decoder_processes
+
+    @model_validator(mode="after")
+    def _check_replicas(self) -> Self:
+        if self.autoscaling and self.num_replicas != 1:
+            raise ValueError(f"num_replicas ({self.num_replicas}) and autoscaling exclude each other: leave one out")
+        return self
 
 
 class ServeCommand(ServeConfig):

@@ -21,6 +21,7 @@ from serve.guard import LOOPBACK_NAMES, read_keys
 PROG = "python -m serve"
 DESCRIPTION = "Serves the registered model over HTTP: POST a video to /v1/predict, or open the address in a browser."
 EXIT_INTERRUPTED = 130
+APPLICATION = "clipstream"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -75,7 +76,10 @@ def _serve(command: ServeCommand) -> int:
         signal.signal(signal.SIGTERM, _raise_exit)  # Ray has put its own handler there
         logger = logging.getLogger("serve")
         logger.info("listening url=http://%s:%d model=%s", command.host, command.port, command.registered_model)
-        threading.Event().wait()
+        try:
+            threading.Event().wait()
+        finally:
+            _drain(command.deadline_seconds)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     finally:
@@ -92,7 +96,7 @@ def _start(command: ServeCommand) -> None:
 
     from serve.app import build
 
-    num_cpus = max(os.cpu_count() or 1, command.num_replicas * command.cpu_threads)
+    num_cpus = max(os.cpu_count() or 1, command.max_replicas * command.cpus_per_replica)
     quiet = {"log_level": "WARNING"}  # Ray tells every request and every replica otherwise
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     ray.init(address="local", include_dashboard=False, num_cpus=num_cpus, logging_level=logging.WARNING)
@@ -101,7 +105,22 @@ def _start(command: ServeCommand) -> None:
         http_options={"host": command.host, "port": command.port},
         logging_config=quiet,
     )
-    ray_serve.run(build(command), name="clipstream", logging_config=quiet)
+    ray_serve.run(build(command), name=APPLICATION, logging_config=quiet)
+
+
+def _drain(deadline_seconds: float) -> None:
+    """Lets the gateways answer what they have; Ray's own shutdown ends its proxy, and every connection, at once."""
+    import ray
+    from ray import serve as ray_serve
+    from ray.serve.exceptions import RayServeException
+
+    try:
+        gateways = ray_serve.get_app_handle(APPLICATION)
+        gateways.broadcast("close").results(timeout_s=deadline_seconds)
+    except (KeyboardInterrupt, SystemExit):  # told again: now
+        return
+    except (RayServeException, ray.exceptions.RayError, TimeoutError) as error:
+        logging.getLogger("serve").warning("not_drained reason=%s", error)
 
 
 def _stop() -> None:

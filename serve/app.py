@@ -13,10 +13,12 @@ from fastapi import FastAPI
 from ray import serve as ray_serve
 from ray.exceptions import RayActorError
 from ray.serve import Application
+from ray.serve.config import AutoscalingConfig
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
-from ray.serve.handle import DeploymentHandle
+from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
 from configs.serve import ServeConfig
+from serve.admission import Admission
 from serve.classifier import Classifier
 from serve.guard import read_keys
 from serve.http import make_app
@@ -26,9 +28,15 @@ from serve.schema import Answer, ModelStatus
 logger = logging.getLogger(__name__)
 
 GATEWAY_REQUESTS = 512
-"""Requests that the gateway holds at once; many may be slow uploads, which wait for no model."""
+"""Requests that a gateway holds at once; many may be slow uploads, which wait for no model."""
+ACCEPT_SECONDS = 1.0
+"""How long it may take until a replica accepts a video, which takes milliseconds; else there is none."""
 STATUS_SECONDS = 2.0
 """How long a replica may take to tell its status before the server calls itself not ready."""
+HEALTH_CHECK_SECONDS = 1.0
+"""How often Ray looks for dead processes; at its default, 10, a new one starts so much later."""
+MAX_TRIES = 3
+"""Replicas that may die on one request: it may be what kills them."""
 
 
 class ModelReplica:
@@ -52,18 +60,19 @@ class ModelReplica:
 
 
 class RemoteClassifier:
-    """The replicas as `serve.http.VideoClassifier`: a dead replica costs one retry, not the request."""
+    """The replicas as `serve.http.VideoClassifier`: a replica that dies costs another try, not the request.
+
+    Ray lets requests wait for as long as there is no replica. Here the first ones find out within a second, and until
+    there is a replica again all are refused at once.
+    """
 
     def __init__(self, replicas: DeploymentHandle[Any]) -> None:
         self._replicas = replicas
+        self._comeback: asyncio.Task[None] | None = None
 
     async def classify(self, video: bytes, top_k: int, with_frames: bool) -> Answer:
         """Returns the answer of one replica, or raises its refusal."""
-        try:
-            outcome = await self._call("classify", video, top_k, with_frames)
-        except RayActorError:  # classifying is idempotent
-            logger.warning("replica_died retry=1")
-            outcome = await self._retry(video, top_k, with_frames)
+        outcome = await self._call("classify", video, top_k, with_frames)
         if isinstance(outcome, Refusal):
             raise outcome
         answer: Answer = outcome
@@ -74,27 +83,54 @@ class RemoteClassifier:
         try:
             async with asyncio.timeout(STATUS_SECONDS):
                 status: ModelStatus = await self._call("status")
-        except (TimeoutError, RayActorError) as error:
+        except TimeoutError as error:
             raise _unavailable() from error
         return status
 
-    async def _retry(self, *args: object) -> Any:
-        try:
-            return await self._call("classify", *args)
-        except RayActorError as error:
-            raise _unavailable() from error
-
     async def _call(self, method: str, *args: object) -> Any:
+        for tries_left in reversed(range(MAX_TRIES)):
+            try:
+                return await self._try(method, *args)
+            except RayActorError as error:  # classifying is idempotent, and Ray offers a dead replica no more
+                logger.warning("replica_died tries_left=%d", tries_left)
+                if not tries_left:
+                    raise _unavailable() from error
+
+    async def _try(self, method: str, *args: object) -> Any:
+        if self._comeback is not None:
+            raise _unavailable()
         response = getattr(self._replicas, method).remote(*args)
         try:
+            await self._accepted(response)
             return await response
         except asyncio.CancelledError:
             response.cancel()
             raise
         except BackPressureError as error:
-            raise Refusal(503, "overloaded", "the server has all the videos it can take", 1) from error
+            raise _overloaded() from error
         except DeploymentUnavailableError as error:
             raise _unavailable() from error
+
+    async def _accepted(self, response: DeploymentResponse[Any]) -> None:
+        """Returns once a replica has accepted a request."""
+        try:
+            async with asyncio.timeout(ACCEPT_SECONDS):
+                await response._to_object_ref()
+        except TimeoutError as error:
+            if self._comeback is None:
+                logger.warning("no_replica")
+                self._comeback = asyncio.create_task(self._await_replica())
+            response.cancel()  # type: ignore[no-untyped-call]
+            raise _unavailable() from error
+
+    async def _await_replica(self) -> None:
+        try:
+            await self._replicas.status.remote()
+            logger.warning("replica_is_back")
+        except (RayActorError, BackPressureError, DeploymentUnavailableError) as error:
+            logger.warning("no_replica reason=%s", type(error).__name__)
+        finally:
+            self._comeback = None  # the next request finds out
 
 
 class Gateway:
@@ -105,10 +141,15 @@ class Gateway:
         self._keys = read_keys(config)  # of this process's own environment: they travel in no message
         self._classifier = RemoteClassifier(replicas)
         self._config = config
+        self._admission = Admission(config.max_queued * config.max_replicas)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Returns the application that Ray serves."""
-        return make_app(self._classifier, self._config, self._keys)
+        return make_app(self._classifier, self._config, self._keys, self._admission)
+
+    async def close(self) -> None:
+        """Refuses every new request and returns when those inside are answered."""
+        await self._admission.close()
 
 
 def build(config: ServeConfig) -> Application:
@@ -118,22 +159,45 @@ def build(config: ServeConfig) -> Application:
         UsageError: There is no API key and `allow_unauthenticated` is off.
     """
     read_keys(config)  # refuse here, not in a replica that Ray would start again and again
+    shared: dict[str, Any] = {
+        "graceful_shutdown_timeout_s": config.deadline_seconds,
+        "health_check_period_s": HEALTH_CHECK_SECONDS,
+    }
     replicas = ray_serve.deployment(
-        num_replicas=config.num_replicas,
+        **_replica_count(config),
+        **shared,
         max_ongoing_requests=2 * config.max_queued,  # the replica itself refuses above max_queued, at once
         max_queued_requests=config.max_queued,
-        graceful_shutdown_timeout_s=config.deadline_seconds,
-        ray_actor_options={"num_cpus": config.cpu_threads, "num_gpus": config.gpus_per_replica},
+        ray_actor_options={"num_cpus": config.cpus_per_replica, "num_gpus": config.gpus_per_replica},
     )(ModelReplica).bind(config)
     gateway = ray_serve.deployment(
+        num_replicas=config.num_gateways,
+        **shared,
+        max_surge_percent=100,  # on a changed config the new one starts first; for models that may want a second GPU
         max_ongoing_requests=GATEWAY_REQUESTS,
         max_queued_requests=GATEWAY_REQUESTS,
         backpressure_config={"retry_after_s": 1},
-        graceful_shutdown_timeout_s=config.deadline_seconds,
         ray_actor_options={"num_cpus": 0},
     )(ray_serve.ingress()(Gateway))
     application: Application = gateway.bind(replicas, config)
     return application
+
+
+def _replica_count(config: ServeConfig) -> dict[str, Any]:
+    if config.autoscaling is None:
+        return {"num_replicas": config.num_replicas}
+    autoscaling = AutoscalingConfig(
+        min_replicas=config.autoscaling.min_replicas,
+        max_replicas=config.autoscaling.max_replicas,
+        target_ongoing_requests=config.autoscaling.target_ongoing_requests,
+        upscale_delay_s=config.autoscaling.upscale_delay_seconds,
+        downscale_delay_s=config.autoscaling.downscale_delay_seconds,
+    )
+    return {"autoscaling_config": autoscaling}
+
+
+def _overloaded() -> Refusal:
+    return Refusal(503, "overloaded", "the server has all the videos it can take", 1)
 
 
 def _unavailable() -> Refusal:

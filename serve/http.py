@@ -15,6 +15,7 @@ from starlette.requests import ClientDisconnect
 
 from configs.serve import ServeConfig
 from serve.access import Access
+from serve.admission import Admission, Gate
 from serve.facts import CLIENT_GONE, RequestObserver, note_answer, note_refusal
 from serve.guard import Guard, refusal_response
 from serve.refusal import Refusal
@@ -150,7 +151,11 @@ class Routes:
 
 
 def make_app(
-    classifier: VideoClassifier, config: ServeConfig, keys: tuple[str, ...], observer: RequestObserver | None = None
+    classifier: VideoClassifier,
+    config: ServeConfig,
+    keys: tuple[str, ...],
+    observer: RequestObserver | None = None,
+    admission: Admission | None = None,
 ) -> FastAPI:
     """Returns the HTTP application around a classifier.
 
@@ -159,7 +164,9 @@ def make_app(
         config: Limits and defaults.
         keys: API keys; none: only requests of this machine's own programs are answered.
         observer: Told of every request.
+        admission: Who may come in; by default as many as one model replica takes.
     """
+    gate = Middleware(Gate, admission=admission or Admission(config.max_queued))
     app = FastAPI(
         title="clipstream",
         summary="Classifies videos.",
@@ -168,6 +175,7 @@ def make_app(
             Middleware(RequestIds),
             Middleware(Access, observer=observer or RequestObserver()),
             Middleware(Guard, keys=keys),
+            gate,
         ],
         exception_handlers={
             Refusal: _on_refusal,

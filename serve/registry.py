@@ -1,5 +1,6 @@
 """Finds the model in the MLflow registry and loads it; every way to fail becomes one sentence for clients."""
 
+import os
 from pathlib import Path
 
 from mlflow.exceptions import MlflowException
@@ -11,6 +12,13 @@ from configs.serve import ServeConfig
 from configs.train import METADATA_KEY, ModelContract, tracking_uri
 from serve.watch import ModelUnavailable
 from trainer.registry import Registry
+
+MLFLOW_SETTINGS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}
+"""Less patience than MLflow's own, four minutes: the alias is looked up again soon, and /readyz has to say why."""
 
 
 def resolve_version(config: ServeConfig) -> str:
@@ -51,6 +59,8 @@ def load_model(config: ServeConfig, version: str) -> tuple[nn.Module, ModelContr
 
 
 def _registry(config: ServeConfig) -> Registry:
+    for name, value in MLFLOW_SETTINGS.items():
+        os.environ.setdefault(name, value)
     return Registry(config.tracking_uri or tracking_uri(), config.registered_model)
 
 

@@ -6,6 +6,7 @@ changes nothing for a model that is loaded.
 
 import asyncio
 import logging
+import random
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Generic, TypeVar
@@ -30,7 +31,7 @@ class AliasWatch(Generic[ModelT]):
     Args:
         resolve: Returns the version that the alias points at; called in a thread.
         load: Returns the model of a version, checked and warm; called in a thread.
-        poll_seconds: Time between two calls of `resolve`.
+        poll_seconds: Most time between two calls of `resolve`.
     """
 
     def __init__(self, resolve: Callable[[], str], load: Callable[[str], ModelT], poll_seconds: float) -> None:
@@ -65,7 +66,8 @@ class AliasWatch(Generic[ModelT]):
             except Exception as error:  # a model is foreign input: whatever it raises, the old one serves on
                 self._fail("the version that the alias points at cannot be loaded: see the server's log", error)
             self._tried.set()
-            await asyncio.sleep(self._poll_seconds)
+            # At random, so that the replicas of one machine do not all load at once and leave no core for serving.
+            await asyncio.sleep(self._poll_seconds * random.uniform(0.5, 1))
 
     async def _refresh(self) -> None:
         version = await asyncio.to_thread(self._resolve)

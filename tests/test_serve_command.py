@@ -46,6 +46,10 @@ def reply_or_none(port: int, path: str) -> Reply | None:
         return None
 
 
+def family(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    return psutil.Process(process.pid).children(recursive=True)
+
+
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     port, log = free_port(), tmp_path / "serve.log"
@@ -99,11 +103,18 @@ def test_the_whole_life_of_a_server(server: tuple[subprocess.Popen[bytes], int],
     version = register_again(tmp_path)
     until(lambda: ask(port, "POST", "/v1/predict", video).json["model"]["version"] == version)
 
-    family = psutil.Process(process.pid).children(recursive=True)
-    assert family
+    (replica,) = [one for one in family(process) if "ModelReplica" in one.name() + "".join(one.cmdline())]
+    replica.kill()
+    refused = ask(port, "POST", "/v1/predict", video)  # by the gateway: there is no other
+    assert (refused.status, refused.code) == (503, "unavailable")
+    assert refused.headers["Retry-After"]
+    until(lambda: ask(port, "POST", "/v1/predict", video).status == 200)
+
+    started = family(process)
+    assert started
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 130
-    _, alive = psutil.wait_procs(family, timeout=10)
+    _, alive = psutil.wait_procs(started, timeout=10)
     assert not alive
 
 
@@ -135,6 +146,8 @@ def test_the_application_is_not_built_without_a_key(monkeypatch: pytest.MonkeyPa
     [
         (["--host", "0.0.0.0"], "no API key"),
         (["--config", "absent.yaml"], "no config file absent.yaml"),
+        (["--num-replicas", "2", "--autoscaling.max-replicas", "3"], r"num_replicas \(2\) and autoscaling exclude"),
+        (["--autoscaling.min-replicas", "3", "--autoscaling.max-replicas", "2"], r"min_replicas \(3\) is above"),
         (["--top-k", "0"], "top_k: Input should be greater than or equal to 1"),
         (["--api-key-file", "absent"], "api_key_file .absent. cannot be read"),
     ],

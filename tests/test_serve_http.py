@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from configs.serve import ServeConfig
-from tests.registry import CLASS_NAMES, CLIP, MLFLOW_WARNINGS, register, store_uri
+from tests.registry import CLASS_NAMES, CLIP, MLFLOW_WARNINGS, register, register_again, store_uri
 from tests.serving import Reply, ask, form, served
+from tests.training import until
 from tests.videos import write_numbered_video, write_video
 
 pytestmark = MLFLOW_WARNINGS
@@ -265,3 +266,22 @@ def test_without_a_model_the_server_lives_and_says_so(tmp_path: Path, bright: by
             assert reply.headers["Retry-After"]
             assert str(tmp_path) not in reply.body.decode()
     assert not list(tmp_path.iterdir())  # and makes no store of its own
+
+
+def test_a_new_version_that_is_not_what_it_says_leaves_the_old_one_serving(tmp_path: Path, bright: bytes) -> None:
+    def problem(port: int) -> str | None:
+        reply = ask(port, "GET", "/readyz")
+        assert reply.status == 200
+        text: str | None = reply.json.get("problem")
+        return text
+
+    register(tmp_path)
+    with served(config(tmp_path, alias_poll_seconds=0.1)) as port:
+        assert problem(port) is None
+        register(tmp_path, ("dark", "bright"))  # its model has logits of three classes
+        until(lambda: problem(port))
+        assert problem(port) == "the version that the alias points at cannot be loaded: see the server's log"
+        assert ask(port, "POST", "/v1/predict", bright).json["model"]["version"] == "1"
+        assert register_again(tmp_path) == "3"
+        until(lambda: not problem(port))
+        assert ask(port, "POST", "/v1/predict", bright).json["model"]["version"] == "3"

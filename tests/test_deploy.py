@@ -57,3 +57,11 @@ def test_the_image_is_built_from_what_is_there() -> None:
     for source in copied:
         assert (ROOT / source).exists()
         assert f"!{source}" in ignored
+
+
+def test_headers_are_limited_wherever_rays_proxy_may_start() -> None:
+    from serve.connection import CALLBACK_VARIABLE, limit_connections
+
+    setting = f"{CALLBACK_VARIABLE}={limit_connections.__module__}.{limit_connections.__name__}"
+    for path in (DEPLOY / "Dockerfile", DEPLOY / "cluster.sh", ROOT / "configs/serve.yaml"):
+        assert setting in path.read_text()

@@ -1,0 +1,104 @@
+"""Connections that bring no whole request: closed in time, and never given more than a little memory.
+
+Uvicorn sets no deadline for the end of a request's headers, and its fast parser keeps them however large they are.
+Ray's proxy has no setting for either, only a function that it calls before it starts its server: `limit_connections`.
+"""
+
+import asyncio
+
+import httptools
+from starlette.middleware import Middleware
+from uvicorn.config import HTTP_PROTOCOLS
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from serve.refusal import Refusal
+from serve.schema import ErrorAnswer
+
+HEADERS_SECONDS = 10.0
+"""Longest time from a connection's first byte, or its start, to the end of a request's headers."""
+MAX_HEADERS_BYTES = 64 * 2**10
+"""Most bytes of a request's line and headers, about; as for Uvicorn's slow parser."""
+CALLBACK_VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
+"""Where Ray's proxy looks for the function to call."""
+
+
+def limit_connections() -> list[Middleware]:
+    """Makes the servers that this process starts use `LimitedProtocol`; Ray's proxy calls this, and adds nothing."""
+    HTTP_PROTOCOLS["auto"] = f"{LimitedProtocol.__module__}:{LimitedProtocol.__qualname__}"
+    return []
+
+
+class LimitedProtocol(HttpToolsProtocol):
+    """One HTTP connection, which is closed where a request's headers come too slowly or are too large."""
+
+    _timer: asyncio.TimerHandle | None = None
+    _in_headers = False
+    _num_header_bytes = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Gives the connection the time for its first headers."""
+        super().connection_made(transport)
+        self._start_timer()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forgets the connection."""
+        self._stop_timer()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Reads on; what comes after an answer must soon be the headers of another request."""
+        if self.cycle is not None and self.cycle.response_complete:
+            self._start_timer()
+        super().data_received(data)
+        self._num_header_bytes = self._num_header_bytes + len(data) if self._in_headers else 0
+        if self._num_header_bytes > MAX_HEADERS_BYTES and not self.transport.is_closing():
+            self._refuse(Refusal(431, "headers_too_large", f"the headers are larger than {MAX_HEADERS_BYTES} bytes"))
+
+    def on_message_begin(self) -> None:
+        """Begins a request."""
+        super().on_message_begin()
+        self._in_headers = True
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Takes a header, which must be text: Ray's proxy would fail on some that are not.
+
+        Raises:
+            HttpParserError: It is not UTF-8; `data_received` answers.
+        """
+        try:
+            value.decode()
+        except UnicodeDecodeError as error:
+            raise httptools.HttpParserError("a header's value is not UTF-8") from error
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """Hands the request on; its body is the application's to limit."""
+        self._in_headers = False
+        self._stop_timer()
+        super().on_headers_complete()
+
+    def on_response_complete(self) -> None:
+        """Goes on to the next request; the rest of this one's body, or the next one's headers, must come soon."""
+        super().on_response_complete()
+        if self._in_headers or self.cycle.more_body:
+            self._start_timer()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answers what is no HTTP."""
+        self._refuse(Refusal(400, "bad_request", msg))
+
+    def _refuse(self, refusal: Refusal) -> None:
+        body = ErrorAnswer.of(refusal).model_dump_json().encode()
+        phrase = {400: b"Bad Request", 431: b"Request Header Fields Too Large"}[refusal.status]
+        head = b"HTTP/1.1 %d %s\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
+        self.transport.write(head % (refusal.status, phrase, len(body)) + body)
+        self.transport.close()
+
+    def _start_timer(self) -> None:
+        if self._timer is None and not self.transport.is_closing():
+            self._timer = self.loop.call_later(HEADERS_SECONDS, self.transport.close)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None

@@ -22,7 +22,7 @@ class UploadLimits(DecodeLimits):
     """Most pixels a frame may have (4K by default)."""
     timeout_seconds: float = Field(20.0, gt=0)
     """Longest wall time for one video."""
-    memory_bytes: int = Field(2 * 2**30, ge=2**28)
+    memory_bytes: int = Field(2**30, ge=2**28)
     """Most memory that decoding one video may take."""
 
 

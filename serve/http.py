@@ -22,6 +22,8 @@ from serve.upload import FILE_FIELD, read_videos
 
 logger = logging.getLogger(__name__)
 
+MAX_ECHO = 100
+"""Most characters of a client's own words in an error's sentence."""
 STATIC = Path(__file__).parent / "static"
 PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
@@ -159,6 +161,7 @@ def make_app(classifier: VideoClassifier, config: ServeConfig, keys: tuple[str, 
         title="clipstream",
         summary="Classifies videos.",
         redoc_url=None,
+        redirect_slashes=False,  # it would send the client to whatever Host the request names
         middleware=[Middleware(Guard, keys=keys)],
         exception_handlers={
             Refusal: _on_refusal,
@@ -191,14 +194,16 @@ async def _on_refusal(request: Request, refusal: Refusal) -> Response:
 
 
 async def _on_bad_parameter(request: Request, error: RequestValidationError) -> Response:
-    lines = [f"{detail['loc'][-1]}: {detail['msg']} (got {detail['input']!r})" for detail in error.errors()]
+    lines = [
+        f"{detail['loc'][-1]}: {detail['msg']} (got {str(detail['input'])[:MAX_ECHO]!r})" for detail in error.errors()
+    ]
     return refusal_response(Refusal(422, "bad_parameter", "; ".join(lines)))
 
 
 async def _on_http_error(request: Request, error: HTTPException) -> Response:
     code = HTTPStatus(error.status_code).name.lower()
     response = refusal_response(
-        Refusal(error.status_code, code, f"{request.method} {request.url.path}: {error.detail}")
+        Refusal(error.status_code, code, f"{request.method} {request.scope['path'][:MAX_ECHO]}: {error.detail}")
     )
     response.headers.update(error.headers or {})
     return response
@@ -209,5 +214,5 @@ async def _on_disconnect(request: Request, error: ClientDisconnect) -> Response:
 
 
 async def _on_failure(request: Request, error: Exception) -> Response:
-    logger.error("request_failed path=%s", request.url.path, exc_info=error)
+    logger.error("request_failed path=%r", request.scope["path"], exc_info=error)
     return refusal_response(Refusal(500, "internal_error", "the server failed on this request; its log says why"))

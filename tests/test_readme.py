@@ -63,3 +63,10 @@ def test_map_names_every_file_and_no_other() -> None:
 def test_yaml_files_named_exist() -> None:
     for name in re.findall(r"configs/[\w/]+\.(?:yaml|sh)", README):
         assert (ROOT / name).is_file()
+
+
+def test_tests_named_exist() -> None:
+    named = re.findall(r"`(test_\w+\.py)::(\w+)`", README)
+    assert len(named) >= 12
+    for file, name in named:
+        assert re.search(rf"^def {name}\(", (ROOT / "tests" / file).read_text(), re.MULTILINE), f"no {name} in {file}"

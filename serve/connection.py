@@ -17,7 +17,7 @@ from serve.schema import ErrorAnswer
 HEADERS_SECONDS = 10.0
 """Longest time from a connection's first byte, or its start, to the end of a request's headers."""
 MAX_HEADERS_BYTES = 64 * 2**10
-"""Most bytes of a request's line and headers, about; as for Uvicorn's slow parser."""
+"""Most bytes of a request's line and headers, give or take what one read brings; as for Uvicorn's slow parser."""
 CALLBACK_VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 """Where Ray's proxy looks for the function to call."""
 
@@ -33,7 +33,8 @@ class LimitedProtocol(HttpToolsProtocol):
 
     _timer: asyncio.TimerHandle | None = None
     _in_headers = False
-    _num_header_bytes = 0
+    _num_bytes = 0
+    """Received since the last headers, the last piece of a body or its end."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Gives the connection the time for its first headers."""
@@ -49,9 +50,9 @@ class LimitedProtocol(HttpToolsProtocol):
         """Reads on; what comes after an answer must soon be the headers of another request."""
         if self.cycle is not None and self.cycle.response_complete:
             self._start_timer()
+        self._num_bytes += len(data)
         super().data_received(data)
-        self._num_header_bytes = self._num_header_bytes + len(data) if self._in_headers else 0
-        if self._num_header_bytes > MAX_HEADERS_BYTES and not self.transport.is_closing():
+        if self._num_bytes > MAX_HEADERS_BYTES and not self.transport.is_closing():
             self._refuse(Refusal(431, "headers_too_large", f"the headers are larger than {MAX_HEADERS_BYTES} bytes"))
 
     def on_message_begin(self) -> None:
@@ -73,9 +74,19 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Hands the request on; its body is the application's to limit."""
-        self._in_headers = False
+        self._in_headers, self._num_bytes = False, 0
         self._stop_timer()
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Takes a piece of the body; what may follow the last one are headers again."""
+        self._num_bytes = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """Ends a request."""
+        self._num_bytes = 0
+        super().on_message_complete()
 
     def on_response_complete(self) -> None:
         """Goes on to the next request; the rest of this one's body, or the next one's headers, must come soon."""

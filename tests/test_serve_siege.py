@@ -3,7 +3,6 @@
 import select
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
+import grpc
 import psutil
 import pytest
 
@@ -158,13 +158,23 @@ def test_a_decoder_that_is_killed_costs_its_video_alone(server: Server) -> None:
 def test_rays_own_ports_want_the_token_of_this_run(server: Server) -> None:
     family = psutil.Process(server.pid).children(recursive=True)
     (gcs,) = [one for one in family if one.name() == "gcs_server"]
+    token = gcs.environ()["RAY_AUTH_TOKEN"]
+
+    def ask_for_nodes(port: int, *metadata: tuple[str, str]) -> str:
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+            call = channel.unary_unary("/ray.rpc.NodeInfoGcsService/GetAllNodeInfo")
+            try:
+                return "answered" if call(b"", timeout=10, metadata=metadata) else "empty"
+            except grpc.RpcError as error:
+                return str(error.code().name)
+
     ports = [found.laddr.port for found in gcs.net_connections() if found.status == psutil.CONN_LISTEN]
-    script = "import sys; from ray._raylet import GcsClient; print(GcsClient(address=sys.argv[1]).get_all_node_info())"
-    for port in ports:
-        command = [sys.executable, "-c", script, f"127.0.0.1:{port}"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-        assert done.returncode != 0
-        assert "node_manager_port" not in done.stdout
+    without = [ask_for_nodes(port) for port in ports]
+    wrong = [ask_for_nodes(port, ("authorization", "Bearer " + "0" * len(token))) for port in ports]
+    right = [ask_for_nodes(port, ("authorization", f"Bearer {token}")) for port in ports]
+    assert "answered" in right
+    assert [code for code, answer in zip(without, right, strict=True) if answer == "answered"] == ["UNAUTHENTICATED"]
+    assert "answered" not in wrong
 
 
 def test_the_log_holds_no_traceback(server: Server, tmp_path_factory: pytest.TempPathFactory) -> None:

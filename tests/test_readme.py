@@ -42,7 +42,7 @@ def test_options_of_commands_exist(module: str, arguments: str) -> None:
 
 def test_options_of_the_table_exist() -> None:
     module = ""
-    for line in README.splitlines():
+    for line in README[README.index("## Configuration") :].splitlines():
         if line.startswith("| ") and "`--" in line:
             named = re.match(r"\| `python -m (\w+)`", line)
             module = named[1] if named else module

@@ -9,7 +9,7 @@ UV := $(BIN)/uv pip
 STORE ?= $(firstword $(wildcard mlflow.db .demo/mlflow.db) mlflow.db)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench drill ui cluster cluster-stop lock clean
+.PHONY: help setup demo test lint bench drill fuzz ui cluster cluster-stop lock clean
 
 help: ## this list
 	@echo 'clipstream: from a folder of videos to a served video classifier'
@@ -37,6 +37,9 @@ bench: $(STAMP) $(BENCH_STAMP) ## measure against the usual ways; a table, and J
 drill: $(STAMP) ## kill, stop and break real trainings and servers; tables of what it cost
 	$(BIN)/python -m tests.drill $(DRILLS)
 
+fuzz: $(STAMP) ## send 10,000 damaged videos to a real server; what breaks it is kept in fuzz-findings/
+	$(BIN)/python -m tests.fuzz $(FUZZ)
+
 ui: $(STAMP) ## open MLflow's UI on 127.0.0.1:5000 over ./mlflow.db, else over the demo's
 	@# Its job executors, seven processes that take a quarter of a core, serve features that are not used here.
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --backend-store-uri sqlite:///$(abspath $(STORE)) --host 127.0.0.1 --port 5000 --workers 1
@@ -54,7 +57,7 @@ lock: $(STAMP) ## write requirements.lock, and the bench's, anew from pyproject.
 		tests/bench/requirements.in -o tests/bench/requirements.lock
 
 clean: cluster-stop ## delete what the targets above made, but not .venv, your shards, runs or MLflow store
-	rm -rf .demo bench-results build dist *.egg-info .venv-bench .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .demo bench-results fuzz-findings build dist *.egg-info .venv-bench .pytest_cache .mypy_cache .ruff_cache
 
 # The stamps are newer than what they were made from, so that set-up runs once, and again when the lock changes.
 $(STAMP): requirements.lock pyproject.toml

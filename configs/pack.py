@@ -31,7 +31,7 @@ class DecodeLimits(Section):
     max_pixels: int = Field(8192 * 4320, ge=1)
     """Most pixels a frame may have (8K by default)."""
     timeout_seconds: float = Field(600.0, gt=0)
-    """Longest wall time for one video."""
+    """Longest wall time for one video; its header and packets may take a tenth of that."""
     memory_bytes: int = Field(4 * 2**30, ge=2**28)
     """Most memory that decoding one video may take."""
 

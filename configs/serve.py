@@ -23,8 +23,8 @@ class UploadLimits(DecodeLimits):
     max_pixels: int = Field(4096 * 2304, ge=1)
     """Most pixels a frame may have (4K by default)."""
     timeout_seconds: float = Field(20.0, gt=0)
-    """Longest wall time for one video."""
-    memory_bytes: int = Field(2 * 2**30, ge=2**28)
+    """Longest wall time for one video; its header and packets may take a tenth of that."""
+    memory_bytes: int = Field(2**30, ge=2**28)
     """Most memory that decoding one video may take."""
 
 

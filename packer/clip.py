@@ -5,6 +5,7 @@ one. The number of frames is what a full decode gives, never what the container 
 HMDB51 clip we have.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -109,8 +110,16 @@ def _even(side: Fraction, limit_px: int) -> int:
     return 1 if limit_px == 1 else max(2, min(2 * round(side / 2), limit_px - limit_px % 2))
 
 
-def read_clip(source: str | Path | bytes, clip: ClipConfig, limits: DecodeLimits) -> Clip:
+def read_clip(
+    source: str | Path | bytes, clip: ClipConfig, limits: DecodeLimits, before_decode: Callable[[], None] | None = None
+) -> Clip:
     """Returns the clip of one video: a file's path or address, or the file's bytes; they give the same clip.
+
+    Args:
+        source: The video.
+        clip: What of it is wanted.
+        limits: Frames and pixels that a video may have.
+        before_decode: Called once header and packets were read, before the video's frames may take time and memory.
 
     Raises:
         VideoError: The video gives no clip.
@@ -118,7 +127,7 @@ def read_clip(source: str | Path | bytes, clip: ClipConfig, limits: DecodeLimits
     resizer = _Resizer(clip.short_side_px)
     with fetched(source) as fetched_source:
         sha256 = source_sha256(fetched_source)
-        picked = pick_frames(fetched_source, clip, limits, resizer)
+        picked = pick_frames(fetched_source, clip, limits, resizer, before_decode)
     video = picked.video
     with translated_errors():
         jpegs = [encode(planes, clip.jpeg_quality) for planes in picked.frames]
@@ -159,7 +168,13 @@ class _Resizer:
         return to_planes(frame, self._reformatter, *self._size, self._quarter_turns)
 
 
-def pick_frames(source: str | Path | bytes, clip: ClipConfig, limits: DecodeLimits, keep: Keep[KeptT]) -> Picked[KeptT]:
+def pick_frames(
+    source: str | Path | bytes,
+    clip: ClipConfig,
+    limits: DecodeLimits,
+    keep: Keep[KeptT],
+    before_decode: Callable[[], None] | None = None,
+) -> Picked[KeptT]:
     """Returns the frames of the sampling rule.
 
     Args:
@@ -168,6 +183,7 @@ def pick_frames(source: str | Path | bytes, clip: ClipConfig, limits: DecodeLimi
         limits: Frames and pixels that a video may have.
         keep: What to keep of a frame, given its index; called for frame 0 and for every frame that may be wanted, and
             once more from frame 0 on where a road proves wrong.
+        before_decode: See `read_clip`.
 
     Raises:
         VideoError: The video gives no clip.
@@ -177,6 +193,6 @@ def pick_frames(source: str | Path | bytes, clip: ClipConfig, limits: DecodeLimi
         return frame_indices(num_frames_available, clip.num_frames)
 
     with open_source(source) as file, translated_errors():
-        decoded = Decoder(limits, choose, keep).decode(file, may_skip=clip.decode == "auto")
+        decoded = Decoder(limits, choose, keep, before_decode).decode(file, may_skip=clip.decode == "auto")
     indices = choose(decoded.num_frames)
     return Picked(tuple(decoded.kept[index] for index in indices), indices, decoded)

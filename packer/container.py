@@ -152,6 +152,8 @@ def video_stream(container: InputContainer, limits: DecodeLimits) -> VideoStream
     if context is None:
         raise VideoError("undecodable", "there is no decoder for the video's codec")
     check_pixels(context.width, context.height, limits)
+    # For a size that changes later, before there is a picture; a codec's blocks may stand out beyond the frame.
+    context.options = {"max_pixels": str(2 * limits.max_pixels)}
     context.thread_count = 1  # one process per core decodes more videos per second than threads do
     return stream
 

@@ -5,6 +5,7 @@ and starts anew. `multiprocessing` (and pebble on top of it) was refused: a spaw
 script again, which in a Ray replica imports Ray into every decoder.
 """
 
+import math
 import os
 import queue
 import resource
@@ -26,6 +27,10 @@ from packer.clip import Clip, VideoError, read_clip
 
 _START_SECONDS = 60.0
 _PARENT_CHECK_SECONDS = 1.0
+_SURVEY_BYTES, _SURVEY_BYTES_PER_PIXEL = 128 * 2**20, 12
+"""What reading a video's header and packets may take, before its frames: FFmpeg decodes some to know the stream."""
+_SURVEY_SHARE = 0.1
+"""How much of a video's time that may take."""
 _CLOSED = "the decode pool is closed: it takes no more videos"
 
 
@@ -196,9 +201,10 @@ class ProcessDecoder:
         process = self._process
         exit_code = process.wait() if process is not None else None
         self._kill()
-        if exit_code == -signal.SIGKILL:
-            return VideoError("out_of_memory", "the decoder was killed by the system, most likely for want of memory")
-        return VideoError("decoder_crash", f"the decoder crashed on the video (exit code {exit_code})")
+        if exit_code == -signal.SIGXCPU:
+            return VideoError("timeout", "the video's header or packets took too long to read")
+        hint = ", perhaps for want of memory" if exit_code == -signal.SIGKILL else ""
+        return VideoError("decoder_crash", f"the decoder crashed on the video (exit code {exit_code}{hint})")
 
 
 def _serve(connection: Connection, parent: int) -> None:
@@ -206,26 +212,42 @@ def _serve(connection: Connection, parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its decoders
     threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    overhead_bytes = psutil.Process().memory_info().vms
     connection.send(True)
     while True:
         try:
             source, clip, limits = connection.recv()
         except EOFError:
             return
-        _limit_memory(overhead_bytes + limits.memory_bytes)
-        try:
-            answer: Clip | VideoError = read_clip(source, clip, limits)
-        except VideoError as error:
-            answer = VideoError(error.reason, str(error))  # without the cause, which need not pickle
+        answer = _read_clip(source, clip, limits)
+        _limit(math.inf, math.inf)
         connection.send(answer)
 
 
-def _limit_memory(num_bytes: int) -> None:
-    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-    resource.setrlimit(
-        resource.RLIMIT_AS, (num_bytes if hard == resource.RLIM_INFINITY else min(num_bytes, hard), hard)
-    )
+def _read_clip(source: str | bytes, clip: ClipConfig, limits: DecodeLimits) -> Clip | VideoError:
+    overhead_bytes = psutil.Process().memory_info().vms
+    # Tables of a few bytes that claim millions of frames, headers that are compressed, metadata without end: no real
+    # video needs a tenth of this before its first frame.
+    survey_bytes = min(_SURVEY_BYTES + _SURVEY_BYTES_PER_PIXEL * limits.max_pixels, limits.memory_bytes)
+    _limit(overhead_bytes + survey_bytes, _SURVEY_SHARE * limits.timeout_seconds)
+    try:
+        return read_clip(
+            source, clip, limits, lambda: _limit(overhead_bytes + limits.memory_bytes, limits.timeout_seconds)
+        )
+    except VideoError as error:
+        return VideoError(error.reason, str(error))  # without the cause, which need not pickle
+
+
+def _limit(num_bytes: float, cpu_seconds: float) -> None:
+    """Sets the address space of this process, and the processor time that it may take from now on."""
+    _set_soft_limit(resource.RLIMIT_AS, num_bytes)
+    _set_soft_limit(resource.RLIMIT_CPU, time.process_time() + cpu_seconds)
+
+
+def _set_soft_limit(kind: int, value: float) -> None:
+    hard = resource.getrlimit(kind)[1]
+    highest = math.inf if hard == resource.RLIM_INFINITY else hard
+    soft = min(value, highest)
+    resource.setrlimit(kind, (resource.RLIM_INFINITY if soft == math.inf else math.ceil(soft), hard))
 
 
 def _die_with(parent: int) -> None:

@@ -46,8 +46,8 @@ _WINDOW_PER_WORKER = 4
 _WHOLE_SHARE = 0.9
 _LOGGED_SECONDS = 30.0
 """How often a log, unlike a terminal, is told of the progress."""
-_LOAD_REASONS = frozenset({"timeout", "out_of_memory"})
-"""Reasons that may lie with the machine's load rather than with the video."""
+_LOAD_REASONS = frozenset({"timeout", "out_of_memory", "decoder_crash"})
+"""Reasons that may lie with the machine's load rather than with the video; a system short of memory kills."""
 
 
 class PackError(Exception):

@@ -17,11 +17,14 @@ from typing import Any
 from configs.load import UsageError, config_option, fail, find_config, parse, read_yaml
 from configs.serve import ServeCommand
 from serve.guard import LOOPBACK_NAMES, read_keys
+from serve.proxy import CALLBACK_VARIABLE, SET_UP
 
 PROG = "python -m serve"
 DESCRIPTION = "Serves the registered model over HTTP: POST a video to /v1/predict, or open the address in a browser."
 EXIT_INTERRUPTED = 130
 APPLICATION = "clipstream"
+PROXY_SECONDS = 15.0
+"""How much longer than the application Ray's proxy waits; a client can raise the proxy's time, but not the other."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -91,6 +94,7 @@ def _start(command: ServeCommand) -> None:
     os.environ["RAY_AUTH_MODE"] = "token"
     os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ[CALLBACK_VARIABLE] = SET_UP
     import ray  # here, for a fast --help
     from ray import serve as ray_serve
 
@@ -102,7 +106,11 @@ def _start(command: ServeCommand) -> None:
     ray.init(address="local", include_dashboard=False, num_cpus=num_cpus, logging_level=logging.WARNING)
     ray_serve.start(
         proxy_location="HeadOnly",
-        http_options={"host": command.host, "port": command.port},
+        http_options={
+            "host": command.host,
+            "port": command.port,
+            "request_timeout_s": command.deadline_seconds + PROXY_SECONDS,
+        },
         logging_config=quiet,
     )
     ray_serve.run(build(command), name=APPLICATION, logging_config=quiet)

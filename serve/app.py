@@ -145,7 +145,7 @@ class Gateway:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Returns the application that Ray serves."""
-        return make_app(self._classifier, self._config, self._keys, self._admission)
+        return make_app(self._classifier, self._config, self._keys, admission=self._admission)
 
     async def close(self) -> None:
         """Refuses every new request and returns when those inside are answered."""

@@ -7,7 +7,7 @@ sends the request. Such a request has a foreign Origin, or (DNS rebinding) a Hos
 import hashlib
 import hmac
 import os
-from urllib.parse import urlsplit
+import re
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
@@ -21,6 +21,7 @@ from serve.schema import ErrorAnswer
 
 OPEN_PATHS = frozenset({"/", "/page.css", "/page.js", "/healthz", "/readyz"})
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+_LOOPBACK_HOST = re.compile(r"(localhost|127\.0\.0\.1|\[::1\])(:[0-9]*)?", re.IGNORECASE)
 
 
 def read_keys(config: ServeConfig) -> tuple[str, ...]:
@@ -83,10 +84,12 @@ class Guard:
             if path in OPEN_PATHS or self._knows(headers.get("authorization", "")):
                 return None
             return Refusal(401, "unauthorized", "this needs the header `Authorization: Bearer KEY` with a valid key")
-        host, origin = headers.get("host", ""), headers.get("origin")
-        if urlsplit(f"//{host}").hostname not in LOOPBACK_NAMES:
+        hosts, origins = headers.getlist("host"), headers.getlist("origin")
+        if len(hosts) != 1 or not _LOOPBACK_HOST.fullmatch(hosts[0]):
             return Refusal(403, "foreign_host", "without an API key only requests to a loopback name are answered")
-        if origin is not None and urlsplit(origin).netloc != host:
+        if not {origin.lower() for origin in origins} <= {
+            f"{scheme}://{hosts[0].lower()}" for scheme in ("http", "https")
+        }:
             return Refusal(403, "foreign_origin", "without an API key no other web page may ask")
         return None
 

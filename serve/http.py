@@ -23,6 +23,8 @@ from serve.request_id import RequestIds
 from serve.schema import Answer, ErrorAnswer, Health, ModelFacts, ModelStatus, Results
 from serve.upload import FILE_FIELD, read_videos
 
+MAX_ECHO = 100
+"""Most characters of a client's own words in an error's sentence."""
 STATIC = Path(__file__).parent / "static"
 PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
@@ -171,6 +173,7 @@ def make_app(
         title="clipstream",
         summary="Classifies videos.",
         redoc_url=None,
+        redirect_slashes=False,  # it would send the client to whatever Host the request names
         middleware=[
             Middleware(RequestIds),
             Middleware(Access, observer=observer or RequestObserver()),
@@ -208,14 +211,16 @@ async def _on_refusal(request: Request, refusal: Refusal) -> Response:
 
 
 async def _on_bad_parameter(request: Request, error: RequestValidationError) -> Response:
-    lines = [f"{detail['loc'][-1]}: {detail['msg']} (got {detail['input']!r})" for detail in error.errors()]
+    lines = [
+        f"{detail['loc'][-1]}: {detail['msg']} (got {str(detail['input'])[:MAX_ECHO]!r})" for detail in error.errors()
+    ]
     return refusal_response(Refusal(422, "bad_parameter", "; ".join(lines)))
 
 
 async def _on_http_error(request: Request, error: HTTPException) -> Response:
     code = HTTPStatus(error.status_code).name.lower()
     response = refusal_response(
-        Refusal(error.status_code, code, f"{request.method} {request.url.path}: {error.detail}")
+        Refusal(error.status_code, code, f"{request.method} {request.scope['path'][:MAX_ECHO]}: {error.detail}")
     )
     response.headers.update(error.headers or {})
     return response

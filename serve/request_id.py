@@ -1,7 +1,7 @@
 """Request ids: each request has one, in its answer and in every line that any process logs about it.
 
-Ray's HTTP proxy answers whatever id a client sent. `RequestIds` therefore stands in front of the proxy too, where
-RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH names `proxy_middlewares`; without that, an answer has the header twice.
+Ray's HTTP proxy answers whatever id a client sent. `RequestIds` therefore stands in front of the proxy too, see
+`serve.proxy`; without that, an answer has the header twice.
 """
 
 import logging
@@ -10,12 +10,10 @@ import uuid
 from contextvars import ContextVar
 
 from starlette.datastructures import MutableHeaders
-from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="")
 """Id of the request at hand; empty outside of one."""
-PROXY_MIDDLEWARES = "serve.request_id:proxy_middlewares"
 
 _HEADER = "X-Request-ID"
 _SAFE = re.compile(r"[A-Za-z0-9._:=+/-]{1,128}")
@@ -44,11 +42,6 @@ class RequestIds:
             await send(message)
 
         await self._app(scope, receive, send_with_id)
-
-
-def proxy_middlewares() -> list[Middleware]:
-    """Returns what Ray is to put around its HTTP proxy."""
-    return [Middleware(RequestIds)]
 
 
 def log_to_stderr() -> None:

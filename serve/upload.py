@@ -51,6 +51,8 @@ async def _read_form(headers: Headers, body: AsyncGenerator[bytes, None], max_fi
         form = await MultiPartParser(headers, body, max_files=max_files, max_fields=max_files).parse()
     except MultiPartException as error:
         raise Refusal(400, "bad_form", f"the form cannot be read: {error.message}") from error
+    except UnicodeError as error:  # of a charset that only encodes, such as `undefined`
+        raise Refusal(400, "bad_form", "the form's charset cannot be read") from error
     try:
         files = [value for value in form.getlist(FILE_FIELD) if isinstance(value, UploadFile)]
         videos = [await file.read() for file in files]

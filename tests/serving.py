@@ -3,17 +3,25 @@
 import asyncio
 import http.client
 import json
+import os
+import socket
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import uvicorn
 
 from configs.serve import ServeConfig
 from serve.classifier import Classifier
+from serve.connection import limit_connections
 from serve.http import make_app
+from tests.fuzz.attack import LEAKS
 
 
 @dataclass(frozen=True)
@@ -32,7 +40,7 @@ class Reply:
         answer = self.json
         assert set(answer) == {"error"}
         assert set(answer["error"]) == {"code", "message"}
-        assert "Traceback" not in answer["error"]["message"]
+        assert not LEAKS.search(self.body)
         return str(answer["error"]["code"])
 
 
@@ -66,6 +74,7 @@ def form(*files: bytes, field: str = "file") -> tuple[bytes, dict[str, str]]:
 @contextmanager
 def served(config: ServeConfig, keys: tuple[str, ...] = ()) -> Iterator[int]:
     """Serves a real classifier by uvicorn for as long as the block runs; yields its port."""
+    limit_connections()
     ready, server = threading.Event(), uvicorn.Server(uvicorn.Config("", port=0, ws="none", log_level="warning"))
 
     async def serve() -> None:
@@ -87,3 +96,39 @@ def served(config: ServeConfig, keys: tuple[str, ...] = ()) -> Iterator[int]:
     finally:
         server.should_exit = True
         thread.join()
+
+
+@contextmanager
+def serving(home: Path, *options: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """Runs `python -m serve` over the store in `home` for as long as the block runs; yields it and its port, ready."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    kept = {
+        name: value for name, value in os.environ.items() if not name.startswith(("CLIPSTREAM_", "MLFLOW_", "RAY_"))
+    }
+    command = [sys.executable, "-m", "serve", "--port", str(port), *options]
+    log = home / "serve.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, env=kept | {"CLIPSTREAM_HOME": str(home)}
+        )
+    try:
+        deadline = time.monotonic() + 120
+        while not _is_ready(port):
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.2)
+        yield process, port
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait(60)
+        print(log.read_text())  # shown if the test fails
+
+
+def _is_ready(port: int) -> bool:
+    try:
+        return ask(port, "GET", "/readyz").status == 200
+    except OSError:
+        return False

@@ -57,3 +57,12 @@ def test_the_image_is_built_from_what_is_there() -> None:
     for source in copied:
         assert (ROOT / source).exists()
         assert f"!{source}" in ignored
+
+
+def test_headers_are_limited_wherever_rays_proxy_may_start() -> None:
+    from serve.proxy import CALLBACK_VARIABLE, SET_UP, set_up_proxy
+
+    assert f"{set_up_proxy.__module__}.{set_up_proxy.__name__}" == SET_UP
+    setting = f"{CALLBACK_VARIABLE}={SET_UP}"
+    for path in (DEPLOY / "Dockerfile", DEPLOY / "cluster.sh", ROOT / "configs/serve.yaml"):
+        assert setting in path.read_text()

@@ -1,5 +1,6 @@
 """A video that hangs, swells or kills its decoder costs itself alone, and no decoder outlives its parent."""
 
+import resource
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 from configs.pack import ClipConfig, DecodeLimits
 from packer.clip import VideoError, read_clip
 from packer.pool import DecodePool
+from tests.bombs import metadata
 from tests.videos import write_numbered_video, write_video
 
 CLIP = ClipConfig()
@@ -78,7 +80,10 @@ def test_a_video_that_takes_too_much_memory_is_given_up(tmp_path: Path, short_vi
         assert pool.submit(short_video, CLIP).result(60).num_frames == 10
 
 
-@pytest.mark.parametrize(("end", "reason"), [(signal.SIGSEGV, "decoder_crash"), (signal.SIGKILL, "out_of_memory")])
+@pytest.mark.parametrize(
+    ("end", "reason"),
+    [(signal.SIGSEGV, "decoder_crash"), (signal.SIGKILL, "decoder_crash"), (signal.SIGXCPU, "timeout")],
+)
 def test_a_video_that_kills_its_decoder_costs_itself_alone(
     short_video: str, long_video: str, end: signal.Signals, reason: str
 ) -> None:
@@ -93,6 +98,23 @@ def test_a_video_that_kills_its_decoder_costs_itself_alone(
             doomed.result(60)
         assert caught.value.reason == reason
         assert spared.result(60).num_frames == 10
+
+
+def test_a_header_that_takes_too_long_is_given_up(short_video: str) -> None:
+    with DecodePool(1, DecodeLimits(timeout_seconds=10)) as pool:
+        endless, quick = pool.submit(metadata(100_000), CLIP), pool.submit(short_video, CLIP)
+        with pytest.raises(VideoError, match="header or packets took too long") as caught:
+            endless.result(60)
+        assert caught.value.reason == "timeout"
+        assert quick.result(60).num_frames == 10
+
+
+def test_limits_end_with_their_video(short_video: str) -> None:
+    with DecodePool(1, DecodeLimits(timeout_seconds=10)) as pool:
+        pool.submit(short_video, CLIP).result(60)
+        process = wait_for_decoder()
+        for kind in (resource.RLIMIT_AS, resource.RLIMIT_CPU):
+            assert resource.prlimit(process.pid, kind)[0] == resource.RLIM_INFINITY
 
 
 def test_a_decoder_that_died_idle_costs_no_video(short_video: str) -> None:

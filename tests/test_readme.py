@@ -42,7 +42,7 @@ def test_options_of_commands_exist(module: str, arguments: str) -> None:
 
 def test_options_of_the_table_exist() -> None:
     module = ""
-    for line in README.splitlines():
+    for line in README[README.index("## Configuration") :].splitlines():
         if line.startswith("| ") and "`--" in line:
             named = re.match(r"\| `python -m (\w+)`", line)
             module = named[1] if named else module
@@ -63,3 +63,10 @@ def test_map_names_every_file_and_no_other() -> None:
 def test_yaml_files_named_exist() -> None:
     for name in re.findall(r"configs/[\w/]+\.(?:yaml|sh)", README):
         assert (ROOT / name).is_file()
+
+
+def test_tests_named_exist() -> None:
+    named = re.findall(r"`(test_\w+\.py)::(\w+)`", README)
+    assert len(named) >= 12
+    for file, name in named:
+        assert re.search(rf"^def {name}\(", (ROOT / "tests" / file).read_text(), re.MULTILINE), f"no {name} in {file}"

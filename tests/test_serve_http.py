@@ -19,6 +19,22 @@ from tests.videos import write_numbered_video, write_video
 pytestmark = MLFLOW_WARNINGS
 
 CAP_BYTES = 200_000
+EDGE = b"--edge\r\nContent-Disposition: form-data; "
+BAD_FORMS = [
+    (b"x", "boundary=", "bad_form"),
+    (b"x", "boundary=edge", "bad_form"),
+    (b"--edge\r\n\r\nx\r\n--edge--\r\n", "boundary=edge", "bad_form"),
+    (b"--edge\r\nContent-Disposition: form-data\r\n\r\nx\r\n--edge--\r\n", "boundary=edge", "bad_form"),
+    (EDGE + b'name="file"; filename="a.mp4"\r\n\r\nx', "boundary=edge", "empty_body"),
+    (EDGE + b'name="file"\r\n\r\n' + b"x" * 150_000 + b"\r\n--edge--\r\n", "boundary=edge", "empty_body"),
+    (EDGE + b'name="\xff"\r\n\r\nx\r\n--edge--\r\n', "boundary=edge; charset=idna", "empty_body"),
+    (EDGE + b'name="\xff"\r\n\r\nx\r\n--edge--\r\n', "boundary=edge; charset=undefined", "bad_form"),
+    (EDGE + b'name="x"\r\n\r\nx\r\n--edge--\r\n', "boundary=edge; charset=hex", "empty_body"),
+    ((EDGE + b'name="x"\r\n\r\nx\r\n') * 9 + b"--edge--\r\n", "boundary=edge", "bad_form"),
+    (EDGE + b"name=" + b"x" * 100_000 + b"\r\n\r\nx\r\n--edge--\r\n", "boundary=edge", "bad_form"),
+    (b"-" * 150_000, "boundary=" + "-" * 60, "empty_body"),
+]
+"""Bodies, what follows the content type, and the code of the refusal."""
 Post = Callable[..., Reply]
 
 
@@ -137,6 +153,7 @@ def test_of_several_files_a_bad_one_has_an_error_of_its_own(post: Post, bright: 
         (*form(b"x", field="other"), "", 400, "empty_body"),
         (*form(b"x", b"x", b"x", b"x"), "", 400, "bad_form"),
         (b"x", {"Content-Type": "multipart/form-data"}, "", 400, "bad_form"),
+        *((body, {"Content-Type": f"multipart/form-data; {rest}"}, "", 400, code) for body, rest, code in BAD_FORMS),
         (b"{}", {"Content-Type": "application/json"}, "", 415, "unsupported_media_type"),
         (b"http://127.0.0.1/video.mp4", {"Content-Type": "text/plain"}, "", 415, "unsupported_media_type"),
         (b"not a video", {}, "", 422, "not_a_video"),
@@ -145,7 +162,21 @@ def test_of_several_files_a_bad_one_has_an_error_of_its_own(post: Post, bright: 
         (b"x" * (CAP_BYTES + 1), {}, "", 413, "too_large"),
         (*form(b"x" * CAP_BYTES, b"x" * CAP_BYTES), "", 413, "too_large"),
     ],
-    ids=["none", "no-file", "field", "many", "no-edge", "json", "text", "bytes", "zero", "word", "large", "large-form"],
+    ids=[
+        "none",
+        "no-file",
+        "field",
+        "many",
+        "no-edge",
+        *map(str, range(len(BAD_FORMS))),
+        "json",
+        "text",
+        "bytes",
+        "zero",
+        "word",
+        "large",
+        "large-form",
+    ],
 )
 def test_refusals(post: Post, body: bytes, headers: dict[str, str], query: str, status: int, code: str) -> None:
     reply = post(body, headers, query)
@@ -197,7 +228,7 @@ def test_the_page_loads_nothing_from_elsewhere(port: int) -> None:
     assert all(b"//" not in file.body.replace(b" // ", b"") for file in files)
 
 
-@pytest.mark.parametrize("host", ["localhost", "127.0.0.1:9", "[::1]:8000"])
+@pytest.mark.parametrize("host", ["localhost", "LocalHost:8000", "127.0.0.1:9", "[::1]", "[::1]:8000"])
 def test_without_a_key_loopback_names_are_served(port: int, host: str) -> None:
     assert ask(port, "GET", "/v1/model", headers={"Host": host, "Origin": f"http://{host}"}).status == 200
 
@@ -208,14 +239,57 @@ def test_without_a_key_loopback_names_are_served(port: int, host: str) -> None:
         ({"Host": "rebound.example"}, "foreign_host"),
         ({"Host": "127.0.0.1.example:80"}, "foreign_host"),
         ({"Host": ""}, "foreign_host"),
+        ({"Host": "localhost."}, "foreign_host"),
+        ({"Host": "localhost.example"}, "foreign_host"),
+        ({"Host": "evil@localhost"}, "foreign_host"),
+        ({"Host": "localhost/"}, "foreign_host"),
+        ({"Host": "localhost:80:80"}, "foreign_host"),
+        ({"Host": "[::1"}, "foreign_host"),
+        ({"Host": "::1"}, "foreign_host"),
+        ({"Host": "[::ffff:127.0.0.1]"}, "foreign_host"),
+        ({"Host": "0.0.0.0"}, "foreign_host"),
+        ({"Host": "2130706433"}, "foreign_host"),
         ({"Host": "localhost:8000", "Origin": "http://evil.example"}, "foreign_origin"),
         ({"Host": "localhost:8000", "Origin": "http://localhost:3000"}, "foreign_origin"),
         ({"Host": "localhost:8000", "Origin": "null"}, "foreign_origin"),
+        ({"Host": "localhost:8000", "Origin": ""}, "foreign_origin"),
+        ({"Host": "localhost:8000", "Origin": "file://"}, "foreign_origin"),
+        ({"Host": "localhost:8000", "Origin": "http://["}, "foreign_origin"),
+        ({"Host": "localhost:8000", "Origin": "http://localhost"}, "foreign_origin"),
+        ({"Host": "localhost:8000", "Origin": "http://localhost.:8000"}, "foreign_origin"),
+        ({"Host": "localhost:8000", "Origin": "http://localhost:8000.evil.example"}, "foreign_origin"),
+        ({"Host": "localhost:8000", "Origin": "http://localhost:8000@evil.example"}, "foreign_origin"),
     ],
 )
 def test_without_a_key_other_web_pages_are_refused(port: int, headers: dict[str, str], code: str) -> None:
     reply = ask(port, "GET", "/v1/model", headers=headers)
     assert (reply.status, reply.code) == (403, code)
+
+
+def test_cors_stays_closed(store: Path, port: int) -> None:
+    """No page of another origin is told that it may read an answer, with keys or without."""
+    asked = {"Origin": "http://evil.example", "Access-Control-Request-Method": "POST"}
+    with served(config(store), keys=("key",)) as locked:
+        for method in ("OPTIONS", "GET", "POST"):
+            for path in ("/", "/v1/predict", "/v1/model", "/readyz", "/nowhere"):
+                for reply in (
+                    ask(port, method, path, headers=asked),
+                    ask(port, method, path, headers=asked | {"Origin": f"http://127.0.0.1:{port}"}),
+                    ask(locked, method, path, headers=asked),
+                    ask(locked, method, path, headers=asked | {"Authorization": "Bearer key"}),
+                ):
+                    assert not [name for name in reply.headers if name.lower().startswith("access-control-")]
+                    assert method != "OPTIONS" or reply.status in {401, 403, 404, 405}
+
+
+def test_a_host_that_is_none_breaks_nothing_and_is_redirected_nowhere(store: Path) -> None:
+    with served(config(store), keys=("key",)) as port:
+        for host in ("[::1", "evil.example", "a b", "\xff"):
+            headers = {"Host": host, "Authorization": "Bearer key"}
+            for path in ("/nowhere", "/v1/model/", "//v1/model", "/v1/predict/"):
+                reply = ask(port, "GET", path, headers=headers)
+                assert reply.status in {400, 404}
+                assert "Location" not in reply.headers
 
 
 def test_with_keys_each_opens_and_nothing_else_does(store: Path) -> None:

@@ -62,6 +62,7 @@ start() {
     # So that `ray job stop` sends Ctrl-C's signal and gives a training run time for its last checkpoint.
     export RAY_JOB_STOP_SIGNAL=SIGINT RAY_JOB_STOP_WAIT_TIME_S=30
     export RAY_TRAIN_ENABLE_PRINT_PATCH=0 # Ray Train would print each line of a worker twice
+    export RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=serve.proxy.set_up_proxy # for `serve deploy`
     export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0
 
     set -m # a process group of its own, which Ctrl-C in this terminal does not reach

@@ -1,0 +1,28 @@
+"""Bombs are refused while they are small: what each costs stands in tests/bombs.py."""
+
+import pytest
+
+from tests.bombs import BOMBS, cost
+
+MAX_GROWN_BYTES = 300 * 10**6
+SLOW = {"100,000 entries of metadata", "compressed packets, 10 GB"}
+"""Read for as long as a video's header and packets may take."""
+HARMLESS = {"4 * 10^7 frames claimed in 1 kB", "64 x 64, then 8k x 8k"}
+"""Of which the part that is there may be decoded."""
+
+
+@pytest.mark.parametrize("name", sorted(BOMBS.keys() - {"compressed packets, 10 GB", "10^6 frames"}))
+def test_bombs_are_refused_for_little(name: str) -> None:
+    paid = cost(BOMBS[name]())
+    assert paid.grown_bytes < MAX_GROWN_BYTES
+    if name in SLOW:
+        assert paid.reason == "timeout"
+    elif name not in HARMLESS:
+        assert paid.reason in {
+            "too_large",
+            "out_of_memory",
+            "not_a_video",
+            "no_video_stream",
+            "undecodable",
+            "truncated",
+        }

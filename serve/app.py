@@ -21,7 +21,7 @@ from serve.classifier import Classifier
 from serve.guard import read_keys
 from serve.http import make_app
 from serve.refusal import Refusal
-from serve.schema import Answer, ModelStatus
+from serve.schema import Answer, Clips, ModelStatus, Scores
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +46,13 @@ class ModelReplica:
         except Refusal as refusal:
             return refusal
 
+    async def infer(self, clips: Clips) -> Scores | Refusal:
+        """Returns the probabilities of a batch."""
+        try:
+            return await self._classifier.infer(clips)
+        except Refusal as refusal:
+            return refusal
+
     async def status(self) -> ModelStatus:
         """Returns what this replica serves."""
         return await self._classifier.status()
@@ -59,15 +66,13 @@ class RemoteClassifier:
 
     async def classify(self, video: bytes, top_k: int, with_frames: bool) -> Answer:
         """Returns the answer of one replica, or raises its refusal."""
-        try:
-            outcome = await self._call("classify", video, top_k, with_frames)
-        except RayActorError:  # classifying is idempotent
-            logger.warning("replica_died retry=1")
-            outcome = await self._retry(video, top_k, with_frames)
-        if isinstance(outcome, Refusal):
-            raise outcome
-        answer: Answer = outcome
+        answer: Answer = await self._ask("classify", video, top_k, with_frames)
         return answer
+
+    async def infer(self, clips: Clips) -> Scores:
+        """Returns the probabilities of a batch of one replica, or raises its refusal."""
+        scores: Scores = await self._ask("infer", clips)
+        return scores
 
     async def status(self) -> ModelStatus:
         """Returns the status of one replica."""
@@ -78,9 +83,19 @@ class RemoteClassifier:
             raise _unavailable() from error
         return status
 
-    async def _retry(self, *args: object) -> Any:
+    async def _ask(self, method: str, *args: object) -> Any:
         try:
-            return await self._call("classify", *args)
+            outcome = await self._call(method, *args)
+        except RayActorError:  # classifying is idempotent
+            logger.warning("replica_died retry=1")
+            outcome = await self._retry(method, *args)
+        if isinstance(outcome, Refusal):
+            raise outcome
+        return outcome
+
+    async def _retry(self, method: str, *args: object) -> Any:
+        try:
+            return await self._call(method, *args)
         except RayActorError as error:
             raise _unavailable() from error
 

@@ -58,7 +58,8 @@ class Access:
             if facts.status != CLIENT_GONE:
                 raise  # half an answer is out: only a cut connection tells that it is not whole
             message = "the server failed on this request; its log says why"
-            await refusal_response(Refusal(500, "internal_error", message))(scope, receive, noted_send)
+            refusal = Refusal(500, "internal_error", message)
+            await refusal_response(refusal, facts.path)(scope, receive, noted_send)
         finally:
             facts.seconds = time.monotonic() - started_at
             facts.route = getattr(scope.get("route"), "path", facts.route)

@@ -63,7 +63,7 @@ class Gate:
             await self._app(scope, receive, send)
             return
         if refusal := self._admission.refusal(scope):
-            await refusal_response(refusal)(scope, receive, send)
+            await refusal_response(refusal, scope["path"])(scope, receive, send)
             return
         working = False
 

@@ -23,7 +23,7 @@ from serve.classifier import Classifier
 from serve.guard import read_keys
 from serve.http import make_app
 from serve.refusal import Refusal
-from serve.schema import Answer, ModelStatus
+from serve.schema import Answer, Clips, ModelStatus, Scores
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +54,13 @@ class ModelReplica:
         except Refusal as refusal:
             return refusal
 
+    async def infer(self, clips: Clips) -> Scores | Refusal:
+        """Returns the probabilities of a batch."""
+        try:
+            return await self._classifier.infer(clips)
+        except Refusal as refusal:
+            return refusal
+
     async def status(self) -> ModelStatus:
         """Returns what this replica serves."""
         return await self._classifier.status()
@@ -72,11 +79,13 @@ class RemoteClassifier:
 
     async def classify(self, video: bytes, top_k: int, with_frames: bool) -> Answer:
         """Returns the answer of one replica, or raises its refusal."""
-        outcome = await self._call("classify", video, top_k, with_frames)
-        if isinstance(outcome, Refusal):
-            raise outcome
-        answer: Answer = outcome
+        answer: Answer = await self._ask("classify", video, top_k, with_frames)
         return answer
+
+    async def infer(self, clips: Clips) -> Scores:
+        """Returns the probabilities of a batch of one replica, or raises its refusal."""
+        scores: Scores = await self._ask("infer", clips)
+        return scores
 
     async def status(self) -> ModelStatus:
         """Returns the status of one replica."""
@@ -86,6 +95,12 @@ class RemoteClassifier:
         except TimeoutError as error:
             raise _unavailable() from error
         return status
+
+    async def _ask(self, method: str, *args: object) -> Any:
+        outcome = await self._call(method, *args)
+        if isinstance(outcome, Refusal):
+            raise outcome
+        return outcome
 
     async def _call(self, method: str, *args: object) -> Any:
         for tries_left in reversed(range(MAX_TRIES)):

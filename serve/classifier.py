@@ -7,8 +7,9 @@ when the first model is loaded, so that the HTTP side, which imports this module
 import asyncio
 import base64
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ from packer.clip import Clip, VideoError
 from packer.pool import ClipFuture, DecodePool
 from serve.batcher import GreedyBatcher
 from serve.refusal import Refusal
-from serve.schema import Answer, ClassProbability, ClipFacts, ModelFacts, ModelName, ModelStatus, Timing
+from serve.schema import Answer, ClassProbability, ClipFacts, Clips, ModelFacts, ModelName, ModelStatus, Scores, Timing
 from serve.watch import AliasWatch
 
 if TYPE_CHECKING:
@@ -105,21 +106,60 @@ class Classifier:
         Raises:
             Refusal: There is no model (503), too much waits already (503), or the video cannot be used (422).
         """
-        model = self._watch.model  # the same one to the end, even if the alias moves meanwhile
+        return await self._classify(self._model(), video, top_k, with_frames)
+
+    async def infer(self, clips: Clips) -> Scores:
+        """Returns the probabilities of a batch, all by one version: of videos, or of clips as the model sees them.
+
+        Raises:
+            Refusal: As of `classify`, for the first clip that cannot be used; frames of another shape (400).
+        """
+        model = self._model()
+        return Scores(
+            model=ModelName(name=self._config.registered_model, version=model.version),
+            class_names=list(model.predictor.contract.class_names),
+            probabilities=await asyncio.gather(
+                *(self._score(model, number, clip) for number, clip in enumerate(clips))
+            ),
+        )
+
+    async def _score(self, model: ServedModel, number: int, clip: bytes | NDArray[np.uint8]) -> list[float]:
+        try:
+            if isinstance(clip, bytes):
+                answer = await self._classify(model, clip, len(model.predictor.contract.class_names), with_frames=False)
+                by_name = {row.class_name: row.probability for row in answer.predictions}
+                return [by_name[name] for name in model.predictor.contract.class_names]
+            with self._admitted():
+                forward = await model.batcher.submit(_taken(model.predictor, clip))
+                return [float(probability) for probability in forward.probabilities]
+        except Refusal as refusal:
+            message = f"clip {number}: {refusal.message}"
+            raise Refusal(refusal.status, refusal.code, message, refusal.retry_after_seconds) from refusal
+
+    def _model(self) -> ServedModel:
+        model = self._watch.model  # the same one to the end of a request, even if the alias moves meanwhile
         if model is None:
             raise Refusal(503, "no_model", str(self._watch.problem), retry_after_seconds=10)
+        return model
+
+    @contextmanager
+    def _admitted(self) -> Iterator[None]:
         if self._num_admitted >= self._config.max_queued:
             raise Refusal(503, "overloaded", "the server has all the videos it can take", retry_after_seconds=1)
         self._num_admitted += 1
         try:
+            yield
+        finally:
+            self._num_admitted -= 1
+
+    async def _classify(self, model: ServedModel, video: bytes, top_k: int, with_frames: bool) -> Answer:
+        with self._admitted():
             submitted_at = time.monotonic()
             decoding = self._pool.submit(video, model.predictor.contract.clip)
             clip = model.predictor.pick(await _decoded(decoding))
             frames = await asyncio.to_thread(model.predictor.view, clip)
             ready_at = time.monotonic()
             forward = await model.batcher.submit(frames)
-        finally:
-            self._num_admitted -= 1
         timing = Timing(
             decode_seconds=ready_at - decoding.started_at,
             queue_seconds=decoding.started_at - submitted_at + forward.started_at - ready_at,
@@ -153,6 +193,13 @@ async def _decoded(decoding: ClipFuture) -> Clip:
         return await asyncio.wrap_future(decoding)
     except VideoError as error:
         raise Refusal(422, error.reason, str(error)) from error
+
+
+def _taken(predictor: "Predictor", frames: NDArray[np.uint8]) -> "FramesTHWC":
+    try:
+        return predictor.take(frames)
+    except ValueError as error:
+        raise Refusal(400, "bad_inference_request", str(error)) from error
 
 
 def _top(probabilities: NDArray[np.float64], class_names: Sequence[str], top_k: int) -> list[ClassProbability]:

@@ -17,7 +17,7 @@ from configs.load import UsageError, resolve
 from configs.serve import API_KEY_VARIABLE, ServeConfig
 from serve.facts import note_refusal
 from serve.refusal import Refusal
-from serve.schema import ErrorAnswer
+from serve.schema import ErrorAnswer, OipError
 
 OPEN_PATHS = frozenset({"/", "/page.css", "/page.js", "/healthz", "/readyz"})
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -45,8 +45,13 @@ def read_keys(config: ServeConfig) -> tuple[str, ...]:
     return keys
 
 
-def refusal_response(refusal: Refusal) -> JSONResponse:
-    """Returns a refusal as an HTTP response, and notes it."""
+def is_oip(path: str) -> bool:
+    """Returns whether a path is one of the Open Inference Protocol, which has its own form for errors."""
+    return f"{path}/".startswith("/v2/")
+
+
+def refusal_response(refusal: Refusal, path: str) -> JSONResponse:
+    """Returns a refusal as an HTTP response, in the form that the protocol of the path has for errors, and notes it."""
     note_refusal(refusal)
     headers = {}
     if refusal.retry_after_seconds is not None:
@@ -55,7 +60,8 @@ def refusal_response(refusal: Refusal) -> JSONResponse:
         headers["WWW-Authenticate"] = "Bearer"
     if refusal.status in {408, 413}:
         headers["Connection"] = "close"  # the rest of the body is not wanted
-    return JSONResponse(ErrorAnswer.of(refusal).model_dump(), refusal.status, headers)
+    content = OipError(error=refusal.message) if is_oip(path) else ErrorAnswer.of(refusal)
+    return JSONResponse(content.model_dump(), refusal.status, headers)
 
 
 class Guard:
@@ -76,7 +82,7 @@ class Guard:
             await self._app(scope, receive, send)
             return
         refusal = self._refusal(scope["path"], Headers(scope=scope))
-        app = self._app if refusal is None else refusal_response(refusal)
+        app = self._app if refusal is None else refusal_response(refusal, scope["path"])
         await app(scope, receive, _with_nosniff(send))
 
     def _refusal(self, path: str, headers: Headers) -> Refusal | None:

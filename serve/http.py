@@ -3,12 +3,14 @@
 import asyncio
 from collections.abc import Callable, Coroutine
 from http import HTTPStatus
+from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect
@@ -16,12 +18,15 @@ from starlette.requests import ClientDisconnect
 from configs.serve import ServeConfig
 from serve.access import Access
 from serve.admission import Admission, Gate
+from serve.deadline import Deadline
 from serve.facts import CLIENT_GONE, RequestObserver, note_answer, note_refusal
 from serve.guard import Guard, refusal_response
+from serve.oip import OpenInference
+from serve.openapi import DESCRIPTION, PREDICTED, VIDEOS, DescribedApp, errors
 from serve.refusal import Refusal
 from serve.request_id import RequestIds
-from serve.schema import Answer, ErrorAnswer, Health, ModelFacts, ModelStatus, Results
-from serve.upload import FILE_FIELD, read_videos
+from serve.schema import Answer, ErrorAnswer, Health, ModelFacts, Results, VideoClassifier
+from serve.upload import read_videos
 
 MAX_ECHO = 100
 """Most characters of a client's own words in an error's sentence."""
@@ -32,35 +37,15 @@ PAGE_HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-cache",
 }
-BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": [FILE_FIELD],
-                    "properties": {FILE_FIELD: {"type": "array", "items": {"type": "string", "format": "binary"}}},
-                }
-            },
-        },
-    }
-}
 
 
-class VideoClassifier(Protocol):
-    """What the routes need: `serve.classifier.Classifier` in this process, or a Ray deployment of it."""
+class PredictOptions(BaseModel):
+    """What the query of `/v1/predict` may hold."""
 
-    async def classify(self, video: bytes, top_k: int, with_frames: bool) -> Answer:
-        """Returns the answer for one video, or raises Refusal."""
+    model_config = ConfigDict(extra="forbid")
 
-    async def status(self) -> ModelStatus:
-        """Returns whether a model is served, or raises Refusal."""
-
-
-def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    return {status: {"model": ErrorAnswer, "description": HTTPStatus(status).phrase} for status in statuses}
+    top_k: int | None = Field(None, ge=1, description="classes in the answer; the server's own number by default")
+    frames: bool = Field(False, description="also return the frames that the model saw")
 
 
 class Routes:
@@ -77,35 +62,32 @@ class Routes:
 
     def add_to(self, app: FastAPI) -> None:
         """Adds every route to `app`."""
-        denied = _errors(401, 403, 500)
         app.add_api_route(
             "/v1/predict",
             self.predict,
             methods=["POST"],
             response_model_exclude_none=True,
-            openapi_extra=BODY,
-            responses={**denied, **_errors(400, 408, 413, 415, 422, 503)},
+            openapi_extra={"requestBody": VIDEOS},
+            responses={**PREDICTED, **errors(400, 408, 413, 415, 422)},
         )
-        app.add_api_route("/v1/model", self.model, responses={**denied, **_errors(503)})
+        app.add_api_route("/v1/model", self.model)
         app.add_api_route("/healthz", self.healthz, response_model_exclude_none=True)
-        app.add_api_route("/readyz", self.readyz, response_model_exclude_none=True, responses=_errors(503))
+        app.add_api_route("/readyz", self.readyz, response_model_exclude_none=True)
         for path, name in {"/": "index.html", "/page.css": "page.css", "/page.js": "page.js"}.items():
             app.add_api_route(path, _page(STATIC / name), include_in_schema=False)
 
-    async def predict(
-        self,
-        request: Request,
-        top_k: Annotated[int | None, Query(ge=1, description="classes in the answer")] = None,
-        frames: Annotated[bool, Query(description="return the frames that the model saw")] = False,
-    ) -> Answer | Results:
+    async def predict(self, request: Request, options: Annotated[PredictOptions, Query()]) -> Answer | Results:
         """Classifies one video, or each of several.
 
-        The video is the body itself, or the field `file` of a form. Several files get one result each, in their
-        order: an answer, or an error object for a file that cannot be used.
+        The body is the video itself, whatever type it claims unless that is text or JSON; or a multipart form whose
+        every field is a file and named `file`. One file is answered like a raw body. Several get one result each, in
+        their order: an answer, or an error object for a file that cannot be used.
         """
-        deadline = asyncio.get_running_loop().time() + self._config.deadline_seconds
-        videos, several = await self._read(request, deadline)
-        answers = [self._classify(video, top_k or self._config.top_k, frames, deadline) for video in videos]
+        deadline = Deadline(self._config.deadline_seconds)
+        async with deadline.of_body():
+            videos, several = await read_videos(request, self._config.max_body_bytes, self._config.max_files)
+        top_k = options.top_k or self._config.top_k
+        answers = [self._classify(video, top_k, options.frames, deadline) for video in videos]
         if not several:
             return await answers[0]
         results = await asyncio.gather(*map(_caught, answers))
@@ -131,23 +113,11 @@ class Routes:
             raise Refusal(503, "no_model", str(status.problem), retry_after_seconds=10)
         return status.model, status.problem
 
-    async def _read(self, request: Request, deadline: float) -> tuple[list[bytes], bool]:
-        try:
-            async with asyncio.timeout_at(deadline):
-                return await read_videos(request, self._config.max_body_bytes, self._config.max_files)
-        except TimeoutError as error:
-            message = f"the body did not arrive within {self._config.deadline_seconds:g} seconds"
-            raise Refusal(408, "request_timeout", message) from error
-
-    async def _classify(self, video: bytes, top_k: int, frames: bool, deadline: float) -> Answer:
+    async def _classify(self, video: bytes, top_k: int, frames: bool, deadline: Deadline) -> Answer:
         if not video:
             raise Refusal(400, "empty_file", "the file is empty")
-        try:
-            async with asyncio.timeout_at(deadline):
-                answer = await self._classifier.classify(video, top_k, frames)
-        except TimeoutError as error:
-            message = f"no answer within {self._config.deadline_seconds:g} seconds: the server is busy"
-            raise Refusal(503, "deadline_exceeded", message, retry_after_seconds=5) from error
+        async with deadline.of_answer():
+            answer = await self._classifier.classify(video, top_k, frames)
         note_answer(answer)
         return answer
 
@@ -169,9 +139,12 @@ def make_app(
         admission: Who may come in; by default as many as one model replica takes.
     """
     gate = Middleware(Gate, admission=admission or Admission(config.max_queued))
-    app = FastAPI(
+    app = DescribedApp(
         title="clipstream",
         summary="Classifies videos.",
+        description=DESCRIPTION,
+        version=version("clipstream"),
+        docs_url=None,
         redoc_url=None,
         redirect_slashes=False,  # it would send the client to whatever Host the request names
         middleware=[
@@ -188,6 +161,7 @@ def make_app(
         },
     )
     Routes(classifier, config).add_to(app)
+    OpenInference(classifier, config).add_to(app)
     return app
 
 
@@ -207,21 +181,24 @@ def _page(path: Path) -> Callable[[], Coroutine[Any, Any, FileResponse]]:
 
 
 async def _on_refusal(request: Request, refusal: Refusal) -> Response:
-    return refusal_response(refusal)
+    return refusal_response(refusal, request.scope["path"])
 
 
 async def _on_bad_parameter(request: Request, error: RequestValidationError) -> Response:
     lines = [
         f"{detail['loc'][-1]}: {detail['msg']} (got {str(detail['input'])[:MAX_ECHO]!r})" for detail in error.errors()
     ]
-    return refusal_response(Refusal(422, "bad_parameter", "; ".join(lines)))
+    return refusal_response(Refusal(422, "bad_parameter", "; ".join(lines)), request.scope["path"])
 
 
 async def _on_http_error(request: Request, error: HTTPException) -> Response:
     code = HTTPStatus(error.status_code).name.lower()
-    response = refusal_response(
-        Refusal(error.status_code, code, f"{request.method} {request.scope['path'][:MAX_ECHO]}: {error.detail}")
-    )
+    way_out = {404: "GET /openapi.json tells what there is", 405: f"use {(error.headers or {}).get('Allow')}"}
+    path = request.scope["path"]
+    sentence = f"{request.method} {path[:MAX_ECHO]}: {error.detail}"
+    if error.status_code in way_out:
+        sentence += f": {way_out[error.status_code]}"
+    response = refusal_response(Refusal(error.status_code, code, sentence), path)
     response.headers.update(error.headers or {})
     return response
 

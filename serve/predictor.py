@@ -61,6 +61,19 @@ class Predictor:
             raise ValueError(f"a clip of shape {frames.shape} does not fit the model's {self._frames_shape()}")
         return frames
 
+    def take(self, frames_TCHW: NDArray[np.uint8]) -> FramesTHWC:
+        """Returns frames that are already as the model sees them, in the order of axes of `view`.
+
+        Raises:
+            ValueError: They have another shape.
+        """
+        frames = frames_TCHW.transpose(0, 2, 3, 1)
+        if frames.shape != self._frames_shape():
+            num_frames, size_px, _, _ = self._frames_shape()
+            model_shape = [num_frames, 3, size_px, size_px]
+            raise ValueError(f"a clip of shape {list(frames_TCHW.shape)} does not fit the model's {model_shape}")
+        return frames
+
     def predict(self, clips: Sequence[FramesTHWC]) -> list[ProbabilitiesK]:
         """Returns the probability of each class, one `(K,) float64` array that sums to 1 per clip of `view`."""
         logits = self._logits(np.stack(clips))

@@ -1,8 +1,16 @@
 """The JSON that the server answers with: the HTTP contract, and what `/docs` shows."""
 
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from serve.refusal import Refusal
+
+Clips = Sequence[bytes | NDArray[np.uint8]]
+"""A batch: video files, or of each clip the frames as the model sees them, `(T, 3, S, S) uint8 RGB`."""
 
 
 class ModelName(BaseModel):
@@ -69,6 +77,12 @@ class ErrorAnswer(BaseModel):
         return cls(error=ErrorDetail(code=refusal.code, message=refusal.message))
 
 
+class OipError(BaseModel):
+    """The answer of the Open Inference Protocol to a refused request."""
+
+    error: str = Field(description="one sentence for people", examples=["clip 0: the file is no video"])
+
+
 class Results(BaseModel):
     """One result per file, in the order of the files."""
 
@@ -92,6 +106,27 @@ class ModelStatus(BaseModel):
 
     model: ModelFacts | None = None
     problem: str | None = None
+
+
+class Scores(BaseModel):
+    """The probabilities of a batch, all by one version of the model."""
+
+    model: ModelName
+    class_names: list[str]
+    probabilities: list[list[float]] = Field(description="one row per clip, one column per class")
+
+
+class VideoClassifier(Protocol):
+    """What the routes need: `serve.classifier.Classifier` in this process, or a Ray deployment of it."""
+
+    async def classify(self, video: bytes, top_k: int, with_frames: bool) -> Answer:
+        """Returns the answer for one video, or raises Refusal."""
+
+    async def infer(self, clips: Clips) -> Scores:
+        """Returns the probabilities of a batch, or raises Refusal."""
+
+    async def status(self) -> ModelStatus:
+        """Returns whether a model is served, or raises Refusal."""
 
 
 class Health(BaseModel):

@@ -1,4 +1,7 @@
-"""Reads the videos out of a request body, never holding more of it than the cap allows."""
+"""Reads the videos out of a request body, never holding more of it than the cap allows.
+
+A form holds files in the field `file` and nothing else: what would be passed over in silence is refused.
+"""
 
 from collections.abc import AsyncGenerator
 
@@ -20,19 +23,29 @@ async def read_videos(request: Request, max_body_bytes: int, max_files: int) -> 
         Refusal: The body is empty (400), too large (413), of a type that is no video (415), or a bad form (400).
     """
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    body = _capped(request, max_body_bytes)
     if media_type == "multipart/form-data":
-        videos = await _read_form(request.headers, body, max_files)
+        videos = await _read_form(request.headers, _capped(request, max_body_bytes), max_files)
         return videos, len(videos) > 1
     if media_type == "application/json" or media_type.startswith(("text/", "multipart/")):
         raise Refusal(415, "unsupported_media_type", f"a video cannot be {media_type}: send the file's bytes")
-    video = b"".join([chunk async for chunk in body])
+    video = await read_body(request, max_body_bytes)
     if not video:
         raise Refusal(400, "empty_body", "the body is empty: send a video's bytes, or a form with the field `file`")
     return [video], False
 
 
+async def read_body(request: Request, max_body_bytes: int) -> bytes:
+    """Returns the body of a request.
+
+    Raises:
+        Refusal: It is too large (413), or compressed (415).
+    """
+    return b"".join([chunk async for chunk in _capped(request, max_body_bytes)])
+
+
 async def _capped(request: Request, max_body_bytes: int) -> AsyncGenerator[bytes, None]:
+    if (coding := request.headers.get("content-encoding", "identity").lower()) != "identity":
+        raise Refusal(415, "unsupported_encoding", f"the body cannot be in {coding[:20]}: send the file's own bytes")
     claimed = request.headers.get("content-length", "")
     num_bytes = int(claimed) if claimed.isdecimal() else 0
     too_large = Refusal(413, "too_large", f"the body is larger than {max_body_bytes} bytes: send a smaller video")
@@ -49,15 +62,21 @@ async def _capped(request: Request, max_body_bytes: int) -> AsyncGenerator[bytes
 async def _read_form(headers: Headers, body: AsyncGenerator[bytes, None], max_files: int) -> list[bytes]:
     try:
         form = await MultiPartParser(headers, body, max_files=max_files, max_fields=max_files).parse()
-    except MultiPartException as error:
-        raise Refusal(400, "bad_form", f"the form cannot be read: {error.message}") from error
-    except UnicodeError as error:  # of a charset that only encodes, such as `undefined`
-        raise Refusal(400, "bad_form", "the form's charset cannot be read") from error
+    except (MultiPartException, UnicodeError) as error:  # a form may name any of Python's codecs as its charset
+        raise Refusal(400, "bad_form", f"the form cannot be read: {error}") from error
     try:
-        files = [value for value in form.getlist(FILE_FIELD) if isinstance(value, UploadFile)]
-        videos = [await file.read() for file in files]
+        videos = [await _file(name, value) for name, value in form.multi_items()]
     finally:
         await form.close()
-    if not any(videos):
-        raise Refusal(400, "empty_body", f"the form has no file in the field `{FILE_FIELD}`, or an empty one")
+    if not videos:
+        raise Refusal(400, "empty_body", f"the form is empty: send files in the field `{FILE_FIELD}`")
     return videos
+
+
+async def _file(name: str, value: UploadFile | str) -> bytes:
+    if name != FILE_FIELD or isinstance(value, str):
+        message = (
+            f"the form's field `{name[:40]}` is not understood: send files in the field `{FILE_FIELD}` and no other"
+        )
+        raise Refusal(400, "bad_form", message)
+    return await value.read()

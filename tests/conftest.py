@@ -88,6 +88,16 @@ def whole_run(make_spec: "MakeSpec") -> "tuple[JobSpec, dict[str, Any]]":
     return spec, train_on_one_thread(spec)
 
 
+@pytest.fixture(scope="session")
+def champion_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an MLflow store with a champion, which answers how bright a video is; not to be changed."""
+    from tests.registry import register
+
+    folder = tmp_path_factory.mktemp("champion")
+    register(folder)
+    return folder
+
+
 def system_program(name: str, *folders: Path) -> str:
     """Returns the path of a program, also looked for in some folders.
 

@@ -1,5 +1,6 @@
 """`python -m serve` as a user meets it: its own Ray, a real store, real HTTP; and the deploy config."""
 
+import json
 import os
 import re
 import signal
@@ -97,8 +98,14 @@ def test_the_whole_life_of_a_server(server: tuple[subprocess.Popen[bytes], int],
     assert several[1]["error"]["code"] == "not_a_video"
     assert ask(port, "POST", "/v1/predict", b"").code == "empty_body"
     assert ask(port, "POST", "/v1/predict", b"x" * 200_001).code == "too_large"
-    assert ask(port, "GET", "/docs", headers={"Host": "rebound.example"}).code == "foreign_host"
-    assert ask(port, "GET", "/docs").status == 200
+    assert ask(port, "GET", "/openapi.json", headers={"Host": "rebound.example"}).code == "foreign_host"
+    assert ask(port, "GET", "/openapi.json").status == 200
+
+    clips = {"name": "clips", "datatype": "UINT8", "shape": [1, 4, 3, 24, 24], "data": [250] * 4 * 3 * 24 * 24}
+    reply = ask(port, "POST", "/v2/models/clipstream/infer", json.dumps({"inputs": [clips]}).encode())
+    assert reply.json["outputs"][0]["data"][2] == pytest.approx(answer.json["predictions"][0]["probability"], abs=1e-3)
+    too_long = json.dumps({"inputs": [clips | {"shape": [1, 1, 3, 48, 48]}]}).encode()
+    assert ask(port, "POST", "/v2/models/clipstream/infer", too_long).status == 400
 
     version = register_again(tmp_path)
     until(lambda: ask(port, "POST", "/v1/predict", video).json["model"]["version"] == version)

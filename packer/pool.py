@@ -28,7 +28,19 @@ _START_SECONDS = 60.0
 _PARENT_CHECK_SECONDS = 1.0
 _CLOSED = "the decode pool is closed: it takes no more videos"
 
-_Task = tuple["Future[Clip]", str | bytes, ClipConfig]
+
+class ClipFuture(Future[Clip]):
+    """A clip to come; once a decoder has taken the video, `started_at` is the `time.monotonic()` of it."""
+
+    started_at: float
+
+    def set_running_or_notify_cancel(self) -> bool:
+        """Called by the pool when a decoder is free for the video."""
+        self.started_at = time.monotonic()
+        return super().set_running_or_notify_cancel()
+
+
+_Task = tuple[ClipFuture, str | bytes, ClipConfig]
 
 
 class DecodePool:
@@ -54,7 +66,7 @@ class DecodePool:
         for thread in self._threads:
             thread.start()
 
-    def submit(self, source: str | bytes, clip: ClipConfig) -> "Future[Clip]":
+    def submit(self, source: str | bytes, clip: ClipConfig) -> ClipFuture:
         """Returns the future clip of a video, given as a path or as the file's bytes; it fails with VideoError.
 
         Raises:
@@ -62,7 +74,7 @@ class DecodePool:
         """
         if self._closing:
             raise RuntimeError(_CLOSED)
-        future: Future[Clip] = Future()
+        future = ClipFuture()
         self._tasks.put((future, source, clip))
         return future
 

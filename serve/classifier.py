@@ -6,24 +6,35 @@ when the first model is loaded, so that the HTTP side, which imports this module
 
 import asyncio
 import base64
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from configs.pack import ClipConfig
 from configs.serve import ServeConfig
 from packer.clip import Clip, VideoError
-from packer.pool import DecodePool
+from packer.pool import ClipFuture, DecodePool
 from serve.batcher import GreedyBatcher
 from serve.refusal import Refusal
-from serve.schema import Answer, ClassProbability, ClipFacts, ModelFacts, ModelName, ModelStatus
+from serve.schema import Answer, ClassProbability, ClipFacts, ModelFacts, ModelName, ModelStatus, Timing
 from serve.watch import AliasWatch
 
 if TYPE_CHECKING:
     from serve.predictor import FramesTHWC, Predictor, ProbabilitiesK
+
+
+@dataclass(frozen=True)
+class Forward:
+    """What one clip got out of the forward pass of its batch, and when that was."""
+
+    probabilities: "ProbabilitiesK"
+    started_at: float
+    """`time.monotonic()` of the batch's start."""
+    seconds: float
 
 
 class ServedModel:
@@ -33,10 +44,16 @@ class ServedModel:
         self.version = version
         self.predictor = predictor
         self._executor = executor
-        self.batcher: GreedyBatcher[FramesTHWC, ProbabilitiesK] = GreedyBatcher(self._predict, config.max_batch_size)
+        self.batcher: GreedyBatcher[FramesTHWC, Forward] = GreedyBatcher(self._predict, config.max_batch_size)
 
-    async def _predict(self, clips: "list[FramesTHWC]") -> "Sequence[ProbabilitiesK]":
-        return await asyncio.get_running_loop().run_in_executor(self._executor, self.predictor.predict, clips)
+    async def _predict(self, clips: "list[FramesTHWC]") -> Sequence[Forward]:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, self._forward, clips)
+
+    def _forward(self, clips: "list[FramesTHWC]") -> list[Forward]:
+        started_at = time.monotonic()
+        rows = self.predictor.predict(clips)
+        seconds = time.monotonic() - started_at
+        return [Forward(row, started_at, seconds) for row in rows]
 
 
 class Classifier:
@@ -95,20 +112,26 @@ class Classifier:
             raise Refusal(503, "overloaded", "the server has all the videos it can take", retry_after_seconds=1)
         self._num_admitted += 1
         try:
-            clip = model.predictor.pick(await self._decode(video, model.predictor.contract.clip))
+            submitted_at = time.monotonic()
+            decoding = self._pool.submit(video, model.predictor.contract.clip)
+            clip = model.predictor.pick(await _decoded(decoding))
             frames = await asyncio.to_thread(model.predictor.view, clip)
-            probabilities = await model.batcher.submit(frames)
+            ready_at = time.monotonic()
+            forward = await model.batcher.submit(frames)
         finally:
             self._num_admitted -= 1
-        name = ModelName(name=self._config.registered_model, version=model.version)
-        predictions = _top(probabilities, model.predictor.contract.class_names, top_k)
-        return Answer(model=name, predictions=predictions, clip=_facts(clip), frames=_frames(clip, with_frames))
-
-    async def _decode(self, video: bytes, clip: ClipConfig) -> Clip:
-        try:
-            return await asyncio.wrap_future(self._pool.submit(video, clip))
-        except VideoError as error:
-            raise Refusal(422, error.reason, str(error)) from error
+        timing = Timing(
+            decode_seconds=ready_at - decoding.started_at,
+            queue_seconds=decoding.started_at - submitted_at + forward.started_at - ready_at,
+            model_seconds=forward.seconds,
+        )
+        return Answer(
+            model=ModelName(name=self._config.registered_model, version=model.version),
+            predictions=_top(forward.probabilities, model.predictor.contract.class_names, top_k),
+            clip=_facts(clip),
+            timing=timing,
+            frames=_frames(clip, with_frames),
+        )
 
     def _resolve(self) -> str:
         from serve.registry import resolve_version
@@ -123,6 +146,13 @@ class Classifier:
         device = "cuda" if self._config.gpus_per_replica else "cpu"
         predictor = Predictor(module, contract, device, self._config.cpu_threads)
         return ServedModel(version, predictor, self._executor, self._config)
+
+
+async def _decoded(decoding: ClipFuture) -> Clip:
+    try:
+        return await asyncio.wrap_future(decoding)
+    except VideoError as error:
+        raise Refusal(422, error.reason, str(error)) from error
 
 
 def _top(probabilities: NDArray[np.float64], class_names: Sequence[str], top_k: int) -> list[ClassProbability]:

@@ -33,12 +33,21 @@ class ClipFacts(BaseModel):
     decode_road: str = Field(examples=["needed"])
 
 
+class Timing(BaseModel):
+    """Where the time of one video went, once the server had all of it."""
+
+    decode_seconds: float = Field(ge=0, description="decoding, and making of the frames what the model sees")
+    queue_seconds: float = Field(ge=0, description="waiting for a free decoder, and for the model")
+    model_seconds: float = Field(ge=0, description="the forward pass of the batch that the video was in")
+
+
 class Answer(BaseModel):
     """The classes of one video, most probable first; over all classes the probabilities sum to 1."""
 
     model: ModelName
     predictions: list[ClassProbability]
     clip: ClipFacts
+    timing: Timing
     frames: list[str] | None = Field(None, description="with `?frames=1`: the frames that were seen, base64 JPEGs")
 
 

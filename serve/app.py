@@ -20,6 +20,7 @@ from configs.serve import ServeConfig
 from serve.classifier import Classifier
 from serve.guard import read_keys
 from serve.http import make_app
+from serve.page import find_samples
 from serve.refusal import Refusal
 from serve.schema import Answer, ModelStatus
 
@@ -115,9 +116,10 @@ def build(config: ServeConfig) -> Application:
     """Returns the application for `serve run serve.app:build` and for `import_path` in a deploy config.
 
     Raises:
-        UsageError: There is no API key and `allow_unauthenticated` is off.
+        UsageError: There is no API key and `allow_unauthenticated` is off, or there are no such samples.
     """
     read_keys(config)  # refuse here, not in a replica that Ray would start again and again
+    find_samples(config.samples)
     replicas = ray_serve.deployment(
         num_replicas=config.num_replicas,
         max_ongoing_requests=2 * config.max_queued,  # the replica itself refuses above max_queued, at once

@@ -2,33 +2,25 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from http import HTTPStatus
-from pathlib import Path
 from typing import Annotated, Any, Protocol
 
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect
 
 from configs.serve import ServeConfig
 from serve.guard import Guard, refusal_response
+from serve.page import add_page, find_samples
 from serve.refusal import Refusal
 from serve.schema import Answer, ErrorAnswer, Health, ModelFacts, ModelStatus, Results
 from serve.upload import FILE_FIELD, read_videos
 
 logger = logging.getLogger(__name__)
 
-STATIC = Path(__file__).parent / "static"
-PAGE_HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
-    "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-cache",
-}
 BODY = {
     "requestBody": {
         "required": True,
@@ -86,8 +78,6 @@ class Routes:
         app.add_api_route("/v1/model", self.model, responses={**denied, **_errors(503)})
         app.add_api_route("/healthz", self.healthz, response_model_exclude_none=True)
         app.add_api_route("/readyz", self.readyz, response_model_exclude_none=True, responses=_errors(503))
-        for path, name in {"/": "index.html", "/page.css": "page.css", "/page.js": "page.js"}.items():
-            app.add_api_route(path, _page(STATIC / name), include_in_schema=False)
 
     async def predict(
         self,
@@ -169,6 +159,7 @@ def make_app(classifier: VideoClassifier, config: ServeConfig, keys: tuple[str, 
         },
     )
     Routes(classifier, config).add_to(app)
+    add_page(app, find_samples(config.samples))
     return app
 
 
@@ -177,13 +168,6 @@ async def _caught(answer: Coroutine[Any, Any, Answer]) -> Answer | ErrorAnswer:
         return await answer
     except Refusal as refusal:
         return ErrorAnswer.of(refusal)
-
-
-def _page(path: Path) -> Callable[[], Coroutine[Any, Any, FileResponse]]:
-    async def page() -> FileResponse:
-        return FileResponse(path, headers=PAGE_HEADERS)
-
-    return page
 
 
 async def _on_refusal(request: Request, refusal: Refusal) -> Response:

@@ -12,8 +12,9 @@ from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI, Request, Response
-from fastapi.responses import FileResponse, JSONResponse
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response
 
 from configs.load import UsageError, resolve
 from serve.refusal import Refusal
@@ -65,24 +66,24 @@ def find_samples(folder: str | None) -> tuple[Path, ...]:
     return tuple(videos[:MAX_SAMPLES])
 
 
-def add_page(app: FastAPI, samples: Sequence[Path]) -> None:
+def add_page(app: Starlette, samples: Sequence[Path]) -> None:
     """Adds the page to `app`, and the samples, which are asked for by their number: no path of a client is opened."""
-
     names = [os.fsencode(path.name).decode("utf-8", "replace") for path in samples]
+    by_number = {str(number): path for number, path in enumerate(samples)}
 
-    async def list_samples() -> JSONResponse:
+    async def list_samples(request: Request) -> Response:
         return JSONResponse({"samples": names}, headers=HEADERS)
 
-    async def sample(number: int) -> FileResponse:
-        if not 0 <= number < len(samples) or not samples[number].is_file():
-            raise Refusal(404, "no_sample", f"there is no sample {number}: /samples lists what there is")
-        return FileResponse(samples[number], headers=HEADERS)
+    async def sample(request: Request) -> Response:
+        path = by_number.get(request.path_params["number"])
+        if path is None or not path.is_file():
+            raise Refusal(404, "no_sample", "there is no such sample: /samples lists what there is, numbered from 0")
+        return FileResponse(path, headers=HEADERS)
 
     for address, (name, media_type) in PAGE_FILES.items():
-        handler = _file((STATIC / name).read_bytes(), media_type)
-        app.add_api_route(address, handler, methods=["GET", "HEAD"], include_in_schema=False)
-    app.add_api_route("/samples", list_samples, include_in_schema=False)
-    app.add_api_route("/samples/{number}", sample, include_in_schema=False)
+        app.add_route(address, _file((STATIC / name).read_bytes(), media_type), include_in_schema=False)
+    app.add_route("/samples", list_samples, include_in_schema=False)
+    app.add_route("/samples/{number}", sample, include_in_schema=False)
 
 
 def _file(body: bytes, media_type: str) -> Callable[[Request], Coroutine[Any, Any, Response]]:

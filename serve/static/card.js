@@ -152,7 +152,8 @@ export class Card {
     const image = new Image();
     image.src = picture;
     image.alt = "";
-    item.append(image, ...this.#labels(i).map((label) => element("span", label)));
+    const [index, seconds] = this.#labels(i);
+    item.append(image, element("span", index), " ", element("span", seconds));
     item.addEventListener("click", () => this.#select(i)); // by keyboard: the scrubber
     return item;
   }
@@ -184,9 +185,10 @@ export class Card {
     return (this.#clip.duration_seconds * index) / this.#clip.num_frames;
   }
 
-  #showTimes(timing, upload, total) {
-    const times = { upload, decode: timing.decode_seconds, queue: timing.queue_seconds, model: timing.model_seconds };
-    times.rest = Math.max(0, total - Object.values(times).reduce((sum, seconds) => sum + seconds));
+  #showTimes({ decode_seconds: decode, queue_seconds: queue, model_seconds: model }, measured, total) {
+    const outside = Math.max(0, total - decode - queue - model);
+    const upload = Math.min(measured, outside); // Chromium tells the end of an upload up to 0.1 s late
+    const times = { upload, decode, queue, model, rest: outside - upload };
     this.#find(".total").textContent = duration(total);
     this.#find(".split").replaceChildren(...WAYS.map(([name]) => {
       const part = element("i", "", name);

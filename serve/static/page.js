@@ -134,6 +134,7 @@ function askForKey() {
 
 function unlock() {
   isLocked = false;
+  if (find("key-form").contains(document.activeElement)) find("files").focus();
   find("key-form").hidden = true;
   find("key").value = "";
   pump();

@@ -89,6 +89,8 @@ class ServeConfig(Section):
     """File with one API key per line; keys may also stand in CLIPSTREAM_API_KEY, separated by commas."""
     allow_unauthenticated: bool = False
     """Serve without a key to programs of this machine; `python -m serve` sets it on a loopback host."""
+    samples: str | None = None
+    """Folder of videos that the page offers to try, to whoever may ask; the first 24 by name."""
     limits: UploadLimits = UploadLimits()
 
     @property

@@ -17,6 +17,7 @@ from typing import Any
 from configs.load import UsageError, config_option, fail, find_config, parse, read_yaml
 from configs.serve import ServeCommand
 from serve.guard import LOOPBACK_NAMES, read_keys
+from serve.page import find_samples
 from serve.proxy import CALLBACK_VARIABLE, SET_UP
 
 PROG = "python -m serve"
@@ -42,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if command.host in LOOPBACK_NAMES:
             command = command.model_copy(update={"allow_unauthenticated": True})
         read_keys(command)
+        find_samples(command.samples)
         _check_port(command.host, command.port)
     except UsageError as error:
         return fail(PROG, error)

@@ -22,6 +22,7 @@ from serve.admission import Admission
 from serve.classifier import Classifier
 from serve.guard import read_keys
 from serve.http import make_app
+from serve.page import find_samples
 from serve.refusal import Refusal
 from serve.schema import Answer, Clips, ModelStatus, Scores
 
@@ -171,9 +172,10 @@ def build(config: ServeConfig) -> Application:
     """Returns the application for `serve run serve.app:build` and for `import_path` in a deploy config.
 
     Raises:
-        UsageError: There is no API key and `allow_unauthenticated` is off.
+        UsageError: There is no API key and `allow_unauthenticated` is off, or there are no such samples.
     """
     read_keys(config)  # refuse here, not in a replica that Ray would start again and again
+    find_samples(config.samples)
     shared: dict[str, Any] = {
         "graceful_shutdown_timeout_s": config.deadline_seconds,
         "health_check_period_s": HEALTH_CHECK_SECONDS,

@@ -16,10 +16,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from configs.load import UsageError, resolve
 from configs.serve import API_KEY_VARIABLE, ServeConfig
 from serve.facts import note_refusal
+from serve.page import PAGE_FILES
 from serve.refusal import Refusal
 from serve.schema import ErrorAnswer, OipError
 
-OPEN_PATHS = frozenset({"/", "/page.css", "/page.js", "/healthz", "/readyz"})
+OPEN_PATHS = frozenset({*PAGE_FILES, "/healthz", "/readyz"})
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 _LOOPBACK_HOST = re.compile(r"(localhost|127\.0\.0\.1|\[::1\])(:[0-9]*)?", re.IGNORECASE)
 

@@ -1,15 +1,13 @@
 """The HTTP side: routes, limits and error answers around anything that classifies videos."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from http import HTTPStatus
 from importlib.metadata import version
-from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -23,6 +21,7 @@ from serve.facts import CLIENT_GONE, RequestObserver, note_answer, note_refusal
 from serve.guard import Guard, refusal_response
 from serve.oip import OpenInference
 from serve.openapi import DESCRIPTION, PREDICTED, VIDEOS, DescribedApp, errors
+from serve.page import add_page, find_samples
 from serve.refusal import Refusal
 from serve.request_id import RequestIds
 from serve.schema import Answer, ErrorAnswer, Health, ModelFacts, Results, VideoClassifier
@@ -30,13 +29,6 @@ from serve.upload import read_videos
 
 MAX_ECHO = 100
 """Most characters of a client's own words in an error's sentence."""
-STATIC = Path(__file__).parent / "static"
-PAGE_HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
-    "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-cache",
-}
 
 
 class PredictOptions(BaseModel):
@@ -73,8 +65,6 @@ class Routes:
         app.add_api_route("/v1/model", self.model)
         app.add_api_route("/healthz", self.healthz, response_model_exclude_none=True)
         app.add_api_route("/readyz", self.readyz, response_model_exclude_none=True)
-        for path, name in {"/": "index.html", "/page.css": "page.css", "/page.js": "page.js"}.items():
-            app.add_api_route(path, _page(STATIC / name), include_in_schema=False)
 
     async def predict(self, request: Request, options: Annotated[PredictOptions, Query()]) -> Answer | Results:
         """Classifies one video, or each of several.
@@ -162,6 +152,7 @@ def make_app(
     )
     Routes(classifier, config).add_to(app)
     OpenInference(classifier, config).add_to(app)
+    add_page(app, find_samples(config.samples))
     return app
 
 
@@ -171,13 +162,6 @@ async def _caught(answer: Coroutine[Any, Any, Answer]) -> Answer | ErrorAnswer:
     except Refusal as refusal:
         note_refusal(refusal)
         return ErrorAnswer.of(refusal)
-
-
-def _page(path: Path) -> Callable[[], Coroutine[Any, Any, FileResponse]]:
-    async def page() -> FileResponse:
-        return FileResponse(path, headers=PAGE_HEADERS)
-
-    return page
 
 
 async def _on_refusal(request: Request, refusal: Refusal) -> Response:

@@ -227,15 +227,6 @@ def test_the_model_is_told(port: int) -> None:
     assert ask(port, "GET", "/v1/model").json["class_names"] == list(CLASS_NAMES)
 
 
-def test_the_page_loads_nothing_from_elsewhere(port: int) -> None:
-    page = ask(port, "GET", "/")
-    assert page.status == 200
-    assert page.headers["Content-Security-Policy"].startswith("default-src 'none'")
-    files = [page, ask(port, "GET", "/page.js"), ask(port, "GET", "/page.css")]
-    assert [file.status for file in files] == [200] * 3
-    assert all(b"//" not in file.body.replace(b" // ", b"") for file in files)
-
-
 @pytest.mark.parametrize("host", ["localhost", "LocalHost:8000", "127.0.0.1:9", "[::1]", "[::1]:8000"])
 def test_without_a_key_loopback_names_are_served(port: int, host: str) -> None:
     assert ask(port, "GET", "/v1/model", headers={"Host": host, "Origin": f"http://{host}"}).status == 200

@@ -1,71 +1,159 @@
-"use strict";
+// The page: which videos wait, which the server is asked about, what it serves, and the API key that it may want.
+
+import { classify, getModel, getSample, getSampleNames, setKey } from "./api.js";
+import { Card, element } from "./card.js";
+
+const AT_ONCE = 2; // one is sent while the other is decoded
+const RETRY_MS = 5000;
+const MAX_UNFOLDED = 24; // a longer list of classes is folded
 
 const find = (id) => document.getElementById(id);
-let lastFile = null;
+const waiting = [];
+let numRunning = 0;
+let isLocked = false;
+let served = null;
+let retryTimer = 0;
 
-function element(tag, text) {
-  const node = document.createElement(tag);
-  node.textContent = text ?? "";
-  return node;
-}
-
-function say(text, isError = false) {
-  find("message").textContent = text;
-  find("message").classList.toggle("error", isError);
-}
-
-function showAnswer({ model, predictions, clip, frames }) {
-  find("predictions").replaceChildren(...predictions.map(({ class: name, probability }) => {
-    const percent = `${(100 * probability).toFixed(1)} %`;
-    const row = element("li");
-    const bar = element("i");
-    bar.style.width = percent.replace(" ", "");
-    const track = element("div");
-    track.append(bar);
-    row.append(element("span", name), element("span", percent), track);
-    return row;
-  }));
-  find("frames").replaceChildren(...frames.map((jpeg, i) => {
-    const figure = element("figure");
-    const image = new Image();
-    image.src = `data:image/jpeg;base64,${jpeg}`;
-    image.alt = `frame ${clip.frame_indices[i]}`;
-    figure.append(image, element("figcaption", clip.frame_indices[i]));
-    return figure;
-  }));
-  find("facts").textContent = `The model saw ${frames.length} of ${clip.num_frames} frames, ` +
-    `${clip.width_px} × ${clip.height_px}, ${clip.duration_seconds.toFixed(1)} s · ` +
-    `${model.name}, version ${model.version}`;
-  find("answer").hidden = false;
-}
-
-async function classify(file) {
-  lastFile = file;
-  find("answer").hidden = true;
-  say(`Looking at ${file.name} …`);
-  const key = find("key").value; // kept in memory only
-  const headers = { "Content-Type": "application/octet-stream", ...(key && { Authorization: `Bearer ${key}` }) };
-  try {
-    const response = await fetch("v1/predict?frames=1", { method: "POST", body: file, headers });
-    if (response.status === 401) find("key-row").hidden = false;
-    const answer = await response.json();
-    if (!response.ok) return say(answer.error.message, true);
-    say(file.name);
-    showAnswer(answer);
-  } catch {
-    say("The server does not answer.", true);
+function add(files) {
+  const cards = files.map((file) => new Card(file, { again: enqueue, cancel, remove }));
+  find("results").prepend(...cards.map((card) => card.node));
+  for (const card of cards) {
+    card.open = files.length === 1;
+    enqueue(card);
   }
 }
 
-find("file").addEventListener("change", (event) => event.target.files[0] && classify(event.target.files[0]));
-find("form").addEventListener("submit", (event) => {
+function enqueue(card) {
+  card.showWaiting();
+  waiting.push(card);
+  pump();
+}
+
+function pump() {
+  while (!isLocked && numRunning < AT_ONCE && waiting.length) {
+    numRunning += 1;
+    run(waiting.shift()).finally(() => {
+      numRunning -= 1;
+      pump();
+    });
+  }
+}
+
+async function run(card) {
+  const { signal } = card; // a second try has another
+  try {
+    const answer = await classify(await card.read(), (share) => card.showProgress(share), signal);
+    announce(card.showAnswer(answer));
+    if (answer.model.version !== served?.version) load();
+  } catch (problem) {
+    if (problem.status === 401) {
+      card.showWaiting();
+      waiting.unshift(card);
+      if (!isLocked) askForKey();
+    } else {
+      announce(card.showProblem(problem));
+    }
+  }
+}
+
+function cancel(card) {
+  const place = waiting.indexOf(card);
+  if (place >= 0) waiting.splice(place, 1);
+  card.abort();
+}
+
+function remove(card) {
+  const next = card.node.nextElementSibling ?? card.node.previousElementSibling;
+  card.close();
+  (next?.querySelector("summary") ?? find("files")).focus();
+}
+
+function announce(text) {
+  find("announcement").textContent = text;
+}
+
+/** Asks what is served, until that is known; a key that was wanted has then been given. */
+async function load() {
+  clearTimeout(retryTimer);
+  try {
+    served = await getModel();
+    showModel(served);
+    if (!find("samples").dataset.known) showSamples(await getSampleNames());
+    showProblem("");
+    unlock();
+  } catch (problem) {
+    if (problem.status === 401) return askForKey();
+    showProblem(problem.message);
+    if (problem.mayPass) retryTimer = setTimeout(load, RETRY_MS);
+  }
+}
+
+function showModel({ name, version, class_names: classNames, num_frames: numFrames }) {
+  find("model").textContent = `${name} · version ${version}`;
+  find("task").textContent = `The model looks at ${numFrames} frames of it and tells ${classNames.length} classes apart.`;
+  const [summary, list] = find("classes").children;
+  summary.textContent = `The ${classNames.length} classes it knows`;
+  list.replaceChildren(...classNames.map((className) => element("li", className)));
+  if (find("classes").hidden) find("classes").open = classNames.length <= MAX_UNFOLDED;
+  find("classes").hidden = false;
+}
+
+function showSamples(names) {
+  const buttons = names.map((name, number) => {
+    const button = element("button", name);
+    button.addEventListener("click", () => addSample(number, name));
+    const item = element("li");
+    item.append(button);
+    return item;
+  });
+  find("samples").querySelector("ul").replaceChildren(...buttons);
+  find("samples").hidden = !names.length;
+  find("samples").dataset.known = "yes";
+}
+
+async function addSample(number, name) {
+  try {
+    add([await getSample(number, name)]);
+  } catch (problem) {
+    showProblem(problem.message);
+  }
+}
+
+function showProblem(text) {
+  find("problem").textContent = text;
+  find("problem").hidden = !text;
+}
+
+function askForKey() {
+  isLocked = true;
+  find("key-form").hidden = false;
+  find("key-problem").hidden = !find("key").value;
+  find("key").focus();
+  find("key").select();
+}
+
+function unlock() {
+  isLocked = false;
+  if (find("key-form").contains(document.activeElement)) find("files").focus();
+  find("key-form").hidden = true;
+  find("key").value = "";
+  pump();
+}
+
+find("key-form").addEventListener("submit", (event) => {
   event.preventDefault();
-  if (lastFile) classify(lastFile);
+  setKey(find("key").value.trim());
+  load();
+});
+find("files").addEventListener("change", ({ target }) => {
+  add([...target.files]);
+  target.value = ""; // so that the same file can be chosen again
 });
 for (const kind of ["dragover", "dragleave", "drop"]) {
-  find("drop").addEventListener(kind, (event) => {
+  window.addEventListener(kind, (event) => { // anywhere: a browser would leave the page for the video
     event.preventDefault();
     find("drop").classList.toggle("over", kind === "dragover");
-    if (kind === "drop" && event.dataTransfer.files[0]) classify(event.dataTransfer.files[0]);
+    if (kind === "drop" && event.dataTransfer.files.length) add([...event.dataTransfer.files]);
   });
 }
+load();

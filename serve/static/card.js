@@ -1,0 +1,237 @@
+// One video on the page: waiting, on its way, answered or refused. Foreign text enters by textContent alone.
+
+import { Problem } from "./api.js";
+
+const WAYS = [ // of the time, in their order
+  ["upload", "Upload"],
+  ["decode", "Decode"],
+  ["queue", "Queue"],
+  ["model", "Model"],
+  ["rest", "Network, rest"],
+];
+
+export function element(tag, text = "", className = "") {
+  const node = document.createElement(tag);
+  node.textContent = text;
+  node.className = className;
+  return node;
+}
+
+export class Card {
+  #controller = new AbortController();
+  #clip = null;
+  #pictures = [];
+  #url = "";
+
+  /** `again`, `cancel` and `remove` are called with the card when the user wants that. */
+  constructor(file, { again, cancel, remove }) {
+    this.file = file;
+    this.node = document.getElementById("card").content.firstElementChild.cloneNode(true);
+    this.#find(".name").textContent = file.name;
+    this.#find("progress").ariaLabel = `Upload of ${file.name}`;
+    for (const [name, label, action] of [["again", "Try again", again], ["cancel", "Cancel", cancel], ["remove", "Remove", remove]]) {
+      const button = this.#find(`.${name}`);
+      button.ariaLabel = `${label}: ${file.name}`;
+      button.addEventListener("click", () => action(this));
+    }
+    this.#find("details").addEventListener("toggle", () => this.#url || this.#showVideo());
+    this.#find(".scrubber input").addEventListener("input", ({ target }) => this.#select(Number(target.value)));
+  }
+
+  get signal() {
+    return this.#controller.signal;
+  }
+
+  set open(wanted) {
+    this.#find("details").open = wanted;
+  }
+
+  /** Returns the file, once it is sure that it can be read. */
+  async read() {
+    try {
+      await this.file.slice(0, 1).arrayBuffer();
+    } catch {
+      throw new Problem("The file cannot be read: it is a folder, or was moved or changed. Choose it again.", 400);
+    }
+    return this.file;
+  }
+
+  showWaiting() {
+    this.#controller = new AbortController();
+    this.#show("waiting", "Waiting");
+  }
+
+  showProgress(share) {
+    this.#find("progress").value = share;
+    const words = share < 1 ? `Uploading, ${Math.floor(100 * share)}%` : "Uploaded; the server decodes and classifies";
+    this.#show("running", words);
+  }
+
+  abort() {
+    this.#controller.abort();
+    this.showProblem(new Problem("Cancelled."));
+  }
+
+  /** Shows why there is no answer; returns that as a sentence. */
+  showProblem(problem) {
+    this.#show("failed", problem.message);
+    this.#find(".again").hidden = !problem.mayPass;
+    return `${this.file.name}: ${problem.message}`;
+  }
+
+  /** Shows the answer; returns its essence as a sentence. */
+  showAnswer({ model, predictions, clip, frames, timing, uploadSeconds, totalSeconds }) {
+    const [best] = predictions;
+    const verdict = `${best.class}, ${percent(best.probability)}`;
+    this.#clip = clip;
+    this.#pictures = frames.map((jpeg) => `data:image/jpeg;base64,${jpeg}`);
+    this.#show("answered", "");
+    this.#find(".verdict").textContent = verdict;
+    this.#find(".predictions").replaceChildren(...predictions.map(bar));
+    this.#find(".frames").replaceChildren(...this.#pictures.map((picture, i) => this.#frame(picture, i)));
+    this.#find(".scrubber input").max = frames.length - 1;
+    this.#showTimes(timing, uploadSeconds, totalSeconds);
+    this.#find(".facts").replaceChildren(...facts({ model, clip, numBytes: this.file.size, numFrames: frames.length }));
+    this.#find(".answer").hidden = false;
+    this.#mark(0);
+    if (!this.#find(".stage video")) this.#showPicture(0);
+    return `${this.file.name}: ${verdict}`;
+  }
+
+  close() {
+    this.#controller.abort();
+    URL.revokeObjectURL(this.#url);
+    this.node.remove();
+  }
+
+  #find(selector) {
+    return this.node.querySelector(selector);
+  }
+
+  #show(state, words) {
+    const hadFocus = this.#find(".state").contains(document.activeElement);
+    this.node.dataset.state = state;
+    this.#find(".words").textContent = words;
+    const isOver = state === "answered" || state === "failed";
+    this.#find("progress").hidden = this.#find(".cancel").hidden = isOver;
+    this.#find(".again").hidden = true;
+    this.#find(".remove").hidden = !isOver;
+    if (state === "waiting") this.#find("progress").value = 0;
+    if (hadFocus) this.#find(isOver ? "summary" : ".cancel").focus(); // what had it may be gone
+  }
+
+  /** Shows the video itself, where the browser can play it; else the frames take its place. */
+  #showVideo() {
+    this.#url = URL.createObjectURL(this.file);
+    const video = document.createElement("video");
+    Object.assign(video, { controls: true, muted: true, playsInline: true, preload: "auto", src: this.#url });
+    video.ariaLabel = `Preview of ${this.file.name}`;
+    const giveUp = () => {
+      video.remove();
+      if (this.#clip) this.#select(Number(this.#find(".scrubber input").value));
+    };
+    video.addEventListener("error", giveUp);
+    video.addEventListener("loadedmetadata", () => video.videoWidth || giveUp());
+    video.addEventListener("timeupdate", () => this.#clip && !video.paused && this.#follow(video.currentTime));
+    this.#find(".stage").replaceChildren(video);
+  }
+
+  #showPicture(i) {
+    const picture = new Image();
+    picture.src = this.#pictures[i];
+    picture.alt = this.#labels(i).join(", ");
+    this.#find(".stage").replaceChildren(picture);
+  }
+
+  #follow(seconds) {
+    this.#mark(Math.max(0, this.#clip.frame_indices.findLastIndex((index) => this.#seconds(index) <= seconds)));
+  }
+
+  #frame(picture, i) {
+    const item = element("li");
+    const image = new Image();
+    image.src = picture;
+    image.alt = "";
+    const [index, seconds] = this.#labels(i);
+    item.append(image, element("span", index), " ", element("span", seconds));
+    item.addEventListener("click", () => this.#select(i)); // by keyboard: the scrubber
+    return item;
+  }
+
+  #select(i) {
+    const video = this.#find(".stage video");
+    if (video) {
+      video.pause();
+      video.currentTime = this.#seconds(this.#clip.frame_indices[i] + 0.5); // the middle of the frame
+    } else {
+      this.#showPicture(i);
+    }
+    this.#mark(i);
+  }
+
+  #mark(i) {
+    const scrubber = this.#find(".scrubber input");
+    scrubber.value = i;
+    scrubber.ariaValueText = this.#find(".scrubber output").textContent = this.#labels(i).join(" · ");
+    [...this.#find(".frames").children].forEach((item, j) => item.classList.toggle("current", j === i));
+  }
+
+  #labels(i) {
+    const index = this.#clip.frame_indices[i];
+    return [`frame ${index}`, `${this.#seconds(index).toFixed(2)} s`];
+  }
+
+  #seconds(index) {
+    return (this.#clip.duration_seconds * index) / this.#clip.num_frames;
+  }
+
+  #showTimes({ decode_seconds: decode, queue_seconds: queue, model_seconds: model }, measured, total) {
+    const outside = Math.max(0, total - decode - queue - model);
+    const upload = Math.min(measured, outside); // Chromium tells the end of an upload up to 0.1 s late
+    const times = { upload, decode, queue, model, rest: outside - upload };
+    this.#find(".total").textContent = duration(total);
+    this.#find(".split").replaceChildren(...WAYS.map(([name]) => {
+      const part = element("i", "", name);
+      part.style.flexGrow = 1e6 * times[name]; // below a sum of 1 the bar would not be filled
+      return part;
+    }));
+    this.#find(".legend").replaceChildren(...WAYS.map(([name, label]) => pair(label, duration(times[name]), name)));
+  }
+}
+
+function bar({ class: className, probability }) {
+  const row = element("li");
+  const track = element("div");
+  const fill = element("i");
+  fill.style.width = `${100 * probability}%`;
+  track.append(fill);
+  row.append(element("span", className), element("span", percent(probability)), track);
+  return row;
+}
+
+function facts({ model, clip, numBytes, numFrames }) {
+  return [
+    pair("Model", `${model.name}, version ${model.version}`),
+    pair("Video", `${clip.width_px} × ${clip.height_px}, ${clip.duration_seconds.toFixed(2)} s, ${size(numBytes)}`),
+    pair("Frames", `${numFrames} of ${clip.num_frames} seen`),
+    pair("Frame rate", clip.fps ? `${Number(clip.fps.toFixed(2))} per second` : "not stated"),
+  ];
+}
+
+function pair(term, description, className = "") {
+  const group = element("div", "", className);
+  group.append(element("dt", term), element("dd", description));
+  return group;
+}
+
+function percent(probability) {
+  return probability > 0 && probability < 0.001 ? "< 0.1%" : `${(100 * probability).toFixed(1)}%`;
+}
+
+function duration(seconds) {
+  return seconds < 0.9995 ? `${(1000 * seconds).toFixed(seconds < 0.00995 ? 1 : 0)} ms` : `${seconds.toFixed(2)} s`;
+}
+
+function size(numBytes) {
+  return numBytes < 1e6 ? `${Math.ceil(numBytes / 1e3)} kB` : `${(numBytes / 1e6).toFixed(1)} MB`;
+}

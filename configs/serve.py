@@ -49,17 +49,22 @@ class Autoscaling(Section):
         return self
 
 
-class ServeConfig(Section):
-    """Everything the served application can be told."""
+class ModelSource(Section):
+    """Which registered model, and where it is registered."""
 
     registered_model: str = REGISTERED_MODEL
     """Name in the MLflow registry."""
     alias: str = CHAMPION
-    """The version with this alias is served; moving the alias swaps the model."""
-    alias_poll_seconds: float = Field(10.0, gt=0)
-    """How often the alias is looked up."""
+    """The version with this alias is taken; a server follows it when it moves."""
     tracking_uri: str | None = None
     """MLflow store; by default MLFLOW_TRACKING_URI, else mlflow.db in the project's folder, as for the trainer."""
+
+
+class ServeConfig(ModelSource):
+    """Everything the served application can be told."""
+
+    alias_poll_seconds: float = Field(10.0, gt=0)
+    """How often the alias is looked up."""
     num_replicas: int = Field(1, ge=1)
     """Model replicas: processes that hold the model; with two, one that dies costs no request."""
     autoscaling: Autoscaling | None = None

@@ -67,13 +67,33 @@ def find_videos(folder: Location, splits: Sequence[str] = ()) -> Catalog:
         above = frozenset({os.path.realpath(str(folder)), os.path.realpath(Path(class_folder.path).parent)})
         for file in _files(at(class_folder.path), skipped, above):
             videos.append(Video(file.path, _text(relative_name(file.path, folder)), class_name, file.num_bytes))
+    catalog = _judged(folder, tuple(sorted(class_names)), videos, skipped)
+    if not catalog.videos:
+        raise UsageError(f"{folder} holds no videos: it must hold one folder per class, and those the videos")
+    return catalog
+
+
+def find_unlabelled(folder: Location) -> Catalog:
+    """Returns the catalog of a folder whose videos lie anywhere in it; their class names are empty.
+
+    Raises:
+        UsageError: The folder cannot be read, or no file in it can be a video.
+    """
+    skipped: Counter[str] = Counter()
+    files = _files(folder, skipped, frozenset())
+    videos = [Video(file.path, _text(relative_name(file.path, folder)), "", file.num_bytes) for file in files]
+    catalog = _judged(folder, (), videos, skipped)
+    if not catalog.videos:
+        raise UsageError(f"{folder} holds no videos")
+    return catalog
+
+
+def _judged(folder: Location, class_names: tuple[str, ...], videos: list[Video], skipped: Counter[str]) -> Catalog:
     videos.sort(key=lambda video: video.source)
     errors = read_many(_not_a_video, videos, is_remote=isinstance(folder, RemotePath))
     verdicts = list(zip(videos, errors, strict=True))
-    if all(error is not None for _, error in verdicts):
-        raise UsageError(f"{folder} holds no videos: it must hold one folder per class, and those the videos")
     return Catalog(
-        class_names=tuple(sorted(class_names)),
+        class_names=class_names,
         videos=tuple(video for video, error in verdicts if error is None),
         non_videos=tuple((video, error) for video, error in verdicts if error is not None),
         num_skipped=dict(skipped),

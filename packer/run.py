@@ -5,21 +5,14 @@ number of workers, on time, or on how often the pack was stopped.
 """
 
 import logging
-import os
-import sys
 import time
-from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, wait
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from tqdm import tqdm
-
 from configs.load import UsageError
-from configs.pack import ClipConfig, DecodeLimits
-from packer.catalog import Video
-from packer.clip import SAMPLING_RULE, Clip, VideoError
+from packer.clip import SAMPLING_RULE, VideoError
+from packer.clips import open_pool, progress_bar, read_clips
 from packer.manifest import (
     MANIFEST,
     Manifest,
@@ -32,7 +25,6 @@ from packer.manifest import (
     write_samples,
 )
 from packer.plan import Plan, PlannedShard
-from packer.pool import DecodePool
 from packer.prepare import Preparation
 from packer.sample import SampleRow
 from packer.shard import ShardRecord, ShardWriter, read_record, stored_record
@@ -44,10 +36,6 @@ logger = logging.getLogger(__name__)
 
 _WINDOW_PER_WORKER = 4
 _WHOLE_SHARE = 0.9
-_LOGGED_SECONDS = 30.0
-"""How often a log, unlike a terminal, is told of the progress."""
-_LOAD_REASONS = frozenset({"timeout", "out_of_memory", "decoder_crash"})
-"""Reasons that may lie with the machine's load rather than with the video; a system short of memory kills."""
 
 
 class PackError(Exception):
@@ -159,11 +147,9 @@ def pack_shards(
     class_index = {name: index for index, name in enumerate(plan.class_names)}
     clip, limits = plan.recipe.clip, plan.recipe.limits
     records = {}
-    bar = tqdm(total=len(videos), unit="video", mininterval=0.1 if sys.stderr.isatty() else _LOGGED_SECONDS)
-    with bar, _pool(limits, workers, max(1, len(videos)), cluster) as pool:
-        bar.set_postfix(rejected=0)
+    with progress_bar(len(videos)) as bar, open_pool(limits, workers, len(videos), cluster) as pool:
         num_rejected = 0
-        outcomes = _outcomes(pool, videos, clip, pool.num_workers * _WINDOW_PER_WORKER)
+        outcomes = read_clips(pool, videos, clip, pool.num_workers * _WINDOW_PER_WORKER)
         for shard in shards:
             with ShardWriter(target, shard, plan.recipe.shards.max_bytes) as writer:
                 for video in shard.videos:
@@ -182,50 +168,12 @@ def pack_shards(
     return records
 
 
-@contextmanager
-def _pool(limits: DecodeLimits, workers: int, num_videos: int, cluster: str) -> Iterator[DecodePool]:
-    if not cluster:
-        num_workers = workers or len(os.sched_getaffinity(0))
-        with DecodePool(min(num_workers, num_videos), limits) as pool:
-            yield pool
-        return
-    from packer.cluster import ClusterDecoder, joined
-
-    with joined(cluster) as num_cpus:  # an actor more than there are CPUs would wait, and its video with it
-        num_workers = min(workers or num_cpus, num_cpus)
-        with DecodePool(min(num_workers, num_videos), limits, ClusterDecoder) as pool:
-            yield pool
-
-
 def _duplicate(original: str) -> VideoError:
     return VideoError("duplicate", f"its content is that of {original}, which is packed (duplicates reject)")
 
 
 def _strict_error(source: str, message: str) -> PackError:
     return PackError(f"{source} is rejected: {message}; repair or remove it, or leave --strict out")
-
-
-def _outcomes(pool: DecodePool, videos: Sequence[Video], clip: ClipConfig, window: int) -> Iterator[Clip | VideoError]:
-    """Yields, per video and in order, its clip or why it has none; at most `window` clips wait in memory."""
-    waiting = iter(videos)
-    pending: deque[tuple[Video, Future[Clip]]] = deque()
-    while True:
-        while len(pending) < window and (video := next(waiting, None)) is not None:
-            pending.append((video, pool.submit(video.path, clip)))
-        if not pending:
-            return
-        video, future = pending.popleft()
-        try:
-            try:
-                yield future.result()
-            except VideoError as error:
-                if error.reason not in _LOAD_REASONS:
-                    raise
-                logger.warning("retry alone source=%s reason=%s", video.source, error.reason)
-                wait([other for _, other in pending])
-                yield pool.submit(video.path, clip).result()
-        except VideoError as error:
-            yield error
 
 
 def _finish(prepared: Preparation, records: Sequence[_Packed]) -> Manifest:

@@ -69,7 +69,7 @@ def locked(target: Location) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UsageError(f"{target} is being packed by another process: wait for it, or stop it") from None
+            raise UsageError(f"{target} is being written by another process: wait for it, or stop it") from None
         for folder in (target, records):
             for partial in folder.glob(f".*{PARTIAL_SUFFIX}"):
                 partial.unlink()

@@ -1,5 +1,7 @@
 """The command `python -m serve`: a local Ray with the application on it, on a loopback address, until it is stopped.
 
+`python -m serve score` needs no Ray; its work is in score.py.
+
 It starts no dashboard and no gRPC server and leaves no process behind. Ray's own ports listen on every address
 whatever one says, so they are kept behind a token of this run.
 """
@@ -15,13 +17,24 @@ from collections.abc import Sequence
 from typing import Any
 
 from configs.load import UsageError, config_option, fail, find_config, parse, read_yaml
+from configs.score import ScoreConfig
 from configs.serve import ServeCommand
 from serve.guard import LOOPBACK_NAMES, read_keys
 from serve.page import find_samples
 from serve.proxy import CALLBACK_VARIABLE, SET_UP
 
 PROG = "python -m serve"
-DESCRIPTION = "Serves the registered model over HTTP: POST a video to /v1/predict, or open the address in a browser."
+DESCRIPTION = """Serves the registered model over HTTP: POST a video to /v1/predict, or open the address in a browser.
+
+`python -m serve score videos/` scores a folder instead, without a server."""
+SCORE_DESCRIPTION = """Classifies every video of a folder with the registered model, as the server would: one row each.
+
+python -m serve score videos/ --out predictions.parquet   the same command goes on with a stopped scoring
+
+A row holds the video's path in the folder (source), the most probable class (predicted) and its probability, that of
+every class (p_<class>), and, for a file that gives no clip, why (reason, message). The first folder of a path is taken
+for its true class (true_class) where the model has a class of that name: then the accuracy is printed too.
+Exit codes: 0 scored, 1 failed or more rejected than --max-rejected-fraction, 2 a wrong command, 130 Ctrl-C."""
 EXIT_INTERRUPTED = 130
 APPLICATION = "clipstream"
 PROXY_SECONDS = 15.0
@@ -31,6 +44,8 @@ PROXY_SECONDS = 15.0
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
     argv = sys.argv[1:] if argv is None else argv
+    if list(argv[:1]) == ["score"]:
+        return _score(argv[1:])
     try:
         command = parse(
             ServeCommand,
@@ -49,6 +64,35 @@ def main(argv: Sequence[str] | None = None) -> int:
         return fail(PROG, error)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     return _serve(command)
+
+
+def _score(argv: Sequence[str]) -> int:
+    prog = f"{PROG} score"
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s %(message)s")
+    try:
+        if not argv:
+            argv = ["--help"]
+        config = parse(ScoreConfig, argv, prog=prog, description=SCORE_DESCRIPTION, env_prefix="CLIPSTREAM_SCORE_")
+        from serve.score import format_report, score  # here, for a fast --help
+
+        result = score(config)
+    except UsageError as error:
+        return fail(prog, error)
+    except OSError as error:
+        print(f"{prog}: {error}: once that is mended, the same command continues it", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"{prog}: stopped; the same command continues it", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    print(format_report(result, config))
+    if result.rejected_fraction > config.max_rejected_fraction:
+        print(
+            f"{prog}: {result.rejected_fraction:.1%} of the videos were rejected, more than max_rejected_fraction "
+            f"({config.max_rejected_fraction:.1%}); the file is complete",
+            file=sys.stderr,
+        )
+        return 1
+    return 0
 
 
 def _deploy_config_values(name: str | None) -> dict[str, Any]:

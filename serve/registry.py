@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from configs.load import describe
-from configs.serve import ServeConfig
+from configs.serve import ModelSource
 from configs.train import METADATA_KEY, ModelContract, tracking_uri
 from serve.watch import ModelUnavailable
 from trainer.registry import Registry
@@ -21,7 +21,7 @@ MLFLOW_SETTINGS = {
 """Less patience than MLflow's own, four minutes: the alias is looked up again soon, and /readyz has to say why."""
 
 
-def resolve_version(config: ServeConfig) -> str:
+def resolve_version(config: ModelSource) -> str:
     """Returns the version of the registered model that the alias points at.
 
     Raises:
@@ -42,23 +42,31 @@ def resolve_version(config: ServeConfig) -> str:
         raise ModelUnavailable("the model registry does not answer") from error
 
 
-def load_model(config: ServeConfig, version: str) -> tuple[nn.Module, ModelContract]:
+def load_model(config: ModelSource, version: str) -> tuple[nn.Module, ModelContract]:
     """Returns a version of the registered model and its contract; pickles are refused.
 
     Raises:
         ModelUnavailable: It was not written by this project's trainer, or by a newer one, or cannot be read.
     """
+    registry = _registry(config)
+    missing = ModelUnavailable(f"the registry has no version {version} of the model {config.registered_model}")
+    if _is_absent_file(registry.uri):
+        raise missing
     try:
-        return _registry(config).load(f"models:/{config.registered_model}/{version}")
+        return registry.load(f"models:/{config.registered_model}/{version}")
     except KeyError as error:
         raise ModelUnavailable(f"the model has no {METADATA_KEY} metadata: `python -m trainer` writes it") from error
     except ValidationError as error:
         raise ModelUnavailable(f"the model's contract cannot be read: {describe(error)}") from error
-    except (MlflowException, OSError, RuntimeError) as error:
+    except MlflowException as error:
+        if error.error_code in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
+            raise missing from error
+        raise ModelUnavailable("the model's files cannot be read: see the server's log") from error
+    except (OSError, RuntimeError) as error:
         raise ModelUnavailable("the model's files cannot be read: see the server's log") from error
 
 
-def _registry(config: ServeConfig) -> Registry:
+def _registry(config: ModelSource) -> Registry:
     for name, value in MLFLOW_SETTINGS.items():
         os.environ.setdefault(name, value)
     return Registry(config.tracking_uri or tracking_uri(), config.registered_model)

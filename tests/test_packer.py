@@ -172,7 +172,7 @@ def test_a_second_packer_is_refused_and_ctrl_c_leaves_a_pack_to_continue(
         time.sleep(0.005)
     first.send_signal(signal.SIGSTOP)
     try:
-        assert "is being packed by another process" in refused([data, target], capsys)
+        assert "is being written by another process" in refused([data, target], capsys)
     finally:
         first.send_signal(signal.SIGINT)
         first.send_signal(signal.SIGCONT)

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
-PARTS = r"packer\.synthetic|packer (?:inspect|repair|verify)|packer|trainer|serve"
+PARTS = r"packer\.synthetic|packer (?:inspect|repair|verify)|packer|trainer|serve score|serve"
 COMMANDS = sorted(set(re.findall(rf"python -m ({PARTS})([^`'\n#|&]*)", README)))
 
 
@@ -44,7 +44,7 @@ def test_options_of_the_table_exist() -> None:
     module = ""
     for line in README[README.index("## Configuration") :].splitlines():
         if line.startswith("| ") and "`--" in line:
-            named = re.match(r"\| `python -m (\w+)`", line)
+            named = re.match(r"\| `python -m ([\w ]+)`", line)
             module = named[1] if named else module
             for option in re.findall(r"`(--[a-z.-]+)`", line.split("|")[2]):
                 assert option in help_of(module), f"{module} has no {option}"

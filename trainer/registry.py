@@ -84,7 +84,8 @@ class Registry:
         # Two clips: an example of one would fix the batch size of the exported graph to one.
         example = np.random.default_rng(0).integers(0, 256, (2, *shape), dtype=np.uint8)
         signature = ModelSignature(
-            inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, *shape), "clips")]),
+            # Without a name: of named inputs MLflow makes a dict, which its own scoring of PyTorch models refuses.
+            inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, *shape))]),
             outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, len(contract.class_names)), "logits")]),
         )
         mlflow.set_tracking_uri(self.uri)

@@ -1,7 +1,7 @@
 """The command `python -m serve`: a local Ray with the application on it, on a loopback address, until it is stopped.
 
-It starts no dashboard and no gRPC server and leaves no process behind. Ray's own ports listen on every address
-whatever one says, so they are kept behind a token of this run.
+It starts no dashboard and no gRPC server and leaves no process behind. Ray's own ports, its metrics among them, are on
+loopback as well; only the replicas' listen on every address whatever one says, behind a token of this run.
 """
 
 import logging
@@ -17,6 +17,7 @@ from typing import Any
 from configs.load import UsageError, config_option, fail, find_config, parse, read_yaml
 from configs.serve import ServeCommand
 from serve.guard import LOOPBACK_NAMES, read_keys
+from serve.request_id import PROXY_MIDDLEWARES
 
 PROG = "python -m serve"
 DESCRIPTION = "Serves the registered model over HTTP: POST a video to /v1/predict, or open the address in a browser."
@@ -74,7 +75,13 @@ def _serve(command: ServeCommand) -> int:
         _start(command)
         signal.signal(signal.SIGTERM, _raise_exit)  # Ray has put its own handler there
         logger = logging.getLogger("serve")
-        logger.info("listening url=http://%s:%d model=%s", command.host, command.port, command.registered_model)
+        logger.info(
+            "listening url=http://%s:%d metrics=http://%s/metrics model=%s",
+            command.host,
+            command.port,
+            _metrics_address(),
+            command.registered_model,
+        )
         threading.Event().wait()
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
@@ -87,6 +94,9 @@ def _start(command: ServeCommand) -> None:
     os.environ["RAY_AUTH_MODE"] = "token"
     os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"] = PROXY_MIDDLEWARES
+    if command.host in LOOPBACK_NAMES:
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # on Linux too: Ray's node takes the loopback address
     import ray  # here, for a fast --help
     from ray import serve as ray_serve
 
@@ -95,13 +105,26 @@ def _start(command: ServeCommand) -> None:
     num_cpus = max(os.cpu_count() or 1, command.num_replicas * command.cpu_threads)
     quiet = {"log_level": "WARNING"}  # Ray tells every request and every replica otherwise
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    ray.init(address="local", include_dashboard=False, num_cpus=num_cpus, logging_level=logging.WARNING)
+    ray.init(
+        address="local",
+        include_dashboard=False,
+        num_cpus=num_cpus,
+        logging_level=logging.WARNING,
+        _metrics_export_port=command.metrics_port,
+    )
     ray_serve.start(
         proxy_location="HeadOnly",
         http_options={"host": command.host, "port": command.port},
         logging_config=quiet,
     )
     ray_serve.run(build(command), name="clipstream", logging_config=quiet)
+
+
+def _metrics_address() -> str:
+    import ray
+
+    (node,) = ray.nodes()  # type: ignore[no-untyped-call]
+    return f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}"
 
 
 def _stop() -> None:

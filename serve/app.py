@@ -20,7 +20,9 @@ from configs.serve import ServeConfig
 from serve.classifier import Classifier
 from serve.guard import read_keys
 from serve.http import make_app
+from serve.metrics import ModelMetrics, RequestMetrics
 from serve.refusal import Refusal
+from serve.request_id import REQUEST_ID, log_to_stderr
 from serve.schema import Answer, ModelStatus
 
 logger = logging.getLogger(__name__)
@@ -35,15 +37,17 @@ class ModelReplica:
     """One process with the model; refusals are returned, since Ray would wrap a raised one in its own error."""
 
     async def __init__(self, config: ServeConfig) -> None:  # type: ignore[misc]  # Ray awaits it
-        _log_to_stderr()
-        self._classifier = Classifier(config)
+        log_to_stderr()
+        self._classifier = Classifier(config, ModelMetrics())
         await self._classifier.start()
 
-    async def classify(self, video: bytes, top_k: int, with_frames: bool) -> Answer | Refusal:
+    async def classify(self, video: bytes, top_k: int, with_frames: bool, request_id: str) -> Answer | Refusal:
         """Returns the answer for one video."""
+        REQUEST_ID.set(request_id)
         try:
             return await self._classifier.classify(video, top_k, with_frames)
         except Refusal as refusal:
+            logger.info("refused code=%s", refusal.code)
             return refusal
 
     async def status(self) -> ModelStatus:
@@ -59,11 +63,12 @@ class RemoteClassifier:
 
     async def classify(self, video: bytes, top_k: int, with_frames: bool) -> Answer:
         """Returns the answer of one replica, or raises its refusal."""
+        request = (video, top_k, with_frames, REQUEST_ID.get())
         try:
-            outcome = await self._call("classify", video, top_k, with_frames)
+            outcome = await self._call("classify", *request)
         except RayActorError:  # classifying is idempotent
             logger.warning("replica_died retry=1")
-            outcome = await self._retry(video, top_k, with_frames)
+            outcome = await self._retry(*request)
         if isinstance(outcome, Refusal):
             raise outcome
         answer: Answer = outcome
@@ -101,14 +106,15 @@ class Gateway:
     """The HTTP side; Ray asks it for its ASGI application once it is constructed."""
 
     def __init__(self, replicas: DeploymentHandle[Any], config: ServeConfig) -> None:
-        _log_to_stderr()
+        log_to_stderr()
         self._keys = read_keys(config)  # of this process's own environment: they travel in no message
         self._classifier = RemoteClassifier(replicas)
         self._config = config
+        self._metrics = RequestMetrics()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Returns the application that Ray serves."""
-        return make_app(self._classifier, self._config, self._keys)
+        return make_app(self._classifier, self._config, self._keys, self._metrics)
 
 
 def build(config: ServeConfig) -> Application:
@@ -138,8 +144,3 @@ def build(config: ServeConfig) -> Application:
 
 def _unavailable() -> Refusal:
     return Refusal(503, "unavailable", "no model replica answers: it is starting or starting again", 5)
-
-
-def _log_to_stderr() -> None:
-    """A replica is a process of its own, and Ray sets up its own loggers only."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")

@@ -122,3 +122,5 @@ class ServeCommand(ServeConfig):
     """Address to listen on; any but a loopback address needs an API key."""
     port: int = Field(8000, ge=1, le=65535)
     """Port to listen on."""
+    metrics_port: int | None = Field(None, ge=1, le=65535)
+    """Port of /metrics for Prometheus, open to read, on loopback if `host` is; by default a free one: see the log."""

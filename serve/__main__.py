@@ -2,8 +2,8 @@
 
 `python -m serve score` needs no Ray; its work is in score.py.
 
-It starts no dashboard and no gRPC server and leaves no process behind. Ray's own ports listen on every address
-whatever one says, so they are kept behind a token of this run.
+It starts no dashboard and no gRPC server and leaves no process behind. Ray's own ports, its metrics among them, are on
+loopback as well; only the replicas' listen on every address whatever one says, behind a token of this run.
 """
 
 import logging
@@ -124,7 +124,13 @@ def _serve(command: ServeCommand) -> int:
         _start(command)
         signal.signal(signal.SIGTERM, _raise_exit)  # Ray has put its own handler there
         logger = logging.getLogger("serve")
-        logger.info("listening url=http://%s:%d model=%s", command.host, command.port, command.registered_model)
+        logger.info(
+            "listening url=http://%s:%d metrics=http://%s/metrics model=%s",
+            command.host,
+            command.port,
+            _metrics_address(),
+            command.registered_model,
+        )
         try:
             threading.Event().wait()
         finally:
@@ -141,6 +147,8 @@ def _start(command: ServeCommand) -> None:
     os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ[CALLBACK_VARIABLE] = SET_UP
+    if command.host in LOOPBACK_NAMES:
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # on Linux too: Ray's node takes the loopback address
     import ray  # here, for a fast --help
     from ray import serve as ray_serve
 
@@ -149,7 +157,13 @@ def _start(command: ServeCommand) -> None:
     num_cpus = max(os.cpu_count() or 1, command.max_replicas * command.cpus_per_replica)
     quiet = {"log_level": "WARNING"}  # Ray tells every request and every replica otherwise
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    ray.init(address="local", include_dashboard=False, num_cpus=num_cpus, logging_level=logging.WARNING)
+    ray.init(
+        address="local",
+        include_dashboard=False,
+        num_cpus=num_cpus,
+        logging_level=logging.WARNING,
+        _metrics_export_port=command.metrics_port,
+    )
     ray_serve.start(
         proxy_location="HeadOnly",
         http_options={
@@ -175,6 +189,13 @@ def _drain(deadline_seconds: float) -> None:
         return
     except (RayServeException, ray.exceptions.RayError, TimeoutError) as error:
         logging.getLogger("serve").warning("not_drained reason=%s", error)
+
+
+def _metrics_address() -> str:
+    import ray
+
+    (node,) = ray.nodes()  # type: ignore[no-untyped-call]
+    return f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}"
 
 
 def _stop() -> None:

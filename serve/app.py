@@ -7,7 +7,8 @@ The gateway imports no torch (0.9 GB of memory) and hands the video on as it cam
 
 import asyncio
 import logging
-from typing import Any
+from collections.abc import Coroutine
+from typing import Any, TypeVar
 
 from fastapi import FastAPI
 from ray import serve as ray_serve
@@ -22,11 +23,15 @@ from serve.admission import Admission
 from serve.classifier import Classifier
 from serve.guard import read_keys
 from serve.http import make_app
+from serve.metrics import ModelMetrics, RequestMetrics
 from serve.page import find_samples
 from serve.refusal import Refusal
+from serve.request_id import REQUEST_ID, log_to_stderr
 from serve.schema import Answer, Clips, ModelStatus, Scores
 
 logger = logging.getLogger(__name__)
+
+AnswerT = TypeVar("AnswerT")
 
 GATEWAY_REQUESTS = 512
 """Requests that a gateway holds at once; many may be slow uploads, which wait for no model."""
@@ -44,23 +49,17 @@ class ModelReplica:
     """One process with the model; refusals are returned, since Ray would wrap a raised one in its own error."""
 
     async def __init__(self, config: ServeConfig) -> None:  # type: ignore[misc]  # Ray awaits it
-        _log_to_stderr()
-        self._classifier = Classifier(config)
+        log_to_stderr()
+        self._classifier = Classifier(config, ModelMetrics())
         await self._classifier.start()
 
-    async def classify(self, video: bytes, top_k: int, with_frames: bool) -> Answer | Refusal:
+    async def classify(self, request_id: str, video: bytes, top_k: int, with_frames: bool) -> Answer | Refusal:
         """Returns the answer for one video."""
-        try:
-            return await self._classifier.classify(video, top_k, with_frames)
-        except Refusal as refusal:
-            return refusal
+        return await _settled(request_id, self._classifier.classify(video, top_k, with_frames))
 
-    async def infer(self, clips: Clips) -> Scores | Refusal:
+    async def infer(self, request_id: str, clips: Clips) -> Scores | Refusal:
         """Returns the probabilities of a batch."""
-        try:
-            return await self._classifier.infer(clips)
-        except Refusal as refusal:
-            return refusal
+        return await _settled(request_id, self._classifier.infer(clips))
 
     async def status(self) -> ModelStatus:
         """Returns what this replica serves."""
@@ -98,7 +97,7 @@ class RemoteClassifier:
         return status
 
     async def _ask(self, method: str, *args: object) -> Any:
-        outcome = await self._call(method, *args)
+        outcome = await self._call(method, REQUEST_ID.get(), *args)
         if isinstance(outcome, Refusal):
             raise outcome
         return outcome
@@ -153,15 +152,16 @@ class Gateway:
     """The HTTP side; Ray asks it for its ASGI application once it is constructed."""
 
     def __init__(self, replicas: DeploymentHandle[Any], config: ServeConfig) -> None:
-        _log_to_stderr()
+        log_to_stderr()
         self._keys = read_keys(config)  # of this process's own environment: they travel in no message
         self._classifier = RemoteClassifier(replicas)
         self._config = config
         self._admission = Admission(config.max_queued * config.max_replicas)
+        self._metrics = RequestMetrics()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Returns the application that Ray serves."""
-        return make_app(self._classifier, self._config, self._keys, admission=self._admission)
+        return make_app(self._classifier, self._config, self._keys, self._metrics, self._admission)
 
     async def close(self) -> None:
         """Refuses every new request and returns when those inside are answered."""
@@ -200,6 +200,15 @@ def build(config: ServeConfig) -> Application:
     return application
 
 
+async def _settled(request_id: str, answer: Coroutine[Any, Any, AnswerT]) -> AnswerT | Refusal:
+    REQUEST_ID.set(request_id)
+    try:
+        return await answer
+    except Refusal as refusal:
+        logger.info("refused code=%s", refusal.code)
+        return refusal
+
+
 def _replica_count(config: ServeConfig) -> dict[str, Any]:
     if config.autoscaling is None:
         return {"num_replicas": config.num_replicas}
@@ -219,8 +228,3 @@ def _overloaded() -> Refusal:
 
 def _unavailable() -> Refusal:
     return Refusal(503, "unavailable", "no model replica answers: it is starting or starting again", 5)
-
-
-def _log_to_stderr() -> None:
-    """A replica is a process of its own, and Ray sets up its own loggers only."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")

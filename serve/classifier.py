@@ -41,13 +41,22 @@ class Forward:
 class ServedModel:
     """One version of the model with a batcher of its own, so that a batch never mixes versions."""
 
-    def __init__(self, version: str, predictor: "Predictor", executor: ThreadPoolExecutor, config: ServeConfig) -> None:
+    def __init__(
+        self,
+        version: str,
+        predictor: "Predictor",
+        executor: ThreadPoolExecutor,
+        max_batch_size: int,
+        observer: "ClassifierObserver",
+    ) -> None:
         self.version = version
         self.predictor = predictor
         self._executor = executor
-        self.batcher: GreedyBatcher[FramesTHWC, Forward] = GreedyBatcher(self._predict, config.max_batch_size)
+        self._observer = observer
+        self.batcher: GreedyBatcher[FramesTHWC, Forward] = GreedyBatcher(self._predict, max_batch_size)
 
     async def _predict(self, clips: "list[FramesTHWC]") -> Sequence[Forward]:
+        self._observer.batch(len(clips))
         return await asyncio.get_running_loop().run_in_executor(self._executor, self._forward, clips)
 
     def _forward(self, clips: "list[FramesTHWC]") -> list[Forward]:
@@ -57,15 +66,30 @@ class ServedModel:
         return [Forward(row, started_at, seconds) for row in rows]
 
 
+class ClassifierObserver:
+    """Told of what a classifier does; this one lets it pass."""
+
+    def answered(self, timing: Timing) -> None:
+        """Takes where the time of a video went."""
+
+    def batch(self, num_clips: int) -> None:
+        """Takes the size of a batch that the model is given."""
+
+    def serves(self, name: str, version: str) -> None:
+        """Takes the version that is served from now on; called in any thread."""
+
+
 class Classifier:
     """Answers videos with classes; `start` it before use and `close` it after.
 
     Args:
         config: Which model, from which store, and the limits.
+        observer: Told of what happens.
     """
 
-    def __init__(self, config: ServeConfig) -> None:
+    def __init__(self, config: ServeConfig, observer: ClassifierObserver | None = None) -> None:
         self._config = config
+        self._observer = observer or ClassifierObserver()
         self._pool = DecodePool(config.decoder_processes, config.limits)
         self._executor = ThreadPoolExecutor(1, "model")  # one forward pass at a time, of whichever version
         self._watch = AliasWatch(self._resolve, self._load, config.alias_poll_seconds)
@@ -165,6 +189,7 @@ class Classifier:
             queue_seconds=decoding.started_at - submitted_at + forward.started_at - ready_at,
             model_seconds=forward.seconds,
         )
+        self._observer.answered(timing)
         return Answer(
             model=ModelName(name=self._config.registered_model, version=model.version),
             predictions=_top(forward.probabilities, model.predictor.contract.class_names, top_k),
@@ -185,7 +210,8 @@ class Classifier:
         module, contract = load_model(self._config, version)
         device = "cuda" if self._config.gpus_per_replica else "cpu"
         predictor = Predictor(module, contract, device, self._config.cpu_threads)
-        return ServedModel(version, predictor, self._executor, self._config)
+        self._observer.serves(self._config.registered_model, version)
+        return ServedModel(version, predictor, self._executor, self._config.max_batch_size, self._observer)
 
 
 async def _decoded(decoding: ClipFuture) -> Clip:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import uvicorn
 
 from configs.serve import ServeConfig
@@ -58,6 +59,17 @@ def ask(
         return Reply(response.status, response.headers, response.read())
     finally:
         connection.close()
+
+
+def access_lines(caplog: pytest.LogCaptureFixture, count: int) -> list[str]:
+    """Returns the first lines that a server in this process has logged about requests, once there are so many."""
+    deadline = time.monotonic() + 30
+    while True:
+        lines = [record.getMessage() for record in caplog.records if record.name == "serve.access"]
+        if len(lines) >= count:
+            return lines
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def form(*files: bytes, field: str = "file") -> tuple[bytes, dict[str, str]]:

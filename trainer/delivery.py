@@ -33,7 +33,7 @@ class Delivery(Generic[PointT]):
     def __init__(self, send: Callable[[list[PointT]], None]) -> None:
         self._send_points = send
         self._points: list[PointT] = []
-        self._files: dict[str, Callable[[], None]] = {}
+        self._files: dict[str, Callable[[], object]] = {}
         self._num_lost = 0
         self._lock = threading.Lock()
         self._answers = True
@@ -47,7 +47,7 @@ class Delivery(Generic[PointT]):
             self._points += points
         self._send_if_due()
 
-    def add_file(self, path: str, upload: Callable[[], None]) -> None:
+    def add_file(self, path: str, upload: Callable[[], object]) -> None:
         """Takes a file to upload; it replaces one of the same path that still waits."""
         with self._lock:
             self._files[path] = upload

@@ -69,7 +69,7 @@ def orphan(tmp_path: Path) -> Iterator[BaseProcess]:
     process.join()
 
 
-@pytest.mark.parametrize("wait_seconds", [0.0, 0.003, 0.007, 0.013])
+@pytest.mark.parametrize("wait_seconds", [0.0, 0.005])
 def test_no_change_comes_after_the_take(orphan: BaseProcess, tmp_path: Path, wait_seconds: float) -> None:
     new = CheckpointStore(tmp_path / "checkpoints", "second")
     until(lambda: len(new.steps()) > 2)
@@ -106,7 +106,7 @@ def test_orphans_and_the_workers_that_follow_make_one_run(make_spec: MakeSpec) -
     first = replace(make_spec(epochs=1000, checkpoint_interval_seconds=1e-9, audit=True), holder="first")
     first.checkpoints.take()
     orphan = started(train_on_and_on, first)
-    until(lambda: max(first.checkpoints.steps(), default=0) > 7)
+    until(lambda: max(first.checkpoints.steps(), default=0) > 2)
     second = replace(first, holder="second")
     second.checkpoints.take()
     reached = newest(second)["global_step"]
@@ -114,12 +114,12 @@ def test_orphans_and_the_workers_that_follow_make_one_run(make_spec: MakeSpec) -
     assert orphan.exitcode == SUPERSEDED
     assert newest(second)["global_step"] == reached
     second.stop_file.touch()  # with it there, workers take one step and return
-    for _ in range(3):
+    for _ in range(2):
         assert train(second)["stopped"]
     steps = [step for step, _ in curve(second, "train_loss")]
-    assert steps == list(range(1, reached + 4))
+    assert steps == list(range(1, reached + 3))
     audit = replay(second.audit_folder)
-    assert (audit.num_attempts, audit.num_steps, audit.problems) == (4, reached + 3, ())
+    assert (audit.num_attempts, audit.num_steps, audit.problems) == (3, reached + 2, ())
 
 
 def test_a_storage_that_was_emptied_is_no_takeover(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

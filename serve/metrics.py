@@ -49,6 +49,7 @@ class ModelMetrics(ClassifierObserver):
             stage: metrics.Histogram(f"clipstream_{stage}", str(field.description), SECONDS)
             for stage, field in Timing.model_fields.items()
         }
+        self._clips = metrics.Counter("clipstream_clips_total", "clips that the model was given")
         self._batch = metrics.Histogram("clipstream_batch_clips", "clips per forward pass", CLIPS)
         self._model = metrics.Gauge(
             "clipstream_model_info",
@@ -64,6 +65,7 @@ class ModelMetrics(ClassifierObserver):
 
     def batch(self, num_clips: int) -> None:
         """Counts a forward pass."""
+        self._clips.inc(num_clips)
         self._batch.observe(num_clips)
 
     def serves(self, name: str, version: str) -> None:

@@ -44,9 +44,9 @@ class ClipFacts(BaseModel):
 class Timing(BaseModel):
     """Where the time of one video went, once the server had all of it."""
 
-    decode_seconds: float = Field(ge=0, description="decoding, and making of the frames what the model sees")
-    queue_seconds: float = Field(ge=0, description="waiting for a free decoder, and for the model")
-    model_seconds: float = Field(ge=0, description="the forward pass of the batch that the video was in")
+    decode_seconds: float = Field(ge=0, description="decoding, and making the view", examples=[0.021])
+    queue_seconds: float = Field(ge=0, description="waiting for a free decoder, and for the model", examples=[0.004])
+    model_seconds: float = Field(ge=0, description="the forward pass of its batch", examples=[0.035])
 
 
 class Answer(BaseModel):

@@ -63,6 +63,5 @@ def test_headers_are_limited_wherever_rays_proxy_may_start() -> None:
     from serve.proxy import CALLBACK_VARIABLE, SET_UP, set_up_proxy
 
     assert f"{set_up_proxy.__module__}.{set_up_proxy.__name__}" == SET_UP
-    setting = f"{CALLBACK_VARIABLE}={SET_UP}"
-    for path in (DEPLOY / "Dockerfile", DEPLOY / "cluster.sh", ROOT / "configs/serve.yaml"):
-        assert setting in path.read_text()
+    for path in (DEPLOY / "Dockerfile", DEPLOY / "cluster.sh", ROOT / "configs/serve.yaml", ROOT / "README.md"):
+        assert re.findall(rf"{CALLBACK_VARIABLE}=([\w.:]+)", path.read_text()) == [SET_UP]

@@ -92,6 +92,7 @@ def check_values(samples: list[Sample], num_bytes: int) -> None:
     assert total(samples, "refusals_total", reason="not_found") == 2
     for stage in ("decode", "queue", "model"):
         assert total(samples, f"{stage}_seconds_count", deployment="ModelReplica") == 4
+    assert total(samples, "clips_total") == 4
     assert 1 <= total(samples, "batch_clips_count") <= 4
     assert total(samples, "model_info", name="clipstream", version="1") == 0
     assert total(samples, "model_info") == 1

@@ -64,7 +64,6 @@ start() {
     export RAY_TRAIN_ENABLE_PRINT_PATCH=0 # Ray Train would print each line of a worker twice
     export RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=serve.proxy.set_up_proxy # for `serve deploy`
     export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0
-    export RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=serve.request_id:proxy_middlewares
 
     set -m # a process group of its own, which Ctrl-C in this terminal does not reach
     nohup ray start --head --block --disable-usage-stats --port "$gcs" \

@@ -100,6 +100,8 @@ def test_the_whole_life_of_a_server(server: tuple[subprocess.Popen[bytes], int],
     assert ask(port, "POST", "/v1/predict", b"x" * 200_001).code == "too_large"
     assert ask(port, "GET", "/openapi.json", headers={"Host": "rebound.example"}).code == "foreign_host"
     assert ask(port, "GET", "/openapi.json").status == 200
+    tag = ask(port, "GET", "/").headers["ETag"]
+    assert ask(port, "GET", "/", headers={"If-None-Match": tag}).status == 304
 
     clips = {"name": "clips", "datatype": "UINT8", "shape": [1, 4, 3, 24, 24], "data": [250] * 4 * 3 * 24 * 24}
     reply = ask(port, "POST", "/v2/models/clipstream/infer", json.dumps({"inputs": [clips]}).encode())

@@ -19,6 +19,7 @@ from tests.videos import write_numbered_video, write_video
 
 pytestmark = [*MLFLOW_WARNINGS, pytest.mark.integration]
 
+BAD_NAME = "<img src=x onerror=alert(1)>.mp4"
 KEY = "open sesame"
 MAX_BODY_BYTES = 2**20
 ANSWERED = '[data-state="answered"]'
@@ -36,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "samples" / "licence.txt").write_text("not to be offered")
     write_numbered_video(folder / "old.avi", 25, codec="mpeg4")
     write_video(folder / "long.mp4", list(np.random.default_rng(0).integers(0, 255, (20, 96, 128, 3), np.uint8)))
-    (folder / "notes.mp4").write_text("not a video")
+    (folder / BAD_NAME).write_text("not a video")
     return folder
 
 
@@ -104,12 +105,13 @@ def test_a_dropped_video_is_answered(browser: Browser, folder: Path, port: int) 
 
 
 def test_of_several_files_a_bad_one_says_why(browser: Browser, folder: Path, port: int) -> None:
-    files = [folder / "old.avi", folder / "notes.mp4", folder / "samples" / "dark.mp4"]
+    files = [folder / "old.avi", folder / BAD_NAME, folder / "samples" / "dark.mp4"]
     browser.type("#files", "\n".join(map(str, files)))
     browser.until(lambda: browser.count(f"{ANSWERED}, {FAILED}") == 3, "three results")
     assert browser.count(ANSWERED) == 2
-    reason = ask(port, "POST", "/v1/predict", (folder / "notes.mp4").read_bytes()).json["error"]["message"]
+    reason = ask(port, "POST", "/v1/predict", (folder / BAD_NAME).read_bytes()).json["error"]["message"]
     assert browser.text(f"{FAILED} .words") == reason[0].upper() + reason[1:]
+    assert browser.text(f"{FAILED} .name") == BAD_NAME  # as text
     assert browser.count(f"{FAILED} .again") == 0  # it would fail again
     assert "dark" in browser.text("li:last-child .verdict")
     browser.click(f"{FAILED} .remove")

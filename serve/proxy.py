@@ -1,6 +1,6 @@
 """What Ray's HTTP proxy is set up with; it has no setting for either, only a function that it calls at its start.
 
-Without it a request's headers have no deadline and no limit, the proxy answers whatever request id a client sent, and it
+Without it a request's headers have no deadline and no limit, the proxy answers whatever request id a client sent, and
 reads a body as fast as it comes, however far behind the application is: one body took 230 MB of it.
 """
 

@@ -1,9 +1,13 @@
 """What Ray's HTTP proxy is set up with; it has no setting for either, only a function that it calls at its start.
 
-Without it a request's headers have no deadline and no limit, and the proxy answers whatever request id a client sent.
+Without it a request's headers have no deadline and no limit, the proxy answers whatever request id a client sent, and
+reads a body as fast as it comes, however far behind the application is: one body took 230 MB of it.
 """
 
+import asyncio
+
 from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.connection import limit_connections
 from serve.request_id import RequestIds
@@ -11,9 +15,34 @@ from serve.request_id import RequestIds
 CALLBACK_VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 """Where Ray's proxy looks for the function to call: `SET_UP`."""
 SET_UP = "serve.proxy.set_up_proxy"
+BODY_BYTES_PER_SECOND = 128 * 2**20
+"""How fast a body is read, which the application keeps up with: it stops a body above its limit before much waits."""
+_PIECE_BYTES = 2**20
 
 
 def set_up_proxy() -> list[Middleware]:
     """Limits the connections of the process that it is called in, and returns what is to stand before the proxy."""
     limit_connections()
-    return [Middleware(RequestIds)]
+    return [Middleware(RequestIds), Middleware(PacedBodies)]
+
+
+class PacedBodies:
+    """ASGI middleware that reads each request's body no faster than `BODY_BYTES_PER_SECOND`."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handles one request."""
+        num_bytes = 0
+
+        async def receive_paced() -> Message:
+            nonlocal num_bytes
+            if num_bytes >= _PIECE_BYTES:
+                await asyncio.sleep(num_bytes / BODY_BYTES_PER_SECOND)
+                num_bytes = 0
+            message = await receive()
+            num_bytes += len(message.get("body", b""))
+            return message
+
+        await self._app(scope, receive_paced, send)

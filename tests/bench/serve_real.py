@@ -1,0 +1,168 @@
+"""Row: the server on real videos, against the same classifier under plain uvicorn and `mlflow models serve`.
+
+`python -m tests.bench.serve_real PORT` is the plain one: the routes, the decoder and the model in one process.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from configs.model import ModelConfig
+from configs.pack import ClipConfig, DecodeLimits
+from configs.serve import ServeConfig
+from configs.train import CHAMPION, ModelContract, ViewConfig
+from packer.clip import read_clip
+from packer.jpeg import decode_frames
+from tests.bench.serving import Contender, Goal, ServingRow, measure
+from tests.bench.videos import make_sets
+from tests.registry import store_uri
+from tests.serving import served
+from tests.training import free_ports
+from trainer.augment import eval_view
+from trainer.model import CnnRnn
+from trainer.registry import Registry
+
+NAME = "clipstream"
+CLASS_NAMES = tuple(f"class {number}" for number in range(51))
+CLIP, VIEW = ClipConfig(), ViewConfig()
+START_SECONDS = 120.0
+UVICORN, HAPROXY, MLFLOW = "plain uvicorn", "ours, HAProxy", "mlflow models serve"
+
+
+def rows(num_rounds: int, folder: Path) -> list[ServingRow]:
+    kind, video = _video(folder)
+    _register(folder)
+    tensor = json.dumps({"inputs": _frames(video).tolist()}).encode()
+    with ExitStack() as stack:
+        bases = {
+            "ours": stack.enter_context(_ours(folder)),
+            UVICORN: stack.enter_context(_plain(folder)),
+            HAPROXY: stack.enter_context(_ours(folder, _haproxy())),
+        }
+        contenders = {name: Contender(f"{base}/v1/predict", video) for name, base in bases.items()}
+        base = stack.enter_context(_mlflow(folder))
+        contenders[MLFLOW] = Contender(f"{base}/invocations", tensor, {"Content-Type": "application/json"})
+        loads = measure(contenders, num_rounds)
+    work = (
+        f"same work, save for MLflow: {kind} ({len(video):,} bytes), {CLIP.num_frames} frames at {VIEW.size_px} px, "
+        f"ResNet-18 + LSTM, one torch thread, one decoder process; MLflow decodes nothing: it was sent the frames that "
+        f"the model sees as JSON, {len(tensor):,} bytes"
+    )
+    goals = [Goal(UVICORN, concurrency, 0.9) for concurrency in loads["ours"]]
+    return [ServingRow("serving, real work", work, loads, goals)]
+
+
+def _video(folder: Path) -> tuple[str, bytes]:
+    """Returns what kind of video there is, and one."""
+    kind, data = next(iter(make_sets(folder / "videos", num_per_class=2).items()))
+    return kind, min(path for path in data.rglob("*") if path.is_file()).read_bytes()
+
+
+def _frames(video: bytes) -> NDArray[np.uint8]:
+    """Returns a batch of one clip as the model takes it, `(1, T, 3, S, S)`."""
+    clip = read_clip(video, CLIP, DecodeLimits())
+    return eval_view(decode_frames(clip.jpegs), VIEW).transpose(0, 3, 1, 2)[np.newaxis]
+
+
+def _register(folder: Path) -> None:
+    torch.manual_seed(0)
+    model = CnnRnn(ModelConfig(weights="none"), len(CLASS_NAMES), CLIP.num_frames).eval()
+    contract = ModelContract(
+        class_names=CLASS_NAMES,
+        clip=CLIP,
+        view=VIEW,
+        manifest_sha256="0" * 64,
+        val_sha256="0" * 64,
+        select_by="macro_f1",
+        val_metric=0.0,
+        code_version="bench",
+    )
+    registry = Registry(store_uri(folder), NAME)
+    experiment = registry.client.create_experiment("bench", artifact_location=(folder / "artifacts").as_uri())
+    run_id = registry.client.create_run(experiment).info.run_id
+    version = registry.register(registry.export(model, run_id, contract), run_id, contract)
+    registry.client.set_registered_model_alias(NAME, CHAMPION, version)
+
+
+@contextmanager
+def _ours(folder: Path, environment: Mapping[str, str] | None = None) -> Iterator[str]:
+    (port,) = free_ports(1)
+    with _running(["-m", "serve", "--port", port], port, "/readyz", folder, environment) as base:
+        yield base
+
+
+@contextmanager
+def _plain(folder: Path) -> Iterator[str]:
+    (port,) = free_ports(1)
+    with _running(["-m", "tests.bench.serve_real", port], port, "/readyz", folder) as base:
+        yield base
+
+
+@contextmanager
+def _mlflow(folder: Path) -> Iterator[str]:
+    (port,) = free_ports(1)
+    options = ["--env-manager", "local", "--host", "127.0.0.1", "--port", port, "--workers", "1"]
+    command = ["-m", "mlflow", "models", "serve", "--model-uri", f"models:/{NAME}@{CHAMPION}", *options]
+    with _running(command, port, "/ping", folder) as base:
+        yield base
+
+
+@contextmanager
+def _running(
+    command: Sequence[str], port: str, ready_path: str, folder: Path, environment: Mapping[str, str] | None = None
+) -> Iterator[str]:
+    """Runs Python with one torch thread on the store in `folder`; yields the server's address once it answers."""
+    settings = {"CLIPSTREAM_HOME": str(folder), "MLFLOW_TRACKING_URI": store_uri(folder), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, *command],
+        env={**os.environ, **settings, **(environment or {})},
+        stdout=sys.stderr,
+        process_group=0,
+    )
+    base, deadline = f"http://127.0.0.1:{port}", time.monotonic() + START_SECONDS
+    try:
+        while not _answers(base + ready_path):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise SystemExit(f"bench: python {' '.join(command)} does not answer")
+            time.sleep(0.2)
+        yield base
+    finally:
+        process.terminate()
+        process.wait(60)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # MLflow leaves its server to itself
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+def _haproxy() -> dict[str, str]:
+    """Returns what turns Serve's HAProxy on; its ports for metrics are fixed otherwise."""
+    metrics, stats = free_ports(2)
+    return {
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_HAPROXY_METRICS_PORT": metrics,
+        "RAY_SERVE_HAPROXY_STATS_PORT": stats,
+    }
+
+
+if __name__ == "__main__":
+    with served(ServeConfig(allow_unauthenticated=True), port=int(sys.argv[1])):
+        threading.Event().wait()

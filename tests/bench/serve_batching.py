@@ -1,25 +1,28 @@
 """Row: greedy batching against Ray's own, under a stand-in device, each in a real Ray Serve deployment.
 
 The device takes 50 ms a batch and 2 ms an item, as a GPU does whose forward pass has a fixed part: a sleep, so that the
-machine's own speed does not matter.
+machine's own speed does not matter. `python -m tests.bench.serve_batching PORT` is the server.
 """
 
 import asyncio
 import logging
-import os
 import secrets
-import shutil
+import signal
+import sys
 import tempfile
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
+import ray
+from ray import serve as ray_serve
 from starlette.requests import Request
 
 from serve.batcher import GreedyBatcher
-from tests.bench.serving import Contender, Goal, ServingRow, measure
+from tests.bench.serving import Contender, Goal, ServingRow, measure, running
+from tests.training import free_ports
 
 BATCH_SECONDS, ITEM_SECONDS = 0.05, 0.002
 MAX_BATCH_SIZE = 16
@@ -50,8 +53,30 @@ class Greedy:
         return {"num_bytes": await self._batcher.submit(len(await request.body()))}
 
 
+class Default:
+    def __init__(self) -> None:
+        self._device = Device()
+
+    @ray_serve.batch
+    async def _run(self, items: list[int]) -> Sequence[int]:
+        return await self._device.run(items)
+
+    async def __call__(self, request: Request) -> dict[str, int]:
+        return {"num_bytes": await self._run(len(await request.body()))}
+
+
+class Tuned(Default):
+    @ray_serve.batch(max_batch_size=MAX_BATCH_SIZE, batch_wait_timeout_s=TUNED_WAIT_SECONDS)
+    async def _run(self, items: list[int]) -> Sequence[int]:
+        return await self._device.run(items)
+
+
 def rows(num_rounds: int, folder: Path) -> list[ServingRow]:
-    with _served() as contenders:
+    (port,) = free_ports(1)
+    environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0"}
+    with running(["-m", "tests.bench.serve_batching", port], port, f"/{Tuned.__name__}", environment) as base:
+        deployments = {"greedy": Greedy, DEFAULTS: Default, TUNED: Tuned}
+        contenders = {name: Contender(f"{base}/{made.__name__}", b"x" * 1000) for name, made in deployments.items()}
         loads = measure(contenders, num_rounds)
     work = (
         f"same work: a sleep of {BATCH_SECONDS:g} s and {ITEM_SECONDS:g} s per item in one thread, the same proxy and "
@@ -62,43 +87,24 @@ def rows(num_rounds: int, folder: Path) -> list[ServingRow]:
     return [ServingRow("batching, stand-in device", work, loads, goals)]
 
 
-@contextmanager
-def _served() -> Iterator[dict[str, Contender]]:
-    import ray
-    from ray import serve as ray_serve
-
-    from tests.training import free_ports  # imports MLflow, which the replicas, that import this module, need not
-
-    class Default:
-        def __init__(self) -> None:
-            self._device = Device()
-
-        @ray_serve.batch
-        async def _run(self, items: list[int]) -> Sequence[int]:
-            return await self._device.run(items)
-
-        async def __call__(self, request: Request) -> dict[str, int]:
-            return {"num_bytes": await self._run(len(await request.body()))}
-
-    class Tuned(Default):
-        @ray_serve.batch(max_batch_size=MAX_BATCH_SIZE, batch_wait_timeout_s=TUNED_WAIT_SECONDS)
-        async def _run(self, items: list[int]) -> Sequence[int]:
-            return await self._device.run(items)
-
-    os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32), RAY_USAGE_STATS_ENABLED="0")
+def serve(port: int, ray_folder: str) -> None:
+    """Serves every deployment below its name until SIGTERM."""
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    (port,) = free_ports(1)
     quiet = {"log_level": "WARNING"}
-    ray_folder = tempfile.mkdtemp(prefix="clipstream-", dir="/tmp")  # a socket's path may have 107 bytes
     ray.init(address="local", include_dashboard=False, num_cpus=3, logging_level=logging.WARNING, _temp_dir=ray_folder)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     try:
-        ray_serve.start(http_options={"host": "127.0.0.1", "port": int(port)}, logging_config=quiet)
-        for name, deployment in {"greedy": Greedy, "default": Default, "tuned": Tuned}.items():
+        ray_serve.start(http_options={"host": "127.0.0.1", "port": port}, logging_config=quiet)
+        for deployment in (Greedy, Default, Tuned):
             made = ray_serve.deployment(max_ongoing_requests=MAX_ONGOING_REQUESTS)(deployment)
+            name = deployment.__name__
             ray_serve.run(made.bind(), name=name, route_prefix=f"/{name}", logging_config=quiet)
-        paths = {"greedy": "greedy", DEFAULTS: "default", TUNED: "tuned"}
-        yield {name: Contender(f"http://127.0.0.1:{port}/{path}", b"x" * 1000) for name, path in paths.items()}
+        threading.Event().wait()
     finally:
         ray_serve.shutdown()
         ray.shutdown()
-        shutil.rmtree(ray_folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory(prefix="clipstream-", dir="/tmp", ignore_cleanup_errors=True) as own_folder:
+        serve(int(sys.argv[1]), own_folder)  # the path of a socket may have 107 bytes

@@ -4,15 +4,10 @@
 """
 
 import json
-import os
-import signal
-import subprocess
 import sys
 import threading
-import time
-import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +20,7 @@ from configs.serve import ServeConfig
 from configs.train import CHAMPION, ModelContract, ViewConfig
 from packer.clip import read_clip
 from packer.jpeg import decode_frames
-from tests.bench.serving import Contender, Goal, ServingRow, measure
+from tests.bench.serving import Contender, Goal, ServingRow, measure, running
 from tests.bench.videos import make_sets
 from tests.registry import store_uri
 from tests.serving import served
@@ -37,7 +32,6 @@ from trainer.registry import Registry
 NAME = "clipstream"
 CLASS_NAMES = tuple(f"class {number}" for number in range(51))
 CLIP, VIEW = ClipConfig(), ViewConfig()
-START_SECONDS = 120.0
 UVICORN, HAPROXY, MLFLOW = "plain uvicorn", "ours, HAProxy", "mlflow models serve"
 
 
@@ -96,61 +90,26 @@ def _register(folder: Path) -> None:
     registry.client.set_registered_model_alias(NAME, CHAMPION, version)
 
 
-@contextmanager
-def _ours(folder: Path, environment: Mapping[str, str] | None = None) -> Iterator[str]:
+def _ours(folder: Path, environment: Mapping[str, str] | None = None) -> AbstractContextManager[str]:
     (port,) = free_ports(1)
-    with _running(["-m", "serve", "--port", port], port, "/readyz", folder, environment) as base:
-        yield base
+    return running(["-m", "serve", "--port", port], port, "/readyz", _environment(folder) | dict(environment or {}))
 
 
-@contextmanager
-def _plain(folder: Path) -> Iterator[str]:
+def _plain(folder: Path) -> AbstractContextManager[str]:
     (port,) = free_ports(1)
-    with _running(["-m", "tests.bench.serve_real", port], port, "/readyz", folder) as base:
-        yield base
+    return running(["-m", "tests.bench.serve_real", port], port, "/readyz", _environment(folder))
 
 
-@contextmanager
-def _mlflow(folder: Path) -> Iterator[str]:
+def _mlflow(folder: Path) -> AbstractContextManager[str]:
     (port,) = free_ports(1)
     options = ["--env-manager", "local", "--host", "127.0.0.1", "--port", port, "--workers", "1"]
     command = ["-m", "mlflow", "models", "serve", "--model-uri", f"models:/{NAME}@{CHAMPION}", *options]
-    with _running(command, port, "/ping", folder) as base:
-        yield base
+    return running(command, port, "/ping", _environment(folder))
 
 
-@contextmanager
-def _running(
-    command: Sequence[str], port: str, ready_path: str, folder: Path, environment: Mapping[str, str] | None = None
-) -> Iterator[str]:
-    """Runs Python with one torch thread on the store in `folder`; yields the server's address once it answers."""
-    settings = {"CLIPSTREAM_HOME": str(folder), "MLFLOW_TRACKING_URI": store_uri(folder), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [sys.executable, *command],
-        env={**os.environ, **settings, **(environment or {})},
-        stdout=sys.stderr,
-        process_group=0,
-    )
-    base, deadline = f"http://127.0.0.1:{port}", time.monotonic() + START_SECONDS
-    try:
-        while not _answers(base + ready_path):
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise SystemExit(f"bench: python {' '.join(command)} does not answer")
-            time.sleep(0.2)
-        yield base
-    finally:
-        process.terminate()
-        process.wait(60)
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # MLflow leaves its server to itself
-
-
-def _answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=5) as answer:
-            return bool(answer.status == 200)
-    except OSError:
-        return False
+def _environment(folder: Path) -> dict[str, str]:
+    """Returns what names the store in `folder` and gives torch one thread."""
+    return {"CLIPSTREAM_HOME": str(folder), "MLFLOW_TRACKING_URI": store_uri(folder), "OMP_NUM_THREADS": "1"}
 
 
 def _haproxy() -> dict[str, str]:

@@ -5,9 +5,16 @@ round by round, in alternating order; the others wait idle meanwhile.
 """
 
 import asyncio
+import os
+import signal
 import statistics
+import subprocess
 import sys
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from typing import Any
@@ -17,6 +24,7 @@ from tests.load import Load, load
 CONCURRENCIES = (1, 8, 32)
 SECONDS = 3.0
 """A turn's length; what is under way at its end is still answered and counted."""
+START_SECONDS = 120.0
 PERCENTS = (50, 95, 99)
 
 
@@ -119,6 +127,34 @@ def measure(contenders: dict[str, Contender], num_rounds: int) -> dict[str, dict
                     told = f"round {number}/{num_rounds}: {name}, {concurrency} at a time: {result}"
                     print(f"  {told}", file=sys.stderr, flush=True)
     return loads
+
+
+@contextmanager
+def running(command: Sequence[str], port: str, ready_path: str, environment: Mapping[str, str]) -> Iterator[str]:
+    """Runs Python as a server until the block ends; yields its address once it answers."""
+    process = subprocess.Popen(
+        [sys.executable, *command], env={**os.environ, **environment}, stdout=sys.stderr, process_group=0
+    )
+    base, deadline = f"http://127.0.0.1:{port}", time.monotonic() + START_SECONDS
+    try:
+        while not _answers(base + ready_path):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise SystemExit(f"bench: python {' '.join(command)} does not answer")
+            time.sleep(0.2)
+        yield base
+    finally:
+        process.terminate()
+        process.wait(60)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # MLflow leaves its server to itself
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
 
 
 def _load(contender: Contender, concurrency: int, seconds: float) -> Load:

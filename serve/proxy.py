@@ -1,6 +1,8 @@
 """What Ray's HTTP proxy is set up with; it has no setting for either, only a function that it calls at its start.
 
 Without it a request's headers have no deadline and no limit, and the proxy answers whatever request id a client sent.
+HAProxy in its place (RAY_SERVE_ENABLE_HA_PROXY=1) was refused, though it costs a request less: it calls no such
+function, has its own ports listen on every address, and obeys any user of the machine, by a socket of mode 666.
 """
 
 from starlette.middleware import Middleware

@@ -20,7 +20,7 @@ from configs.serve import ServeConfig
 from configs.train import CHAMPION, ModelContract, ViewConfig
 from packer.clip import read_clip
 from packer.jpeg import decode_frames
-from tests.bench.serving import Contender, Goal, ServingRow, measure, running
+from tests.bench.serving import CONCURRENCIES, Contender, Goal, ServingRow, measure, running
 from tests.bench.videos import make_sets
 from tests.registry import store_uri
 from tests.serving import served
@@ -32,6 +32,7 @@ from trainer.registry import Registry
 NAME = "clipstream"
 CLASS_NAMES = tuple(f"class {number}" for number in range(51))
 CLIP, VIEW = ClipConfig(), ViewConfig()
+MAX_QUEUED = 2 * max(CONCURRENCIES)  # none is to be refused
 UVICORN, HAPROXY, MLFLOW = "plain uvicorn", "ours, HAProxy", "mlflow models serve"
 
 
@@ -54,7 +55,7 @@ def rows(num_rounds: int, folder: Path) -> list[ServingRow]:
         f"ResNet-18 + LSTM, one torch thread, one decoder process; MLflow decodes nothing: it was sent the frames that "
         f"the model sees as JSON, {len(tensor):,} bytes"
     )
-    goals = [Goal(UVICORN, concurrency, 0.9) for concurrency in loads["ours"]]
+    goals = [Goal(UVICORN, concurrency, 0.9) for concurrency in CONCURRENCIES]
     return [ServingRow("serving, real work", work, loads, goals)]
 
 
@@ -92,7 +93,8 @@ def _register(folder: Path) -> None:
 
 def _ours(folder: Path, environment: Mapping[str, str] | None = None) -> AbstractContextManager[str]:
     (port,) = free_ports(1)
-    return running(["-m", "serve", "--port", port], port, "/readyz", _environment(folder) | dict(environment or {}))
+    command = ["-m", "serve", "--port", port, "--max-queued", str(MAX_QUEUED)]
+    return running(command, port, "/readyz", _environment(folder) | dict(environment or {}))
 
 
 def _plain(folder: Path) -> AbstractContextManager[str]:
@@ -123,5 +125,5 @@ def _haproxy() -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    with served(ServeConfig(allow_unauthenticated=True), port=int(sys.argv[1])):
+    with served(ServeConfig(allow_unauthenticated=True, max_queued=MAX_QUEUED), port=int(sys.argv[1])):
         threading.Event().wait()

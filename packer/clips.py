@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
+from typing import NoReturn
 
 from tqdm import tqdm
 
@@ -23,7 +24,7 @@ _LOAD_REASONS = frozenset({"timeout", "out_of_memory", "decoder_crash"})
 """Reasons that may lie with the machine's load rather than with the video; a system short of memory kills."""
 
 
-def progress_bar(num_videos: int) -> "tqdm[None]":
+def progress_bar(num_videos: int) -> "tqdm[NoReturn]":
     """Returns a bar that also tells how many videos were rejected."""
     bar = tqdm(total=num_videos, unit="video", mininterval=0.1 if sys.stderr.isatty() else _LOGGED_SECONDS)
     bar.set_postfix(rejected=0)

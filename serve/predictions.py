@@ -6,7 +6,7 @@ another model or of other videos are never taken. The file's metadata hold its d
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from configs.load import UsageError
 from packer.catalog import Video
 from packer.clip import Clip, VideoError
+from packer.shard import RECORDS
 from packer.storage import Location, at, local_copy, write_atomically
-from packer.target import RECORDS, locked
+from packer.target import locked
 
 _DIGEST, _DECIDED_BY = b"clipstream.digest", b"clipstream.decided_by"
 _ROWS_PER_PART = 256
@@ -104,7 +105,8 @@ class Predictions:
     def remove_parts(self) -> None:
         """Removes what only a stopped scoring needs."""
         for folder in (self._folder / RECORDS, self._folder):
-            for path in list(folder.glob("*")):
+            paths: Iterable[Location] = folder.glob("*")
+            for path in list(paths):
                 path.unlink(missing_ok=True)
             if isinstance(folder, Path) and folder.exists():
                 folder.rmdir()

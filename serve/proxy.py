@@ -2,6 +2,8 @@
 
 Without it a request's headers have no deadline and no limit, the proxy answers whatever request id a client sent, and
 reads a body as fast as it comes, however far behind the application is: one body took 230 MB of it.
+HAProxy in its place (RAY_SERVE_ENABLE_HA_PROXY=1) was refused, though it costs a request less: it calls no such
+function, has its own ports listen on every address, and obeys any user of the machine, by a socket of mode 666.
 """
 
 import asyncio

@@ -84,10 +84,10 @@ def form(*files: bytes, field: str = "file") -> tuple[bytes, dict[str, str]]:
 
 
 @contextmanager
-def served(config: ServeConfig, keys: tuple[str, ...] = ()) -> Iterator[int]:
-    """Serves a real classifier by uvicorn for as long as the block runs; yields its port."""
+def served(config: ServeConfig, keys: tuple[str, ...] = (), port: int = 0) -> Iterator[int]:
+    """Serves a real classifier by uvicorn for as long as the block runs; yields its port, a free one by default."""
     limit_connections()
-    ready, server = threading.Event(), uvicorn.Server(uvicorn.Config("", port=0, ws="none", log_level="warning"))
+    ready, server = threading.Event(), uvicorn.Server(uvicorn.Config("", port=port, ws="none", log_level="warning"))
 
     async def serve() -> None:
         classifier = Classifier(config)

@@ -1,5 +1,6 @@
 """Exporting, registering and crowning a model in a real MLflow store."""
 
+import json
 import logging
 from pathlib import Path
 
@@ -87,6 +88,16 @@ def test_an_exported_model_answers_like_the_original_at_any_batch_size(store: St
     (inputs,) = signature.inputs.inputs
     assert (inputs.type, inputs.shape) == (np.dtype(np.uint8), (-1, CLIP.num_frames, 3, 32, 32))
     assert signature.outputs.inputs[0].shape == (-1, 3)
+
+
+def test_mlflow_itself_scores_what_is_sent_as_json(store: Store) -> None:
+    from mlflow.pyfunc.scoring_server import infer_and_parse_data  # here, since it warns when it is imported
+
+    clips = np.random.default_rng(0).integers(0, 256, (2, CLIP.num_frames, 3, VIEW.size_px, VIEW.size_px), np.uint8)
+    body = json.dumps({"inputs": clips.tolist()})  # of `mlflow models serve`, whose parser this is
+    model = mlflow.pyfunc.load_model(store.model_uri)
+    parsed = infer_and_parse_data(json.loads(body), model.metadata.get_input_schema())
+    np.testing.assert_allclose(model.predict(parsed), Brightness()(torch.from_numpy(clips)), atol=1e-4)
 
 
 class OtherInside(Brightness):

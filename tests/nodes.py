@@ -42,6 +42,11 @@ class Nodes:
         """Starts a further node."""
         self._start(num_cpus, f"--address=127.0.0.1:{self._gcs}", "--min-worker-port=0", "--max-worker-port=0")
 
+    def train_workers(self) -> list[psutil.Process]:
+        """Returns the training workers that run on the nodes."""
+        started = [one for process in self._processes for one in psutil.Process(process.pid).children(recursive=True)]
+        return [one for one in started if "TrainWorker" in one.name()]
+
     def kill_newest(self) -> None:
         """Takes the newest node away, as a machine that loses its power."""
         process = self._processes.pop()

@@ -85,7 +85,7 @@ class ServeConfig(ModelSource):
     max_body_bytes: int = Field(64 * 2**20, ge=1)
     """Most bytes of one request, all files together; above it the answer is 413."""
     max_files: int = Field(16, ge=1)
-    """Most files of one request."""
+    """Most files, or clips of a batch, of one request."""
     deadline_seconds: float = Field(60.0, gt=0)
     """Longest time for one request, from its headers to its answer; a client cannot raise it."""
     top_k: int = Field(5, ge=1)

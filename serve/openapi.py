@@ -45,6 +45,7 @@ INFERENCE_ANSWER = {
     "outputs": [{"name": "probabilities", "datatype": "FP32", "shape": [1, 2], "data": [0.97, 0.03]}],
 }
 
+NO_VIDEO = "no known video container, or its header is missing or damaged: Invalid data found when processing input"
 REFUSALS = {
     400: (
         "The body is empty, or not a form or message that can be read.",
@@ -73,7 +74,11 @@ REFUSALS = {
         "unsupported_media_type",
         "a video cannot be text/plain: send the file's bytes",
     ),
-    422: ("The video, or a parameter of the query, cannot be used.", "empty_file", "the file is empty"),
+    422: (
+        "The video, or a parameter of the query, cannot be used.",
+        "not_a_video",
+        NO_VIDEO,
+    ),
     500: ("The server failed.", "internal_error", "the server failed on this request; its log says why"),
     503: (
         "No model is loaded, too much waits already, or there is no answer in time.",
@@ -82,6 +87,11 @@ REFUSALS = {
     ),
 }
 """Status: what it means, and the code and sentence of one such refusal."""
+OIP_SENTENCES = {
+    400: "inputs: Field required",
+    422: f"clip 0: {NO_VIDEO}",
+}
+"""Where the Open Inference Protocol's differ."""
 
 HEADERS = {
     "X-Request-ID": ("string", "the request's own, else a new one; the server's log tells it too"),
@@ -167,7 +177,8 @@ def _complete(description: dict[str, Any]) -> None:
         components["schemas"].pop(name, None)
     components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer", "description": "an API key"}}
     components["headers"] = {
-        name: {"description": text, "schema": {"type": kind}} for name, (kind, text) in HEADERS.items()
+        name: {"description": text, "required": name != JSON_LENGTH, "schema": {"type": kind}}
+        for name, (kind, text) in HEADERS.items()
     }
     for path, operations in description["paths"].items():
         for operation in operations.values():
@@ -200,6 +211,9 @@ def _complete_operation(path: str, operation: dict[str, Any]) -> None:
 def _error_content(path: str, status: int) -> dict[str, Any]:
     _, code, message = REFUSALS[status]
     if is_oip(path):
-        return {"schema": {"$ref": "#/components/schemas/OipError"}, "example": {"error": message}}
+        return {
+            "schema": {"$ref": "#/components/schemas/OipError"},
+            "example": {"error": OIP_SENTENCES.get(status, message)},
+        }
     example = {"error": {"code": code, "message": message}}
     return {"schema": {"$ref": "#/components/schemas/ErrorAnswer"}, "example": example}

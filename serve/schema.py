@@ -1,4 +1,4 @@
-"""The JSON that the server answers with: the HTTP contract, and what `/docs` shows."""
+"""The JSON that the server answers with, as `/openapi.json` tells it, and what the routes need to make it."""
 
 from collections.abc import Sequence
 from typing import Protocol

@@ -31,6 +31,7 @@ PATHS = {
     "/v2/health/ready",
     *(f"{MODEL}{version}{end}" for version in ("", VERSION) for end in ("", "/ready", "/infer")),
 }
+NO_VIDEO = b'{"inputs": [{"name": "clips", "datatype": "BYTES", "shape": [1], "data": ["bm8gdmlkZW8="]}]}'
 BODY_REFUSALS = {"400", "408", "413", "415", "422"}
 
 
@@ -101,13 +102,17 @@ def test_the_example_of_an_inference_is_true(port: int, description: dict[str, A
         ("401", "/v1/model", "get", None, {}),
         ("404", MODEL, "get", None, KEY),
         ("415", "/v1/predict", "post", b"x", KEY | {"Content-Type": "text/plain"}),
+        ("422", "/v1/predict", "post", b"not a video", KEY),
+        ("400", f"{MODEL}/infer", "post", b"{}", KEY),
+        ("422", f"{MODEL}/infer", "post", NO_VIDEO, KEY),
     ],
 )
 def test_the_examples_of_refusals_are_true(
     port: int, description: dict[str, Any], status: str, path: str, method: str, body: bytes, headers: dict[str, str]
 ) -> None:
     response = description["paths"][path][method]["responses"][status]
-    reply = ask(port, method.upper(), path.replace("{", "").replace("}", ""), body, headers)
+    url = path.format(model_name="another" if status == "404" else "clipstream")
+    reply = ask(port, method.upper(), url, body, headers)
     assert (str(reply.status), reply.json) == (status, response["content"]["application/json"]["example"])
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncGenerator
 
-from starlette.datastructures import Headers, UploadFile
+from starlette.datastructures import FormData, Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
@@ -48,7 +48,7 @@ async def _capped(request: Request, max_body_bytes: int) -> AsyncGenerator[bytes
 
 async def _read_form(headers: Headers, body: AsyncGenerator[bytes, None], max_files: int) -> list[bytes]:
     try:
-        form = await MultiPartParser(headers, body, max_files=max_files, max_fields=max_files).parse()
+        form = await _Form(headers, body, max_files=max_files, max_fields=max_files).parse()
     except MultiPartException as error:
         raise Refusal(400, "bad_form", f"the form cannot be read: {error.message}") from error
     except UnicodeError as error:  # of a charset that only encodes, such as `undefined`
@@ -61,3 +61,22 @@ async def _read_form(headers: Headers, body: AsyncGenerator[bytes, None], max_fi
     if not any(videos):
         raise Refusal(400, "empty_body", f"the form has no file in the field `{FILE_FIELD}`, or an empty one")
     return videos
+
+
+class _Form(MultiPartParser):
+    """A form that must end with its last boundary: the parser would pass over, and leave open, a file that is cut."""
+
+    _ended = False
+
+    async def parse(self) -> FormData:
+        self.stream = self._to_its_end(self.stream)
+        return await super().parse()
+
+    def on_end(self) -> None:
+        self._ended = True
+
+    async def _to_its_end(self, body: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+        async for chunk in body:
+            yield chunk
+        if not self._ended:
+            raise MultiPartException("it ends before its last boundary")

@@ -17,8 +17,9 @@ from serve.request_id import RequestIds
 CALLBACK_VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 """Where Ray's proxy looks for the function to call: `SET_UP`."""
 SET_UP = "serve.proxy.set_up_proxy"
-BODY_BYTES_PER_SECOND = 128 * 2**20
-"""How fast a body is read, which the application keeps up with: it stops a body above its limit before much waits."""
+BODY_BYTES_PER_SECOND = 64 * 2**20
+"""How fast a long body is read: the application keeps up with it, and ends what is too long before much waits."""
+_UNPACED_BYTES = 8 * 2**20
 _PIECE_BYTES = 2**20
 
 
@@ -29,14 +30,14 @@ def set_up_proxy() -> list[Middleware]:
 
 
 class PacedBodies:
-    """ASGI middleware that reads each request's body no faster than `BODY_BYTES_PER_SECOND`."""
+    """ASGI middleware that reads a request's body, but for its beginning, at `BODY_BYTES_PER_SECOND` at most."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handles one request."""
-        num_bytes = 0
+        num_bytes = _PIECE_BYTES - _UNPACED_BYTES
 
         async def receive_paced() -> Message:
             nonlocal num_bytes

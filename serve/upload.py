@@ -5,7 +5,7 @@ A form holds files in the field `file` and nothing else: what would be passed ov
 
 from collections.abc import AsyncGenerator
 
-from starlette.datastructures import Headers, UploadFile
+from starlette.datastructures import FormData, Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
@@ -61,7 +61,7 @@ async def _capped(request: Request, max_body_bytes: int) -> AsyncGenerator[bytes
 
 async def _read_form(headers: Headers, body: AsyncGenerator[bytes, None], max_files: int) -> list[bytes]:
     try:
-        form = await MultiPartParser(headers, body, max_files=max_files, max_fields=max_files).parse()
+        form = await _Form(headers, body, max_files=max_files, max_fields=max_files).parse()
     except (MultiPartException, UnicodeError) as error:  # a form may name any of Python's codecs as its charset
         raise Refusal(400, "bad_form", f"the form cannot be read: {error}") from error
     try:
@@ -80,3 +80,22 @@ async def _file(name: str, value: UploadFile | str) -> bytes:
         )
         raise Refusal(400, "bad_form", message)
     return await value.read()
+
+
+class _Form(MultiPartParser):
+    """A form that must end with its last boundary: the parser would pass over, and leave open, a file that is cut."""
+
+    _ended = False
+
+    async def parse(self) -> FormData:
+        self.stream = self._to_its_end(self.stream)
+        return await super().parse()
+
+    def on_end(self) -> None:
+        self._ended = True
+
+    async def _to_its_end(self, body: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+        async for chunk in body:
+            yield chunk
+        if not self._ended:
+            raise MultiPartException("it ends before its last boundary")

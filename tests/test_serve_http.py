@@ -25,7 +25,7 @@ BAD_FORMS = [
     (b"x", "boundary=edge", "bad_form"),
     (b"--edge\r\n\r\nx\r\n--edge--\r\n", "boundary=edge", "bad_form"),
     (b"--edge\r\nContent-Disposition: form-data\r\n\r\nx\r\n--edge--\r\n", "boundary=edge", "bad_form"),
-    (EDGE + b'name="file"; filename="a.mp4"\r\n\r\nx', "boundary=edge", "empty_body"),
+    (EDGE + b'name="file"; filename="a.mp4"\r\n\r\nx', "boundary=edge", "bad_form"),
     (EDGE + b'name="file"\r\n\r\n' + b"x" * 150_000 + b"\r\n--edge--\r\n", "boundary=edge", "empty_body"),
     (EDGE + b'name="\xff"\r\n\r\nx\r\n--edge--\r\n', "boundary=edge; charset=idna", "empty_body"),
     (EDGE + b'name="\xff"\r\n\r\nx\r\n--edge--\r\n', "boundary=edge; charset=undefined", "bad_form"),

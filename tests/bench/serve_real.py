@@ -4,6 +4,7 @@
 """
 
 import json
+import os
 import sys
 import threading
 from collections.abc import Mapping
@@ -110,8 +111,10 @@ def _mlflow(folder: Path) -> AbstractContextManager[str]:
 
 
 def _environment(folder: Path) -> dict[str, str]:
-    """Returns what names the store in `folder` and gives torch one thread."""
-    return {"CLIPSTREAM_HOME": str(folder), "MLFLOW_TRACKING_URI": store_uri(folder), "OMP_NUM_THREADS": "1"}
+    """Returns what names the store in `folder`, gives torch one thread, and lets MLflow find this uvicorn."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    store = store_uri(folder)
+    return {"CLIPSTREAM_HOME": str(folder), "MLFLOW_TRACKING_URI": store, "OMP_NUM_THREADS": "1", "PATH": path}
 
 
 def _haproxy() -> dict[str, str]:

@@ -82,7 +82,7 @@ class ServeConfig(ModelSource):
     max_queued: int = Field(32, ge=1)
     """Most videos that a replica works on or keeps waiting; above it the answer is 503. Two batches keep a GPU busy;
     on a core that takes 40 ms per video the last of 32 waits 1.3 seconds."""
-    max_body_bytes: int = Field(64 * 2**20, ge=1)
+    max_body_bytes: int = Field(32 * 2**20, ge=1)
     """Most bytes of one request, all files together; above it the answer is 413."""
     max_files: int = Field(16, ge=1)
     """Most files, or clips of a batch, of one request."""

@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serve.facts import CLIENT_GONE, FACTS, RequestFacts, RequestObserver
 from serve.guard import refusal_response
 from serve.refusal import Refusal
+from serve.schema import Timing
 
 logger = logging.getLogger(__name__)
 
@@ -73,10 +74,11 @@ def _line(facts: RequestFacts) -> str:
     if facts.refusals:
         values["code"] = ",".join(facts.refusals)
     values |= {"bytes": facts.num_bytes, "seconds": f"{facts.seconds:.4f}"}
-    if facts.answers:
-        values["version"] = ",".join(sorted({answer.model.version for answer in facts.answers}))
-        for stage in type(facts.answers[0].timing).model_fields:
-            values[stage] = f"{sum(getattr(answer.timing, stage) for answer in facts.answers):.4f}"
+    if facts.versions:
+        values["version"] = ",".join(sorted(facts.versions))
+    if facts.timings:
+        for stage in Timing.model_fields:
+            values[stage] = f"{sum(getattr(timing, stage) for timing in facts.timings):.4f}"
     return " ".join(["request", *(f"{name}={value}" for name, value in values.items())])
 
 

@@ -4,7 +4,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 from serve.refusal import Refusal
-from serve.schema import Answer
+from serve.schema import Answer, Scores, Timing
 
 CLIENT_GONE = 499
 """Status of a request whose client left before its answer. Source: nginx."""
@@ -23,7 +23,10 @@ class RequestFacts:
     """Bytes of the body that were read."""
     seconds: float = 0.0
     """From the request's headers to the end of its answer."""
-    answers: list[Answer] = field(default_factory=list)
+    versions: set[str] = field(default_factory=set)
+    """Of the model that gave the answers."""
+    timings: list[Timing] = field(default_factory=list)
+    """One per video that was answered by itself."""
     refusals: list[str] = field(default_factory=list)
     """Codes of the refusals, of the request or of single files."""
 
@@ -39,9 +42,12 @@ FACTS: ContextVar[RequestFacts] = ContextVar("facts")
 """Of the request at hand."""
 
 
-def note_answer(answer: Answer) -> None:
-    """Adds an answer to the request at hand."""
-    FACTS.get().answers.append(answer)
+def note_answer(answer: Answer | Scores) -> None:
+    """Adds the answer of a video, or of a batch, to the request at hand."""
+    facts = FACTS.get()
+    facts.versions.add(answer.model.version)
+    if isinstance(answer, Answer):
+        facts.timings.append(answer.timing)
 
 
 def note_refusal(refusal: Refusal) -> None:

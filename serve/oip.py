@@ -14,6 +14,7 @@ from pydantic import BaseModel, Field
 
 from configs.serve import ServeConfig
 from serve.deadline import Deadline
+from serve.facts import note_answer
 from serve.openapi import INFERENCE, INFERRED, errors
 from serve.refusal import Refusal
 from serve.schema import ModelFacts, VideoClassifier
@@ -144,6 +145,7 @@ class OpenInference:
         message, clips = await asyncio.to_thread(parse_request, body, json_length, self._config.max_files)
         async with deadline.of_answer():
             scores = await self._classifier.infer(clips)
+        note_answer(scores)
         _check_version(request, scores.model.version)
         header, binary = render_response(message, scores)
         if not binary:

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from packer.clip import read_clip
 from serve.predictor import Predictor
 from serve.tensors import MAX_JSON_VALUES
 from tests.registry import CLASS_NAMES, CLIP, MLFLOW_WARNINGS, VIEW, Brightness, contract, store_uri
-from tests.serving import Reply, ask, served
+from tests.serving import Reply, access_lines, ask, served
 from tests.videos import write_numbered_video, write_video
 
 pytestmark = MLFLOW_WARNINGS
@@ -97,6 +98,16 @@ def test_a_client_of_the_protocol_learns_what_is_served(client: triton.Inference
         "inputs": [{"name": "clips", "datatype": "UINT8", "shape": [-1, *SHAPE[1:]]}],
         "outputs": [{"name": "probabilities", "datatype": "FP32", "shape": [-1, 3]}],
     }
+
+
+def test_the_log_tells_the_version_that_answered(
+    port: int, videos: list[Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "serve.access")
+    assert infer(port, message(base64.b64encode(videos[0].read_bytes()).decode())).status == 200
+    (line,) = access_lines(caplog, 1)
+    assert " status=200 " in line
+    assert " version=1" in line
 
 
 @pytest.mark.parametrize("in_binary", [True, False])

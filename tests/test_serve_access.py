@@ -18,7 +18,7 @@ from serve.refusal import Refusal
 from serve.schema import Answer, ModelStatus
 from tests.serving import access_lines, ask
 
-INSANE_IDS = ["", " ", "two words", "x" * 129, "<script>", 'quote"d', "caf\u00e9"]
+INSANE_IDS = ["", " ", "two words", "x" * 129, "<script>", 'quote"d']
 
 
 class NoClassifier:

@@ -7,7 +7,7 @@ The gateway imports no torch (0.9 GB of memory) and hands the video on as it cam
 
 import asyncio
 import logging
-import sys
+import os
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
@@ -21,7 +21,7 @@ from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
 from configs.serve import ServeConfig
 from serve.admission import Admission
-from serve.classifier import Classifier
+from serve.classifier import Classifier, load_beside
 from serve.guard import read_keys
 from serve.http import make_app
 from serve.metrics import ModelMetrics, RequestMetrics
@@ -29,6 +29,7 @@ from serve.page import find_samples
 from serve.refusal import Refusal
 from serve.request_id import REQUEST_ID, log_to_stderr
 from serve.schema import Answer, Clips, ModelStatus, Scores
+from serve.watch import ModelDied
 
 logger = logging.getLogger(__name__)
 
@@ -42,10 +43,6 @@ STATUS_SECONDS = 2.0
 """How long a replica may take to tell its status before the server calls itself not ready."""
 HEALTH_CHECK_SECONDS = 1.0
 """How often Ray looks for dead processes; at its default, 10, a new one starts so much later."""
-SWITCH_SECONDS = 0.0001
-"""How long a thread may keep Python's lock from the others, in a model replica. Loading a version holds it for most of
-a second, and a forward pass asks for it at every layer: one of 78 ms took 323 ms beside a load at Python's own 5 ms,
-162 ms at this. A lower priority of the loading thread made it worse: it then sleeps with the lock in its hands."""
 MAX_TRIES = 3
 """Replicas that may die on one request: it may be what kills them."""
 
@@ -55,8 +52,7 @@ class ModelReplica:
 
     async def __init__(self, config: ServeConfig) -> None:  # type: ignore[misc]  # Ray awaits it
         log_to_stderr()
-        sys.setswitchinterval(SWITCH_SECONDS)
-        self._classifier = Classifier(config, ModelMetrics())
+        self._classifier = Classifier(config, ModelMetrics(), load_beside)
         await self._classifier.start()
 
     async def classify(self, request_id: str, video: bytes, top_k: int, with_frames: bool) -> Answer | Refusal:
@@ -213,6 +209,9 @@ async def _settled(request_id: str, answer: Coroutine[Any, Any, AnswerT]) -> Ans
     except Refusal as refusal:
         logger.info("refused code=%s", refusal.code)
         return refusal
+    except ModelDied as error:  # the gateway tries another replica, and Ray starts this one anew
+        logger.critical("model_died reason=%s", error)
+        os._exit(1)
 
 
 def _replica_count(config: ServeConfig) -> dict[str, Any]:

@@ -7,7 +7,7 @@ when the first model is loaded, so that the HTTP side, which imports this module
 import asyncio
 import base64
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,7 +25,8 @@ from serve.schema import Answer, ClassProbability, ClipFacts, Clips, ModelFacts,
 from serve.watch import AliasWatch
 
 if TYPE_CHECKING:
-    from serve.predictor import FramesTHWC, Predictor, ProbabilitiesK
+    from serve.model_process import ModelProcess
+    from serve.predictor import FramesTHWC, ModelView, Predictor, ProbabilitiesK
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class ServedModel:
     def __init__(
         self,
         version: str,
-        predictor: "Predictor",
+        predictor: "Predictor | ModelProcess",
         executor: ThreadPoolExecutor,
         max_batch_size: int,
         observer: "ClassifierObserver",
@@ -53,7 +54,28 @@ class ServedModel:
         self.predictor = predictor
         self._executor = executor
         self._observer = observer
+        self._num_users = 0
+        self._retired = False
         self.batcher: GreedyBatcher[FramesTHWC, Forward] = GreedyBatcher(self._predict, max_batch_size)
+
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        """Keeps the model, though another one may take its place, until the block ends."""
+        self._num_users += 1
+        try:
+            yield
+        finally:
+            self._num_users -= 1
+            self._close_if_done()
+
+    def retire(self) -> None:
+        """Ends the model's process once nobody uses it any more."""
+        self._retired = True
+        self._close_if_done()
+
+    def _close_if_done(self) -> None:
+        if self._retired and not self._num_users:
+            self.predictor.close()
 
     async def _predict(self, clips: "list[FramesTHWC]") -> Sequence[Forward]:
         self._observer.batch(len(clips))
@@ -79,20 +101,41 @@ class ClassifierObserver:
         """Takes the version that is served from now on; called in any thread."""
 
 
+def load_here(config: ServeConfig, version: str, gives_way: bool) -> "Predictor":
+    """Returns a version in this process, which answers more slowly while another one is loaded."""
+    from serve.registry import load_predictor
+
+    return load_predictor(config, version)
+
+
+def load_beside(config: ServeConfig, version: str, gives_way: bool) -> "ModelProcess":
+    """Returns a version in a process of its own."""
+    from serve.model_process import ModelProcess
+
+    return ModelProcess(config, version, gives_way)
+
+
 class Classifier:
     """Answers videos with classes; `start` it before use and `close` it after.
 
     Args:
         config: Which model, from which store, and the limits.
         observer: Told of what happens.
+        load_model: `load_here` or `load_beside`; told whether a version is served meanwhile.
     """
 
-    def __init__(self, config: ServeConfig, observer: ClassifierObserver | None = None) -> None:
+    def __init__(
+        self,
+        config: ServeConfig,
+        observer: ClassifierObserver | None = None,
+        load_model: "Callable[[ServeConfig, str, bool], Predictor | ModelProcess]" = load_here,
+    ) -> None:
+        self._load_model = load_model
         self._config = config
         self._observer = observer or ClassifierObserver()
         self._pool = DecodePool(config.decoder_processes, config.limits)
         self._executor = ThreadPoolExecutor(1, "model")  # one forward pass at a time, of whichever version
-        self._watch = AliasWatch(self._resolve, self._load, config.alias_poll_seconds)
+        self._watch = AliasWatch(self._resolve, self._load, ServedModel.retire, config.alias_poll_seconds)
         self._num_admitted = 0
 
     async def start(self) -> None:
@@ -100,8 +143,10 @@ class Classifier:
         await self._watch.start()
 
     async def close(self) -> None:
-        """Ends the watching and the decoder processes."""
+        """Ends the watching, the model's process and the decoders."""
         self._watch.close()
+        if self._watch.model is not None:
+            self._watch.model.retire()
         self._executor.shutdown(cancel_futures=True)
         await asyncio.to_thread(self._pool.close)
 
@@ -129,8 +174,11 @@ class Classifier:
 
         Raises:
             Refusal: There is no model (503), too much waits already (503), or the video cannot be used (422).
+            ModelDied: The model's process has ended.
         """
-        return await self._classify(self._model(), video, top_k, with_frames)
+        model = self._model()
+        with model.used():
+            return await self._classify(model, video, top_k, with_frames)
 
     async def infer(self, clips: Clips) -> Scores:
         """Returns the probabilities of a batch, all by one version: of videos, or of clips as the model sees them.
@@ -139,12 +187,12 @@ class Classifier:
             Refusal: As of `classify`, for the first clip that cannot be used; frames of another shape (400).
         """
         model = self._model()
+        with model.used():
+            scores = await asyncio.gather(*(self._score(model, number, clip) for number, clip in enumerate(clips)))
         return Scores(
             model=ModelName(name=self._config.registered_model, version=model.version),
             class_names=list(model.predictor.contract.class_names),
-            probabilities=await asyncio.gather(
-                *(self._score(model, number, clip) for number, clip in enumerate(clips))
-            ),
+            probabilities=scores,
         )
 
     async def _score(self, model: ServedModel, number: int, clip: bytes | NDArray[np.uint8]) -> list[float]:
@@ -204,12 +252,7 @@ class Classifier:
         return resolve_version(self._config)
 
     def _load(self, version: str) -> ServedModel:
-        from serve.predictor import Predictor
-        from serve.registry import load_model
-
-        module, contract = load_model(self._config, version)
-        device = "cuda" if self._config.gpus_per_replica else "cpu"
-        predictor = Predictor(module, contract, device, self._config.cpu_threads)
+        predictor = self._load_model(self._config, version, self._watch.model is not None)
         self._observer.serves(self._config.registered_model, version)
         return ServedModel(version, predictor, self._executor, self._config.max_batch_size, self._observer)
 
@@ -221,7 +264,7 @@ async def _decoded(decoding: ClipFuture) -> Clip:
         raise Refusal(422, error.reason, str(error)) from error
 
 
-def _taken(predictor: "Predictor", frames: NDArray[np.uint8]) -> "FramesTHWC":
+def _taken(predictor: "ModelView", frames: NDArray[np.uint8]) -> "FramesTHWC":
     try:
         return predictor.take(frames)
     except ValueError as error:

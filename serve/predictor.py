@@ -24,25 +24,17 @@ BATCH_TOLERANCE = 1e-2
 """How far logits may differ between a clip alone and the same clip in a batch: other kernels round otherwise."""
 
 
-class Predictor:
-    """A model that has been checked against its contract.
+class ModelView:
+    """How a model sees clips.
 
     Args:
-        module: Maps `(B, T, 3, S, S) uint8` to `(B, K) float32` logits.
         contract: What the model was trained on.
-        device: Where the model runs.
-        num_threads: Torch threads of a forward pass on the CPU.
-
-    Raises:
-        ValueError: The module does not do what the contract says.
     """
 
-    def __init__(self, module: torch.nn.Module, contract: ModelContract, device: str, num_threads: int) -> None:
+    def __init__(self, contract: ModelContract) -> None:
         self.contract = contract
-        self._module = module.to(device)
-        self._device = device
-        self._num_threads = num_threads
-        self._check()
+        size_px = contract.view.size_px
+        self.frames_shape = (contract.num_frames, size_px, size_px, 3)
 
     def pick(self, clip: Clip) -> Clip:
         """Returns a clip with those of its frames alone that the model reads, as in evaluation."""
@@ -57,8 +49,8 @@ class Predictor:
             ValueError: A frame cannot be read, or is too small for the view.
         """
         frames = np.ascontiguousarray(eval_view(decode_frames(clip.jpegs), self.contract.view))
-        if frames.shape != self._frames_shape():
-            raise ValueError(f"a clip of shape {frames.shape} does not fit the model's {self._frames_shape()}")
+        if frames.shape != self.frames_shape:
+            raise ValueError(f"a clip of shape {frames.shape} does not fit the model's {self.frames_shape}")
         return frames
 
     def take(self, frames_TCHW: NDArray[np.uint8]) -> FramesTHWC:
@@ -68,16 +60,43 @@ class Predictor:
             ValueError: They have another shape.
         """
         frames = frames_TCHW.transpose(0, 2, 3, 1)
-        if frames.shape != self._frames_shape():
-            num_frames, size_px, _, _ = self._frames_shape()
+        if frames.shape != self.frames_shape:
+            num_frames, size_px, _, _ = self.frames_shape
             model_shape = [num_frames, 3, size_px, size_px]
             raise ValueError(f"a clip of shape {list(frames_TCHW.shape)} does not fit the model's {model_shape}")
         return frames
 
+
+class Predictor(ModelView):
+    """A model that has been checked against its contract.
+
+    Args:
+        module: Maps `(B, T, 3, S, S) uint8` to `(B, K) float32` logits.
+        contract: What the model was trained on.
+        device: Where the model runs.
+        num_threads: Torch threads of a forward pass on the CPU.
+
+    Raises:
+        ValueError: The module does not do what the contract says.
+    """
+
+    def __init__(self, module: torch.nn.Module, contract: ModelContract, device: str, num_threads: int) -> None:
+        super().__init__(contract)
+        self._module = module.to(device)
+        self._device = device
+        self._num_threads = num_threads
+        self._check()
+
     def predict(self, clips: Sequence[FramesTHWC]) -> list[ProbabilitiesK]:
         """Returns the probability of each class, one `(K,) float64` array that sums to 1 per clip of `view`."""
-        logits = self._logits(np.stack(clips))
-        return list(torch.softmax(logits.double(), dim=1).numpy())
+        return list(self.predict_batch(np.stack(clips)))
+
+    def predict_batch(self, frames_BTHWC: NDArray[np.uint8]) -> NDArray[np.float64]:
+        """Returns the same of a batch of clips, `(B, K) float64`."""
+        return torch.softmax(self._logits(frames_BTHWC).double(), dim=1).numpy()
+
+    def close(self) -> None:
+        """Does nothing: the memory goes with the last reference."""
 
     def _logits(self, frames_BTHWC: NDArray[np.uint8]) -> torch.Tensor:
         torch.set_num_threads(self._num_threads)  # OpenMP keeps the number per calling thread
@@ -86,13 +105,9 @@ class Predictor:
             logits_BK: torch.Tensor = self._module(frames_BTCHW.to(self._device))
         return logits_BK.float().cpu()
 
-    def _frames_shape(self) -> tuple[int, int, int, int]:
-        size_px = self.contract.view.size_px
-        return (self.contract.num_frames, size_px, size_px, 3)
-
     def _check(self) -> None:
         """Runs batches of 1 and 3, which warms the model up as well."""
-        frames = np.random.default_rng(0).integers(0, 256, (3, *self._frames_shape()), dtype=np.uint8)
+        frames = np.random.default_rng(0).integers(0, 256, (3, *self.frames_shape), dtype=np.uint8)
         alone, together = self._logits(frames[:1]), self._logits(frames)
         num_classes = len(self.contract.class_names)
         if alone.shape != (1, num_classes) or together.shape != (3, num_classes):

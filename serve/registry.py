@@ -8,8 +8,9 @@ from pydantic import ValidationError
 from torch import nn
 
 from configs.load import describe
-from configs.serve import ModelSource
+from configs.serve import ModelSource, ServeConfig
 from configs.train import METADATA_KEY, ModelContract, tracking_uri
+from serve.predictor import Predictor
 from serve.watch import ModelUnavailable
 from trainer.registry import Registry
 
@@ -64,6 +65,17 @@ def load_model(config: ModelSource, version: str) -> tuple[nn.Module, ModelContr
         raise ModelUnavailable("the model's files cannot be read: see the server's log") from error
     except (OSError, RuntimeError) as error:
         raise ModelUnavailable("the model's files cannot be read: see the server's log") from error
+
+
+def load_predictor(config: ServeConfig, version: str) -> Predictor:
+    """Returns a version of the registered model on its device, checked and warm.
+
+    Raises:
+        ModelUnavailable: As of `load_model`.
+        ValueError: It does not do what its contract says.
+    """
+    module, contract = load_model(config, version)
+    return Predictor(module, contract, "cuda" if config.gpus_per_replica else "cpu", config.cpu_threads)
 
 
 def _registry(config: ModelSource) -> Registry:

@@ -21,6 +21,10 @@ RELOAD_SECONDS = 60.0
 """How long a version that failed to load is left alone."""
 
 
+class ModelDied(Exception):
+    """The process of the model that was being served has ended by itself, killed or crashed."""
+
+
 class ModelUnavailable(Exception):
     """No model can be had; the text is one sentence for clients, without paths or addresses."""
 
@@ -31,12 +35,20 @@ class AliasWatch(Generic[ModelT]):
     Args:
         resolve: Returns the version that the alias points at; called in a thread.
         load: Returns the model of a version, checked and warm; called in a thread.
+        retire: Takes a model that another one has replaced.
         poll_seconds: Most time between two calls of `resolve`.
     """
 
-    def __init__(self, resolve: Callable[[], str], load: Callable[[str], ModelT], poll_seconds: float) -> None:
+    def __init__(
+        self,
+        resolve: Callable[[], str],
+        load: Callable[[str], ModelT],
+        retire: Callable[[ModelT], object],
+        poll_seconds: float,
+    ) -> None:
         self._resolve = resolve
         self._load = load
+        self._retire = retire
         self._poll_seconds = poll_seconds
         self._version: str | None = None
         self._failed_version: str | None = None
@@ -76,8 +88,10 @@ class AliasWatch(Generic[ModelT]):
             return
         if version != self._version:
             self._failed_version, self._retry_at = version, now + RELOAD_SECONDS
-            self.model = await asyncio.to_thread(self._load, version)
+            former, self.model = self.model, await asyncio.to_thread(self._load, version)
             self._version = version
+            if former is not None:
+                self._retire(former)
             logger.info("model_loaded version=%s", version)
         self._failed_version = self.problem = None
 

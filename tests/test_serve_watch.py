@@ -12,6 +12,7 @@ class Store:
     def __init__(self, version: str | None) -> None:
         self.version = version
         self.loads: list[str] = []
+        self.retired: list[str] = []
 
     def resolve(self) -> str:
         if self.version is None:
@@ -34,7 +35,7 @@ async def until(condition: Callable[[], bool]) -> None:
 def run(version: str | None, scenario: Callable[[Store, AliasWatch[str]], object]) -> None:
     async def watched() -> None:
         store = Store(version)
-        watch = AliasWatch(store.resolve, store.load, poll_seconds=0.01)
+        watch = AliasWatch(store.resolve, store.load, store.retired.append, poll_seconds=0.01)
         await watch.start()
         try:
             await scenario(store, watch)  # type: ignore[misc]
@@ -50,7 +51,7 @@ def test_a_moved_alias_is_swapped_and_loaded_once() -> None:
         store.version = "2"
         await until(lambda: watch.model == "model 2")
         await asyncio.sleep(0.05)
-        assert store.loads == ["1", "2"]
+        assert (store.loads, store.retired) == (["1", "2"], ["model 1"])
 
     run("1", scenario)
 

@@ -50,9 +50,9 @@ def kill_gateway(project: Project) -> Row:
 
 
 def kill_only_gateway(project: Project) -> Row:
+    """New requests wait until Ray has started it again; then they come all at once, and are too many."""
     quiet, load, blow, seconds = kill(project, "Gateway")
-    late = [one for one in load.failed if one.start > blow + 1]
-    wrong = check(bool(late), f"{len(late)} requests failed that began over a second after the kill")
+    wrong = refused_well([one for one in load.failed if one.start > blow + 1], {"overloaded"})
     return row("kill -9 of the only gateway", load, quiet, seconds, *wrong)
 
 

@@ -12,15 +12,19 @@ from tests.mlflow_server import Server as Tracking
 from tests.training import Project, until
 
 
-def kill(project: Project, deployment: str, *options: str) -> tuple[Load, Load, float, float]:
-    """Kills one process of a deployment under load; returns the load without and with it, its time and the recovery."""
+def kill(project: Project, deployment: str, *options: str, model: bool = False) -> tuple[Load, Load, float, float]:
+    """Kills one process of a deployment under load; returns the load without and with it, its time and the recovery.
+
+    Args:
+        model: Kill the process of a replica's model instead.
+    """
     with served(project, *options) as server:
         load = server.constant_load()
         start = time.monotonic()
         time.sleep(QUIET_SECONDS)
         blow = time.monotonic()
         dead = server.replicas(deployment)[0]
-        dead.kill()
+        (server.models()[0] if model else dead).kill()
         until(lambda: any(one.create_time() > dead.create_time() for one in server.replicas(deployment)), 60)
         until(lambda: server.is_ready() and time.monotonic() > blow + QUIET_SECONDS, RECOVERY_SECONDS)
         time.sleep(WARM_SECONDS)
@@ -33,6 +37,12 @@ def kill_replica(project: Project) -> Row:
     quiet, load, _, _ = kill(project, "ModelReplica", "--num-replicas", "2")
     wrong = check(bool(load.failed), "requests failed")
     return row("kill -9 of one of two model replicas", load, quiet, None, *wrong)
+
+
+def kill_model(project: Project) -> Row:
+    quiet, load, _, _ = kill(project, "ModelReplica", "--num-replicas", "2", model=True)
+    wrong = check(bool(load.failed), "requests failed")
+    return row("kill -9 of the process of one of two models", load, quiet, None, *wrong)
 
 
 def kill_only_replica(project: Project) -> Row:
@@ -113,6 +123,7 @@ def answered(server: Server, code: str) -> bool:
 
 FAULTS: dict[str, Callable[[Project], Row]] = {
     "serve-replica": kill_replica,
+    "serve-model": kill_model,
     "serve-only-replica": kill_only_replica,
     "serve-gateway": kill_gateway,
     "serve-only-gateway": kill_only_gateway,

@@ -125,6 +125,11 @@ class Server:
         found = [one for one in self.project.alive() if f"ServeReplica:{MODEL_NAME}:{deployment}" in _title(one)]
         return sorted(found, key=lambda process: process.create_time())
 
+    def models(self) -> list[psutil.Process]:
+        """Returns the processes of the models, told by the memory that they share with their replicas."""
+        replicas = self.replicas("ModelReplica")
+        return [one for one in self.project.alive() if one not in replicas and "memfd:batch" in _maps(one)]
+
     def decoders(self) -> list[psutil.Process]:
         return [one for one in self.project.alive() if "packer.pool" in _title(one)]
 
@@ -153,6 +158,12 @@ def served(project: Project, *options: str, ready: bool = True, **variables: str
         server.process.wait(180)
         print(server.log.read_text(), file=sys.stderr)
         until(lambda: not project.alive(), 30)
+
+
+def _maps(process: psutil.Process) -> str:
+    with suppress(OSError):
+        return Path(f"/proc/{process.pid}/maps").read_text()
+    return ""
 
 
 def _title(process: psutil.Process) -> str:

@@ -39,12 +39,14 @@ def test_a_version_that_is_not_there_is_told_in_a_sentence(champion_store: Path)
 
 def test_a_process_that_is_killed_is_told(champion_store: Path) -> None:
     beside = ModelProcess(ServeConfig(tracking_uri=store_uri(champion_store)), "1", gives_way=False)
+    clips = [np.zeros(beside.frames_shape, np.uint8)]
     try:
+        beside.predict(clips)
         (process,) = model_processes()
         process.kill()
         process.wait(30)
         with pytest.raises(ModelDied):
-            beside.predict([np.zeros(beside.frames_shape, np.uint8)])
+            beside.predict(clips)
     finally:
         beside.close()
 

@@ -61,11 +61,16 @@ def ask(
         connection.close()
 
 
-def access_lines(caplog: pytest.LogCaptureFixture, count: int) -> list[str]:
-    """Returns the first lines that a server in this process has logged about requests, once there are so many."""
+def access_lines(caplog: pytest.LogCaptureFixture, count: int, part: str = "") -> list[str]:
+    """Returns the lines that a server in this process has logged about requests, once there are so many.
+
+    Args:
+        part: Only lines with it: that of the request before may come late.
+    """
     deadline = time.monotonic() + 30
     while True:
         lines = [record.getMessage() for record in caplog.records if record.name == "serve.access"]
+        lines = [line for line in lines if part in line]
         if len(lines) >= count:
             return lines
         assert time.monotonic() < deadline

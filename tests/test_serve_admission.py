@@ -9,6 +9,7 @@ from typing import Any
 from starlette.types import Message, Receive, Scope, Send
 
 from serve.admission import Admission, Gate
+from serve.facts import FACTS, RequestFacts
 
 
 @dataclass
@@ -22,6 +23,7 @@ class Visit:
     answer: list[Message] = field(default_factory=list)
 
     async def through(self, gate: Gate) -> "Visit":
+        FACTS.set(RequestFacts(self.method, self.path))  # as `Access` does, which stands in front of it
         scope = {"type": "http", "method": self.method, "path": self.path, "headers": [], "visit": self}
         await gate(scope, self._receive, self._send)
         return self

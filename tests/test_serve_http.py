@@ -116,7 +116,7 @@ def test_a_request_is_logged_with_the_version_and_the_time_of_its_answers(
 ) -> None:
     caplog.set_level(logging.INFO, "serve.access")
     results = post(*form(bright, b"not a video", bright)).json["results"]
-    (line,) = access_lines(caplog, 1)
+    (line,) = access_lines(caplog, 1, "code=not_a_video ")
     values = dict(pair.split("=") for pair in line.split()[1:])
     assert (values["status"], values["code"], values["version"]) == ("200", "not_a_video", "1")
     for stage in ("decode_seconds", "queue_seconds", "model_seconds"):

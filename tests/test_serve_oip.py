@@ -105,7 +105,7 @@ def test_the_log_tells_the_version_that_answered(
 ) -> None:
     caplog.set_level(logging.INFO, "serve.access")
     assert infer(port, message(base64.b64encode(videos[0].read_bytes()).decode())).status == 200
-    (line,) = access_lines(caplog, 1)
+    (line,) = access_lines(caplog, 1, f"path={INFER} ")
     assert " status=200 " in line
     assert " version=1" in line
 

@@ -129,13 +129,14 @@ def test_videos_whose_data_lies_elsewhere_open_nothing(port: int, canaries: Cana
 def test_no_input_is_a_path_or_an_address(port: int, canaries: Canaries) -> None:
     for target in (canaries.url, str(canaries.pipe)):
         query = f"?url={target}&path={target}&file={target}"
-        assert ask(port, "POST", f"/v1/predict{query}", b"").code == "empty_body"
+        refused = ask(port, "POST", f"/v1/predict{query}", b"").json["error"]
+        assert refused["code"] == "bad_parameter"  # and names what it was given
         headers = {"Content-Location": target, "X-File": target, "X-Sendfile": target}
         assert ask(port, "POST", "/v1/predict", b"", headers).code == "empty_body"
         body, form_headers = form(target.encode())
         assert ask(port, "POST", "/v1/predict", body, form_headers).code == "not_a_video"
         text = body.replace(b'; filename="0.mp4"', b"")  # a text field
-        assert ask(port, "POST", "/v1/predict", text, form_headers).code == "empty_body"
+        assert ask(port, "POST", "/v1/predict", text, form_headers).code == "bad_form"
         named = body.replace(b"0.mp4", target.encode())
         assert ask(port, "POST", "/v1/predict", named, form_headers).code == "not_a_video"
     canaries.assert_untouched()

@@ -125,6 +125,8 @@ def _serve(connection: Connection, config: ServeConfig, version: str, gives_way:
         logger.exception("model_not_loaded version=%s", version)
         connection.send(ModelUnavailable("the version that the alias points at cannot be loaded: see the server's log"))
         return
+    # Once more here: a thread has memory and kernels of its own, and the first requests would wait for them.
+    predictor.predict_batch(np.zeros((1, *predictor.frames_shape), np.uint8))
     connection.send(predictor.contract)
     shape = connection.recv()
     descriptor = reduction.recv_handle(connection)

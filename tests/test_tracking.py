@@ -15,6 +15,7 @@ from configs.train import TrainConfig
 from packer.manifest import read_manifest
 from tests.mlflow_server import Server
 from tests.registry import MLFLOW_WARNINGS, Brightness, contract, store_uri
+from trainer.checkpoint import CheckpointStore
 from trainer.metrics import PREDICTION, Evaluation
 from trainer.registry import Registry, RegistryError, answering
 from trainer.run import begin_record, end_abandoned, locked
@@ -44,6 +45,21 @@ def test_a_log_opened_again_adds_what_the_curve_lacks_and_doubles_nothing(tmp_pa
     log_losses(uri, run_id, [1, 3], 0.5)  # as if a kill had lost step 2
     log_losses(uri, run_id, [1, 2, 3, 4], 0.25)
     assert losses(uri, run_id) == [(1, 0.5), (2, 0.25), (3, 0.5), (4, 0.25)]
+
+
+def test_points_that_wait_while_the_run_is_taken_over_do_not_come_later(tmp_path: Path) -> None:
+    uri = store_uri(tmp_path)
+    run_id = open_run(uri, CONFIG, tmp_path / "artifacts")
+    first, second = (CheckpointStore(tmp_path / "checkpoints", name) for name in ("first", "second"))
+    first.take()
+    ousted = RunLog(uri, run_id, is_superseded=first.is_superseded)
+    ousted.metrics({"train_loss": 0.5}, 1)
+    ousted.flush()
+    second.take()
+    ousted.metrics({"train_loss": 0.4}, 2)
+    log_losses(uri, run_id, [2, 3], 0.25)
+    ousted.close()
+    assert losses(uri, run_id) == [(1, 0.5), (2, 0.25), (3, 0.25)]
 
 
 @pytest.fixture

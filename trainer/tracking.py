@@ -10,7 +10,7 @@ import json
 import logging
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -46,11 +46,19 @@ class RunLog:
         tracking_uri: MLflow's store.
         run_id: The run.
         undelivered: What `undelivered` returned when the checkpoint was written that the run goes on from.
+        is_superseded: Tells whether another process logs the run's points now; those of this one are then dropped.
     """
 
-    def __init__(self, tracking_uri: str, run_id: str, undelivered: Sequence[Point] = ()) -> None:
+    def __init__(
+        self,
+        tracking_uri: str,
+        run_id: str,
+        undelivered: Sequence[Point] = (),
+        is_superseded: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._client = MlflowClient(tracking_uri=tracking_uri)
         self._run_id = run_id
+        self._is_superseded = is_superseded
         self._held_steps: dict[str, set[int]] = {}
         self._delivery = Delivery(self._send)
         self._delivery.add([Metric(*point) for point in undelivered])
@@ -115,6 +123,8 @@ class RunLog:
             self._client.log_artifact(self._run_id, str(file), folder or None)
 
     def _send(self, points: list[Metric]) -> None:
+        if self._is_superseded():  # the other process takes these steps again: each would stand there twice
+            return
         lacking = [point for point in points if point.step not in self._steps_held(point.key)]
         self._client.log_batch(self._run_id, metrics=lacking)
 

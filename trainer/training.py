@@ -64,7 +64,8 @@ class Training:
         """By split: val of the best epoch, and test once there is nothing left to train."""
         undelivered = self._resume()
         self._begin_phase()
-        self.log = RunLog(spec.tracking_uri, spec.run_id, undelivered) if ranks.rank == 0 else None
+        superseded = spec.checkpoints.is_superseded
+        self.log = RunLog(spec.tracking_uri, spec.run_id, undelivered, superseded) if ranks.rank == 0 else None
         self.audit = self._begin_audit() if self.config.audit else None
         self.machine = Machine(device)
         self.val_loader = spec.eval_loader("val", ranks)

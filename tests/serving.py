@@ -116,8 +116,15 @@ def served(config: ServeConfig, keys: tuple[str, ...] = (), port: int = 0) -> It
 
 
 @contextmanager
-def serving(home: Path, *options: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
-    """Runs `python -m serve` over the store in `home` for as long as the block runs; yields it and its port, ready."""
+def serving(
+    home: Path, *options: str, ready: bool = True, **variables: str
+) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """Runs `python -m serve` over the store in `home` for as long as the block runs; yields it and its port.
+
+    Args:
+        home: Its log is put there too, as serve.log.
+        ready: Wait until it is.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
@@ -128,11 +135,11 @@ def serving(home: Path, *options: str) -> Iterator[tuple[subprocess.Popen[bytes]
     log = home / "serve.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, env=kept | {"CLIPSTREAM_HOME": str(home)}
+            command, stdout=output, stderr=subprocess.STDOUT, env=kept | {"CLIPSTREAM_HOME": str(home)} | variables
         )
     try:
         deadline = time.monotonic() + 120
-        while not _is_ready(port):
+        while ready and not _is_ready(port):
             assert time.monotonic() < deadline
             assert process.poll() is None
             time.sleep(0.2)

@@ -112,6 +112,14 @@ def test_a_cache_that_cannot_serve_is_refused(pack: Path, bucket: str, tmp_path:
     assert "cache (shards/manifest.json) cannot be written" in line
 
 
+def test_what_rays_controller_imports_of_ours_is_light() -> None:
+    """It comes before the workers, on their way to the first step."""
+    code = (
+        "import sys, trainer.worker, trainer.failure; assert not {'torch', 'mlflow', 'torchvision'} & set(sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
 def test_what_fails_together_is_told_together_without_torch_and_ray(pack: Path) -> None:
     change(pack, lambda manifest: manifest.update(class_names=["a"], samples_sha256="0" * 64))
     (pack.parent / "tiny.yaml").write_text(yaml.safe_dump(TINY))

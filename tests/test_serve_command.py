@@ -1,7 +1,6 @@
 """`python -m serve` as a user meets it: its own Ray, a real store, real HTTP; and the deploy config."""
 
 import json
-import os
 import re
 import signal
 import socket
@@ -21,16 +20,10 @@ from configs.serve import API_KEY_VARIABLE, ServeConfig
 from serve.__main__ import main
 from serve.guard import read_keys
 from tests.registry import MLFLOW_WARNINGS, register, register_again
-from tests.serving import Reply, ask, form
+from tests.serving import Reply, ask, form, serving
 from tests.videos import write_video
 
 pytestmark = MLFLOW_WARNINGS
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def until(condition: Callable[[], bool], seconds: float = 120) -> None:
@@ -53,25 +46,9 @@ def family(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
-    port, log = free_port(), tmp_path / "serve.log"
-    environment = {
-        name: value for name, value in os.environ.items() if not name.startswith(("CLIPSTREAM_", "MLFLOW_", "RAY_"))
-    }
-    command = ["-m", "serve", "--port", str(port), "--alias-poll-seconds", "0.5", "--max-body-bytes", "200000"]
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, *command],
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env=environment | {"CLIPSTREAM_HOME": str(tmp_path)},
-        )
-    try:
-        yield process, port
-    finally:
-        if process.poll() is None:
-            process.terminate()
-            process.wait(60)
-        print(log.read_text())  # shown if the test fails
+    options = ["--alias-poll-seconds", "0.5", "--max-body-bytes", "200000"]
+    with serving(tmp_path, *options, ready=False) as made:
+        yield made
 
 
 @pytest.mark.integration

@@ -1,10 +1,7 @@
 """The metrics of a real server, as Prometheus reads them, and the dashboard that is made of them."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -16,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
 from tests.registry import MLFLOW_WARNINGS, register, register_again
-from tests.serving import ask, form
+from tests.serving import ask, form, serving
 from tests.training import free_ports, until
 from tests.videos import write_video
 
@@ -44,34 +41,24 @@ def total(samples: list[Sample], name: str, /, **labels: str) -> float:
 def test_a_server_tells_what_the_dashboard_shows(tmp_path: Path) -> None:
     register(tmp_path)
     video = write_video(tmp_path / "bright.mp4", [np.full((48, 64, 3), 250, np.uint8)] * 10).read_bytes()
-    port, metrics_port = free_ports(2)
-    environment = {
-        name: value for name, value in os.environ.items() if not name.startswith(("CLIPSTREAM_", "MLFLOW_", "RAY_"))
-    } | {"CLIPSTREAM_HOME": str(tmp_path), "RAY_metrics_report_interval_ms": "1000"}
-    command = ["-m", "serve", "--port", port, "--metrics-port", metrics_port, "--alias-poll-seconds", "0.5"]
+    (metrics_port,) = free_ports(1)
+    options = ["--metrics-port", metrics_port, "--alias-poll-seconds", "0.5"]
     log = tmp_path / "serve.log"
-    with log.open("w") as output:
-        process = subprocess.Popen([sys.executable, *command], stdout=output, stderr=output, env=environment)
-    try:
+    with serving(tmp_path, *options, RAY_metrics_report_interval_ms="1000") as (_, port):
         until(lambda: f"metrics=http://127.0.0.1:{metrics_port}/metrics" in log.read_text())
-        until(lambda: ask(int(port), "GET", "/readyz").status == 200)
         for _ in range(3):
-            assert ask(int(port), "POST", "/v1/predict", video).status == 200
+            assert ask(port, "POST", "/v1/predict", video).status == 200
         body, headers = form(video, b"not a video")
-        reply = ask(int(port), "POST", "/v1/predict", body, headers | {"X-Request-ID": "mine"})
+        reply = ask(port, "POST", "/v1/predict", body, headers | {"X-Request-ID": "mine"})
         assert reply.headers.get_all("X-Request-ID") == ["mine"]
         for path in ("/nowhere", "/metrics"):  # nothing of it on this port
-            reply = ask(int(port), "GET", path, headers={"X-Request-ID": "not sane"})
+            reply = ask(port, "GET", path, headers={"X-Request-ID": "not sane"})
             (made,) = reply.headers.get_all("X-Request-ID")
             assert (reply.status, len(made)) == (404, 36)
         version = register_again(tmp_path)
         until(lambda: total(scrape(metrics_port), "model_info", version=version) == 1)
         until(lambda: total(scrape(metrics_port), "requests_total", code="404") == 2)
         samples = scrape(metrics_port)
-    finally:
-        process.terminate()
-        process.wait(60)
-        print(log.read_text())  # shown if the test fails
     check_values(samples, len(video))
     check_log(log.read_text())
     labels = defaultdict(set)

@@ -75,7 +75,8 @@ class ServedModel:
 
     def _close_if_done(self) -> None:
         if self._retired and not self._num_users:
-            self.predictor.close()
+            # In a thread: until a process of this size is gone, every request of the replica would wait.
+            asyncio.get_running_loop().run_in_executor(None, self.predictor.close)
 
     async def _predict(self, clips: "list[FramesTHWC]") -> Sequence[Forward]:
         self._observer.batch(len(clips))

@@ -2,18 +2,21 @@
 
 To load a version is most of a second of Python that keeps the interpreter's lock, and a forward pass beside it in the
 same process takes twice as long. Here each version has an interpreter of its own, and while another one serves it is
-loaded by a thread that the system runs only when nothing else wants the core.
+loaded by a thread that the system runs only when nothing else wants the core, one replica of a machine at a time.
 """
 
+import fcntl
 import logging
 import mmap
 import multiprocessing
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from multiprocessing import reduction
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +30,7 @@ from serve.watch import ModelDied, ModelUnavailable
 logger = logging.getLogger(__name__)
 
 PRELOADED = [
-    "__main__",
+    "ray._private.workers.default_worker",
     "serve.predictor",
     "serve.registry",
     "mlflow.pytorch",
@@ -40,7 +43,8 @@ PRELOADED = [
     "torch.export.pt2_archive",
 ]
 """What the processes of all versions share, among it what loading imports late: each of them would else spend seven
-seconds of CPU on it, measured with torch 2.14 and MLflow 3.17; a name that another version lacks is passed over."""
+seconds of CPU on it, measured with torch 2.14 and MLflow 3.17; a name that another version lacks is passed over. The
+first is a replica's `__main__`, which every process imports before anything else, so before it can give way."""
 
 
 class ModelProcess(ModelView):
@@ -116,8 +120,11 @@ def _serve(connection: Connection, config: ServeConfig, version: str, gives_way:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its models
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        with ThreadPoolExecutor(1, initializer=_give_way if gives_way else None) as loader:
-            predictor = loader.submit(load_predictor, config, version).result()
+        if gives_way:
+            with _turn(), ThreadPoolExecutor(1, initializer=_give_way) as loader:
+                predictor = loader.submit(load_predictor, config, version).result()
+        else:
+            predictor = load_predictor(config, version)
     except ModelUnavailable as error:
         connection.send(error)
         return
@@ -138,6 +145,14 @@ def _serve(connection: Connection, config: ServeConfig, version: str, gives_way:
         except EOFError:
             return
         connection.send(predictor.predict_batch(batch[:num_clips]))
+
+
+@contextmanager
+def _turn() -> Iterator[None]:
+    """Waits until no other replica of this machine loads a version: at least one core is left to those that serve."""
+    with Path(__file__).open(encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _give_way() -> None:

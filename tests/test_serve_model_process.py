@@ -1,6 +1,7 @@
 """A version of the model in a process of its own."""
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import psutil
 import pytest
 
 from configs.serve import ServeConfig
-from serve.model_process import ModelProcess
+from serve.model_process import ModelProcess, _give_way
 from serve.registry import load_predictor
 from serve.watch import ModelDied, ModelUnavailable
 from tests.registry import MLFLOW_WARNINGS, store_uri
@@ -49,6 +50,12 @@ def test_a_process_that_is_killed_is_told(champion_store: Path) -> None:
             beside.predict(clips)
     finally:
         beside.close()
+
+
+def test_a_loader_that_gives_way_does_so_alone() -> None:
+    with ThreadPoolExecutor(1, initializer=_give_way) as loader:
+        assert loader.submit(os.sched_getscheduler, 0).result() == os.SCHED_IDLE
+    assert os.sched_getscheduler(0) == os.SCHED_OTHER
 
 
 def model_processes() -> list[psutil.Process]:

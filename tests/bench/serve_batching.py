@@ -21,11 +21,13 @@ from ray import serve as ray_serve
 from starlette.requests import Request
 
 from serve.batcher import GreedyBatcher
-from tests.bench.serving import Contender, Goal, ServingRow, measure, running
+from tests.bench.serving import CONCURRENCIES, Contender, Goal, ServingRow, measure, running
 from tests.training import free_ports
 
 BATCH_SECONDS, ITEM_SECONDS = 0.05, 0.002
-MAX_BATCH_SIZE = 16
+MAX_BATCH_SIZE = 32
+SATURATED = 2 * MAX_BATCH_SIZE
+"""Clients that leave a full batch waiting while another one runs."""
 TUNED_WAIT_SECONDS = 0.06
 """About one forward pass: the shortest wait that fills the batches of a full load."""
 MAX_ONGOING_REQUESTS = 100
@@ -77,13 +79,13 @@ def rows(num_rounds: int, folder: Path) -> list[ServingRow]:
     with running(["-m", "tests.bench.serve_batching", port], port, f"/{Tuned.__name__}", environment) as base:
         deployments = {"greedy": Greedy, DEFAULTS: Default, TUNED: Tuned}
         contenders = {name: Contender(f"{base}/{made.__name__}", b"x" * 1000) for name, made in deployments.items()}
-        loads = measure(contenders, num_rounds)
+        loads = measure(contenders, num_rounds, (*CONCURRENCIES, SATURATED))
     work = (
         f"same work: a sleep of {BATCH_SECONDS:g} s and {ITEM_SECONDS:g} s per item in one thread, the same proxy and "
         f"max_ongoing_requests={MAX_ONGOING_REQUESTS}; batches up to {MAX_BATCH_SIZE} (defaults: 10, 10 ms), tuned to "
         f"wait {TUNED_WAIT_SECONDS:g} s"
     )
-    goals = [Goal(DEFAULTS, 32, 2.5), Goal(TUNED, 32, 1.0), Goal(TUNED, 1, 0.55, is_latency=True)]
+    goals = [Goal(DEFAULTS, SATURATED, 2.5), Goal(TUNED, SATURATED, 1.0), Goal(TUNED, 1, 0.55, is_latency=True)]
     return [ServingRow("batching, stand-in device", work, loads, goals)]
 
 

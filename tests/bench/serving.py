@@ -95,7 +95,7 @@ class ServingRow:
         lines = [f"{self.name}: answers per second (ours : its), milliseconds p50 p95 p99", f"    {self.work}"]
         ours = next(iter(self.loads))
         width = max(map(len, self.loads))
-        for concurrency in CONCURRENCIES:
+        for concurrency in self.loads[ours]:
             lines.append(f"    {concurrency} at a time")
             for name in self.loads:
                 rate = self.rate(name, concurrency)
@@ -108,19 +108,21 @@ class ServingRow:
         return "\n".join(lines)
 
 
-def measure(contenders: dict[str, Contender], num_rounds: int) -> dict[str, dict[int, list[Load]]]:
+def measure(
+    contenders: dict[str, Contender], num_rounds: int, concurrencies: Sequence[int] = CONCURRENCIES
+) -> dict[str, dict[int, list[Load]]]:
     """Returns every contender's load at every concurrency, one per round, after a short one that is not counted.
 
     Raises:
         SystemExit: A request was not answered.
     """
-    loads: dict[str, dict[int, list[Load]]] = {name: {each: [] for each in CONCURRENCIES} for name in contenders}
+    loads: dict[str, dict[int, list[Load]]] = {name: {each: [] for each in concurrencies} for name in contenders}
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as generator:
         for name, contender in contenders.items():
             _checked(name, generator.submit(_load, contender, 8, 1.0).result())
         for number in range(1, num_rounds + 1):
             names = list(contenders) if number % 2 else list(reversed(contenders))
-            for concurrency in CONCURRENCIES:
+            for concurrency in concurrencies:
                 for name in names:
                     result = generator.submit(_load, contenders[name], concurrency, SECONDS).result()
                     loads[name][concurrency].append(_checked(name, result))

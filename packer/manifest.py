@@ -38,6 +38,7 @@ _SCHEMA = pa.schema(
         ("num_bytes", pa.int64()),
         ("member_offsets", pa.list_(pa.int64())),
         ("member_sizes", pa.list_(pa.int64())),
+        ("crc32", pa.uint32()),
         ("class_index", pa.int32()),
         ("class_name", pa.string()),
         ("source", pa.string()),
@@ -165,15 +166,17 @@ def read_samples(folder: Location, split: str, columns: Sequence[str] | None = N
     Args:
         folder: A complete pack.
         split: Name of the split; one that the pack lacks has no rows.
-        columns: Only these columns, such as `("shard", "offset", "num_bytes")`; all by default.
+        columns: Only these columns, such as `("shard", "offset", "num_bytes")`, and of those the ones that the pack has
+            (an older one lacks `crc32`); all by default.
 
     Raises:
         ManifestError: The index is missing or is no index.
     """
     path = folder / SAMPLES
     try:
-        names = None if columns is None else list(columns)
         with local_copy(path) as file:
+            held = pq.read_schema(file).names
+            names = [name for name in columns or held if name in held]
             return pq.read_table(file, columns=names, filters=[("split", "==", split)], memory_map=True)
     except (OSError, pa.ArrowInvalid) as error:
         raise ManifestError(f"{path} cannot be read: run the packer again, it rebuilds the index") from error

@@ -3,6 +3,8 @@
 import hashlib
 import json
 import re
+import zlib
+from collections.abc import Iterable
 
 from configs.load import Section
 from packer.catalog import Video
@@ -26,6 +28,8 @@ class SampleRow(Section):
     member_offsets: tuple[int, ...]
     """Where the data of each member starts, from `offset`: the JPEGs, then cls, then json."""
     member_sizes: tuple[int, ...]
+    crc32: int = 0
+    """Of the members' bytes, one behind the other: a damaged JPEG may well decode; 0: not known, as of older packs."""
     class_index: int
     class_name: str
     source: str
@@ -64,6 +68,14 @@ def sample_members(video: Video, class_index: int, clip: Clip) -> list[tuple[str
     text = json.dumps(facts, sort_keys=True, ensure_ascii=False)
     frames = [(f"{number:03d}.jpg", jpeg) for number, jpeg in enumerate(clip.jpegs)]
     return [*frames, ("cls", str(class_index).encode()), ("json", text.encode())]
+
+
+def members_crc32(members: Iterable[bytes]) -> int:
+    """Returns the checksum of a sample's members, in the order of the tar."""
+    crc = 0
+    for data in members:
+        crc = zlib.crc32(data, crc)
+    return crc
 
 
 def clip_facts(clip: Clip) -> dict[str, object]:

@@ -13,7 +13,7 @@ from packer.catalog import Video
 from packer.clip import Clip, VideoError
 from packer.manifest import RejectedRow, ShardSummary, file_sha256, open_sha256, rejected_row
 from packer.plan import PlannedShard
-from packer.sample import SampleRow, clip_facts, sample_key, sample_members
+from packer.sample import SampleRow, clip_facts, members_crc32, sample_key, sample_members
 from packer.storage import Location, write_atomically
 
 RECORDS = ".pack"
@@ -71,6 +71,7 @@ class ShardWriter:
                     "num_bytes": num_bytes,
                     "member_offsets": member_offsets,
                     "member_sizes": [len(data) for _, data in members],
+                    "crc32": members_crc32(data for _, data in members),
                     "class_index": class_index,
                     "class_name": video.class_name,
                     "source": video.source,

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 import simplejpeg
 
 from packer.manifest import SAMPLES, ManifestError, ShardSummary, file_sha256, read_manifest, read_samples
+from packer.sample import members_crc32
 from packer.storage import Location, local_copy
 from packer.target import plan_sha256
 
@@ -87,9 +88,12 @@ def sample_members(data: bytes, row: Mapping[str, Any]) -> list[bytes]:
 
 def _fault_of_sample(data: bytes, row: Mapping[str, Any]) -> str | None:
     try:
-        *jpegs, label, _ = sample_members(data, row)
+        members = sample_members(data, row)
     except ValueError as error:
         return str(error)
+    if row.get("crc32") not in {None, 0, members_crc32(members)}:
+        return "its crc32 is not the index's"
+    *jpegs, label, _ = members
     if label != str(row["class_index"]).encode():
         return f"its cls member is {label!r}, the index has {row['class_index']}"
     for jpeg in jpegs:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from configs.train import ViewConfig
 from packer.manifest import ManifestError, read_samples
@@ -68,13 +69,25 @@ def lose_shard(index: SampleIndex) -> SampleIndex:
     return index
 
 
+def without_crcs(index: SampleIndex) -> SampleIndex:
+    return dataclasses.replace(index, crcs=np.zeros_like(index.crcs))
+
+
 def flip_jpeg(index: SampleIndex) -> SampleIndex:
     change(index, 2, 0, b"\0\0\0\0")
-    return index
+    return without_crcs(index)
 
 
 def cut_jpeg(index: SampleIndex) -> SampleIndex:
     change(index, 1, 100, bytes(400))
+    return without_crcs(index)
+
+
+def change_pixels(index: SampleIndex) -> SampleIndex:
+    """Changes the table of a JPEG by which its pixels are scaled: it decodes as well as before."""
+    change(index, 2, 30, b"\x55")
+    with closing(index.reader()) as reader:
+        assert "clip" in next(decode([without_crcs(index).read(reader, BAD)], num_frames=4))
     return index
 
 
@@ -130,6 +143,7 @@ DAMAGES = [
     (lose_shard, "cannot be read: .*No such file"),
     (flip_jpeg, "cannot be decoded: "),
     (cut_jpeg, "cannot be decoded: "),
+    (change_pixels, r"is not as it was packed \(its crc32 differs\)"),
     (damage_header, "holds no tar header at byte"),
     (damage_size, "holds a member that does not end within it: .*003.jpg"),
     (negative_size, "holds a member that does not end within it: .*003.jpg"),
@@ -223,6 +237,17 @@ def test_padding_that_cannot_be_read_is_counted_once(damaged: Path) -> None:
     batches = read(index, Schedule(index.shard_sizes, 4))
     assert [row.index for row in batches[-1].rows if not row.weight] == [0, 1, 2]
     assert sum(len(batch.errors) for batch in batches) == index.shard_sizes[0]
+
+
+def test_an_older_index_without_checksums_is_read(index: SampleIndex, damaged: Path) -> None:
+    table = pq.read_table(damaged / "samples.parquet")
+    pq.write_table(table.drop_columns(["crc32"]), damaged / "samples.parquet")
+    older = SampleIndex.open(damaged, "train")
+    assert index.crcs.all()
+    assert not older.crcs.any()
+    schedule = Schedule(index.shard_sizes, 4)
+    for one, other in zip(read(index, schedule), read(older, schedule), strict=True):
+        assert torch.equal(one.clips, other.clips)
 
 
 def test_an_index_with_other_samples_than_the_manifest_is_refused(damaged: Path) -> None:

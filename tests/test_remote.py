@@ -19,6 +19,7 @@ from tests.registry import MLFLOW_WARNINGS
 from tests.s3 import get_folder, put_folder
 from tests.training import project
 from tests.videos import write_classes
+from tests.web import web_server
 from trainer.index import SampleIndex
 from trainer.schedule import Row, Schedule, Shuffle
 from trainer.stream import make_loader
@@ -166,6 +167,15 @@ def test_the_trainer_counts_a_sample_that_cannot_be_read(packed: Path, bucket: s
     RemotePath(f"{bucket}/shards/{index.shards[0]}").unlink()
     batches = list(make_loader(index, Schedule(index.shard_sizes, 4), as_stored, 32))
     assert "val-000000.tar at byte 0) cannot be read: [Errno 2] No such file or directory" in batches[0].errors[0]
+
+
+def test_a_sample_that_was_damaged_on_its_way_is_read_again(packed: Path) -> None:
+    with web_server(packed, "--damage-first") as server:
+        index = SampleIndex.open(RemotePath(server.url), "train")
+        batches = list(make_loader(index, Schedule(index.shard_sizes, 7), as_stored, 32))
+        asked = server.counts()["part"]
+    assert not [error for batch in batches for error in batch.errors]
+    assert sum(asked[f"/{shard}"] for shard in index.shards) == 2 * index.num_samples
 
 
 @pytest.mark.timeout(1800)

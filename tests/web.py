@@ -45,6 +45,7 @@ class Files:
         self.options = options
         self.whole: Counter[str] = Counter()
         self.part: Counter[str] = Counter()
+        self.damaged: set[tuple[str, str | None]] = set()
         self.now = self.at_once = 0
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
@@ -61,6 +62,13 @@ class Files:
 
     async def _file(self, request: web.Request) -> web.StreamResponse:
         path = self.options.folder / request.path.lstrip("/")
+        place = (request.path, request.headers.get("Range"))
+        if self.options.damage_first and path.suffix == ".tar" and place not in self.damaged:
+            self.damaged.add(place)
+            begin, end = map(int, place[1].removeprefix("bytes=").split("-"))
+            data = bytearray(path.read_bytes()[begin : end + 1])
+            data[len(data) // 2] ^= 0x55
+            return web.Response(status=206, body=bytes(data))
         if random.random() < self.options.failing:
             return web.Response(status=503)
         if not path.is_file():
@@ -90,5 +98,6 @@ if __name__ == "__main__":
     parser.add_argument("folder", type=Path)
     parser.add_argument("--latency-ms", type=float, nargs=2, default=[0, 0])
     parser.add_argument("--failing", type=float, default=0.0, help="share of requests that are answered by 503")
+    parser.add_argument("--damage-first", action="store_true", help="change a byte of the first answer to each range")
     parser.add_argument("--pause-seconds", type=float, default=0.0, help="in the middle of whole tars")
     asyncio.run(serve(parser.parse_args()))

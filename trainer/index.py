@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from packer.manifest import SAMPLES, ManifestError, ShardSummary, read_manifest, read_samples
+from packer.sample import members_crc32
 from packer.storage import Location, RemotePath
 from trainer.cache import CachedReader, ShardCache
 from trainer.mapped import mapped
@@ -84,7 +87,7 @@ class RemoteReader:
 class SampleIndex:
     """Where the samples of one split lie; arrays of one entry per sample, in shard order, then tar order.
 
-    A process shares them with its loader processes: 28 bytes a sample once, not once for each of them.
+    A process shares them with its loader processes: 32 bytes a sample once, not once for each of them.
     """
 
     folder: Location
@@ -93,6 +96,8 @@ class SampleIndex:
     shard_of: NDArray[np.int32]
     offsets: NDArray[np.int64]
     num_bytes: NDArray[np.int64]
+    crcs: NDArray[np.uint32]
+    """Of each sample's members; 0 where it is not known."""
     labels: NDArray[np.int64]
     num_frames: int
     cache: ShardCache | None = None
@@ -114,7 +119,7 @@ class SampleIndex:
         manifest = read_manifest(folder)
         shards = manifest.splits[split].shards
         sizes = tuple(shard.num_samples for shard in shards)
-        table = read_samples(folder, split, columns=["offset", "num_bytes", "class_index"])
+        table = read_samples(folder, split, columns=["offset", "num_bytes", "crc32", "class_index"])
         if table.num_rows != sum(sizes):
             raise ManifestError(
                 f"{folder / SAMPLES} has {table.num_rows} samples in its {split} split, the manifest {sum(sizes)}: run "
@@ -128,6 +133,7 @@ class SampleIndex:
             shard_of=mapped(np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)),
             offsets=mapped(table["offset"].to_numpy()),
             num_bytes=mapped(table["num_bytes"].to_numpy()),
+            crcs=mapped(_crcs(table)),
             labels=mapped(table["class_index"].to_numpy().astype(np.int64)),
             num_frames=manifest.clip.num_frames,
             cache=cache,
@@ -143,6 +149,7 @@ class SampleIndex:
             shard_of=self.shard_of[chosen],
             offsets=self.offsets[chosen],
             num_bytes=self.num_bytes[chosen],
+            crcs=self.crcs[chosen],
             labels=self.labels[chosen],
         )
 
@@ -156,8 +163,16 @@ class SampleIndex:
         """Returns a sample as WebDataset gives it: `__key__`, `__url__`, `000.jpg` ..., `cls` and `json`, all bytes.
 
         Raises:
-            SampleError: The bytes at the sample's place are not one whole sample.
+            SampleError: The bytes at the sample's place are not that sample, whole and as it was packed.
         """
+        try:
+            return self._read(reader, index)
+        except SampleError:
+            if isinstance(self.folder, Path):
+                raise
+            return self._read(reader, index)  # it may have been damaged on its way here
+
+    def _read(self, reader: ShardReader, index: int) -> Sample:
         shard = self.shards[self.shard_of[index]]
         offset, num_bytes = int(self.offsets[index]), int(self.num_bytes[index])
         place = f"sample {index} ({shard} at byte {offset})"
@@ -170,6 +185,8 @@ class SampleIndex:
         sample = {"__url__": str(self.folder / shard), **_members(data, place)}
         if sample.get("cls") != str(self.labels[index]).encode():
             raise SampleError(f"{place} holds class {sample.get('cls')}, not {self.labels[index]} as its index says")
+        if self.crcs[index] not in {0, members_crc32(data for name, data in sample.items() if name[:2] != "__")}:
+            raise SampleError(f"{place} is not as it was packed (its crc32 differs): run `python -m packer verify`")
         return sample
 
 
@@ -194,3 +211,9 @@ def _members(data: bytes, place: str) -> Sample:
         sample[suffix] = data[start : start + size]
         position = start + -(-size // TAR_BLOCK_BYTES) * TAR_BLOCK_BYTES
     return sample
+
+
+def _crcs(table: pa.Table) -> NDArray[np.uint32]:
+    if "crc32" not in table.column_names:
+        return np.zeros(table.num_rows, np.uint32)
+    return np.asarray(pc.fill_null(table["crc32"], 0).to_numpy(), np.uint32)

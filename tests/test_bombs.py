@@ -6,12 +6,12 @@ from tests.bombs import BOMBS, cost
 
 MAX_GROWN_BYTES = 300 * 10**6
 SLOW = {"100,000 entries of metadata", "compressed packets, 10 GB"}
-"""Read for as long as a video's header and packets may take."""
+"""Read for as long as a video's header and packets may take: 0.8 s of the processor."""
 HARMLESS = {"4 * 10^7 frames claimed in 1 kB", "64 x 64, then 8k x 8k"}
 """Of which the part that is there may be decoded."""
 
 
-@pytest.mark.parametrize("name", sorted(BOMBS.keys() - {"compressed packets, 10 GB", "10^6 frames"}))
+@pytest.mark.parametrize("name", sorted(BOMBS))
 def test_bombs_are_refused_for_little(name: str) -> None:
     paid = cost(BOMBS[name]())
     assert paid.grown_bytes < MAX_GROWN_BYTES

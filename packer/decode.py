@@ -65,8 +65,8 @@ class Decoder(Generic[KeptT]):
     choose: Choose
     keep: Keep[KeptT]
     """Called anew, from frame 0 on, where a first decode proves to be the wrong one."""
-    before_decode: Callable[[], None] | None = None
-    """Called once the packets are counted."""
+    before_decode: Callable[[int], None] | None = None
+    """Called with the pixels that a frame has by the header, once the packets are counted."""
 
     def decode(self, file: BinaryIO, may_skip: bool) -> Decoded[KeptT]:
         """Returns the chosen frames; `may_skip`: packets that they do not need may be left out.
@@ -78,7 +78,7 @@ class Decoder(Generic[KeptT]):
             stream = video_stream(container, self.limits)
             survey = _survey(container, stream, self.limits, may_skip)
             if self.before_decode is not None:
-                self.before_decode()
+                self.before_decode(stream.codec_context.width * stream.codec_context.height)
             decoded = None
             if survey.pictures and survey.packets is not None:
                 decoded = self._needed(container, stream, survey.packets, survey.pictures)

@@ -28,8 +28,10 @@ from packer.clip import Clip, VideoError, read_clip
 
 _START_SECONDS = 60.0
 _PARENT_CHECK_SECONDS = 1.0
-_SURVEY_BYTES, _SURVEY_BYTES_PER_PIXEL = 128 * 2**20, 12
+_SURVEY_BYTES, _SURVEY_BYTES_PER_PIXEL = 96 * 2**20, 9
 """What reading a video's header and packets may take, before its frames: FFmpeg decodes some to know the stream."""
+_DECODE_BYTES_PER_PIXEL = 120
+"""What decoding may take besides, per pixel of the header: 17 frames (H.264, H.265) in three planes of 16 bits."""
 _CLOSED = "the decode pool is closed: it takes no more videos"
 
 
@@ -233,14 +235,19 @@ def _serve(connection: Connection, parent: int) -> None:
 
 def _read_clip(source: str | bytes, clip: ClipConfig, limits: DecodeLimits) -> Clip | VideoError:
     overhead_bytes = psutil.Process().memory_info().vms
-    # Tables of a few bytes that claim millions of frames, headers that are compressed, metadata without end: no real
-    # video needs a tenth of this before its first frame.
-    survey_bytes = min(_SURVEY_BYTES + _SURVEY_BYTES_PER_PIXEL * limits.max_pixels, limits.memory_bytes)
-    _limit(overhead_bytes + survey_bytes, limits.survey_share * limits.timeout_seconds)
+    # Tables of a few bytes that claim millions of frames, headers that are compressed, metadata without end: real
+    # videos of 32 MiB were seen to need a third of this before their first frame.
+    survey_bytes = _SURVEY_BYTES + _SURVEY_BYTES_PER_PIXEL * limits.max_pixels
+
+    def limit(num_bytes: int, cpu_seconds: float) -> None:
+        _limit(overhead_bytes + min(num_bytes, limits.memory_bytes), cpu_seconds)
+
+    def before_decode(num_pixels: int) -> None:
+        limit(survey_bytes + _DECODE_BYTES_PER_PIXEL * num_pixels, limits.timeout_seconds)
+
+    limit(survey_bytes, limits.survey_share * limits.timeout_seconds)
     try:
-        return read_clip(
-            source, clip, limits, lambda: _limit(overhead_bytes + limits.memory_bytes, limits.timeout_seconds)
-        )
+        return read_clip(source, clip, limits, before_decode)
     except VideoError as error:
         return VideoError(error.reason, str(error))  # without the cause, which need not pickle
 

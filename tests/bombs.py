@@ -136,6 +136,26 @@ def in_header(box: bytes) -> bytes:
     )
 
 
+def edits(num_edits: int) -> bytes:
+    """Returns an MP4 that shows its first millisecond that many times."""
+    video = encoded(10, 64, 64).replace(b"edts", b"free")
+    edit_list = box(b"elst", struct.pack(">II", 0, num_edits), struct.pack(">IiI", 1, 0, 1 << 16) * num_edits)
+    edit = box(b"edts", edit_list)
+    moov, trak = video.index(b"moov") - 4, video.index(b"trak") - 4
+    moov_size, trak_size = (struct.unpack(">I", video[at : at + 4])[0] for at in (moov, trak))
+    return b"".join(
+        (
+            video[:moov],
+            struct.pack(">I", moov_size + len(edit)),
+            video[moov + 4 : trak],
+            struct.pack(">I", trak_size + len(edit)),
+            video[trak + 4 : trak + trak_size],
+            edit,
+            video[trak + trak_size :],
+        )
+    )
+
+
 def nested(depth: int) -> bytes:
     """Returns a box in a box in a box."""
     size = 8 * depth
@@ -218,6 +238,12 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "100,000 entries of metadata": lambda: metadata(100_000),
     "200,000 tags": lambda: tags(200_000),
     "200,000 chapters": lambda: chapters(200_000),
+    "4,000,000 empty boxes": lambda: in_header(box(b"free") * 4_000_000),
+    "200,000 edits": lambda: edits(200_000),
+    "5,000,000 empty blocks": lambda: matroska(
+        ebml("1654AE6B", matroska_track()), ebml("1F43B675", ebml("E7", b"\0"), b"\xa3\x84\x81\0\0\x80" * 5_000_000)
+    ),
+    "6,000,000 delimiters of frames": lambda: encoded(5, 64, 64, "h264") + b"\0\0\1\x09\x10" * 6_000_000,
     "60 MB of codec parameters": lambda: matroska(ebml("1654AE6B", matroska_track(ebml("63A2", bytes(60_000_000))))),
     "a box of 4 GB": lambda: box(b"ftyp", b"isom", bytes(4)) + struct.pack(">I4s", 2**32 - 1, b"moov") + bytes(99),
     "a box of 2^62 bytes": lambda: (

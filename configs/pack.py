@@ -34,9 +34,9 @@ class DecodeLimits(Section):
     max_pixels: int = Field(8192 * 4320, ge=1)
     """Most pixels a frame may have (8K by default)."""
     timeout_seconds: float = Field(600.0, gt=0)
-    """Longest wall time for one video; its header and packets may take a tenth of that of the processor."""
+    """Longest wall time for one video; its header and packets may take a tenth of it of the processor's."""
     memory_bytes: int = Field(4 * 2**30, ge=2**28)
-    """Most memory that decoding one video may take."""
+    """Most memory that decoding one video may take; small frames may take less."""
 
 
 class SplitConfig(Section):

@@ -26,9 +26,9 @@ class UploadLimits(DecodeLimits):
     max_pixels: int = Field(4096 * 2304, ge=1)
     """Most pixels a frame may have (4K by default)."""
     timeout_seconds: float = Field(20.0, gt=0)
-    """Longest wall time for one video; its header and packets may take 0.04 of that of the processor."""
+    """Longest wall time for one video; its header and packets may take 0.04 of it of the processor's."""
     memory_bytes: int = Field(2**30, ge=2**28)
-    """Most memory that decoding one video may take."""
+    """Most memory that decoding one video may take; small frames may take less."""
 
 
 class Autoscaling(Section):

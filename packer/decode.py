@@ -77,6 +77,8 @@ class Decoder(Generic[KeptT]):
         with open_container(file) as container:
             stream = video_stream(container, self.limits)
             survey = _survey(container, stream, self.limits, may_skip)
+            if not survey.num_packets:
+                raise _no_frame()
             if self.before_decode is not None:
                 self.before_decode(stream.codec_context.width * stream.codec_context.height)
             decoded = None
@@ -115,7 +117,7 @@ class Decoder(Generic[KeptT]):
         guesses = {max(1, num_packets), max(1, num_packets - 1)}
         decoded = self._all(file, {0}.union(*(self.choose(guess) for guess in guesses)))
         if not decoded.num_frames:
-            raise VideoError("undecodable", "not one frame of the video can be decoded")
+            raise _no_frame()
         chosen = {0, *self.choose(decoded.num_frames)}
         return decoded if decoded.kept.keys() >= chosen else self._all(file, chosen)
 
@@ -132,6 +134,10 @@ class Decoder(Generic[KeptT]):
             if is_picture(container, decoded.num_frames):
                 raise VideoError("not_a_video", "the file is a picture")
         return decoded
+
+
+def _no_frame() -> VideoError:
+    return VideoError("undecodable", "not one frame of the video can be decoded")
 
 
 def _survey(container: InputContainer, stream: VideoStream, limits: DecodeLimits, may_skip: bool) -> _Survey:

@@ -1,7 +1,7 @@
 """Configuration of the packer: what a clip is, how videos are split, how shards are cut."""
 
 import re
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import CliPositionalArg
@@ -26,14 +26,17 @@ class ClipConfig(Section):
 class DecodeLimits(Section):
     """What one video may cost before it is given up; it is then rejected and listed, and harms no other."""
 
+    survey_share: ClassVar[float] = 0.1
+    """How much of `timeout_seconds` the processor may take for a video's header and packets."""
+
     max_frames: int = Field(1_000_000, ge=1)
     """Most frames a video may have."""
     max_pixels: int = Field(8192 * 4320, ge=1)
     """Most pixels a frame may have (8K by default)."""
     timeout_seconds: float = Field(600.0, gt=0)
-    """Longest wall time for one video; its header and packets may take a tenth of that."""
+    """Longest wall time for one video; its header and packets may take a tenth of it of the processor's."""
     memory_bytes: int = Field(4 * 2**30, ge=2**28)
-    """Most memory that decoding one video may take."""
+    """Most memory that decoding one video may take; small frames may take less."""
 
 
 class SplitConfig(Section):

@@ -4,7 +4,7 @@
 only `python -m serve` needs; a Ray cluster reads those from the top level of the same file.
 """
 
-from typing import Self
+from typing import ClassVar, Self
 
 from pydantic import Field, model_validator
 
@@ -18,14 +18,17 @@ API_KEY_VARIABLE = "CLIPSTREAM_API_KEY"
 class UploadLimits(DecodeLimits):
     """What decoding one uploaded video may cost; tighter than the packer's, because anybody may send it."""
 
+    survey_share: ClassVar[float] = 0.04
+    """By default 0.8 s: a bomb is refused in less than a second, and 10 minutes at 60 per second take 0.35 s."""
+
     max_frames: int = Field(36_000, ge=1)
     """Most frames a video may have (10 minutes at 60 per second by default)."""
     max_pixels: int = Field(4096 * 2304, ge=1)
     """Most pixels a frame may have (4K by default)."""
     timeout_seconds: float = Field(20.0, gt=0)
-    """Longest wall time for one video; its header and packets may take a tenth of that."""
+    """Longest wall time for one video; its header and packets may take 0.04 of it of the processor's."""
     memory_bytes: int = Field(2**30, ge=2**28)
-    """Most memory that decoding one video may take."""
+    """Most memory that decoding one video may take; small frames may take less."""
 
 
 class Autoscaling(Section):

@@ -111,7 +111,10 @@ def _even(side: Fraction, limit_px: int) -> int:
 
 
 def read_clip(
-    source: str | Path | bytes, clip: ClipConfig, limits: DecodeLimits, before_decode: Callable[[], None] | None = None
+    source: str | Path | bytes,
+    clip: ClipConfig,
+    limits: DecodeLimits,
+    before_decode: Callable[[int], None] | None = None,
 ) -> Clip:
     """Returns the clip of one video: a file's path or address, or the file's bytes; they give the same clip.
 
@@ -119,7 +122,8 @@ def read_clip(
         source: The video.
         clip: What of it is wanted.
         limits: Frames and pixels that a video may have.
-        before_decode: Called once header and packets were read, before the video's frames may take time and memory.
+        before_decode: Called with the pixels that a frame has by the header, once header and packets were read, before
+            the video's frames may take time and memory.
 
     Raises:
         VideoError: The video gives no clip.
@@ -173,7 +177,7 @@ def pick_frames(
     clip: ClipConfig,
     limits: DecodeLimits,
     keep: Keep[KeptT],
-    before_decode: Callable[[], None] | None = None,
+    before_decode: Callable[[int], None] | None = None,
 ) -> Picked[KeptT]:
     """Returns the frames of the sampling rule.
 

@@ -65,8 +65,8 @@ class Decoder(Generic[KeptT]):
     choose: Choose
     keep: Keep[KeptT]
     """Called anew, from frame 0 on, where a first decode proves to be the wrong one."""
-    before_decode: Callable[[], None] | None = None
-    """Called once the packets are counted."""
+    before_decode: Callable[[int], None] | None = None
+    """Called with the pixels that a frame has by the header, once the packets are counted."""
 
     def decode(self, file: BinaryIO, may_skip: bool) -> Decoded[KeptT]:
         """Returns the chosen frames; `may_skip`: packets that they do not need may be left out.
@@ -77,8 +77,10 @@ class Decoder(Generic[KeptT]):
         with open_container(file) as container:
             stream = video_stream(container, self.limits)
             survey = _survey(container, stream, self.limits, may_skip)
+            if not survey.num_packets:
+                raise _no_frame()
             if self.before_decode is not None:
-                self.before_decode()
+                self.before_decode(stream.codec_context.width * stream.codec_context.height)
             decoded = None
             if survey.pictures and survey.packets is not None:
                 decoded = self._needed(container, stream, survey.packets, survey.pictures)
@@ -115,7 +117,7 @@ class Decoder(Generic[KeptT]):
         guesses = {max(1, num_packets), max(1, num_packets - 1)}
         decoded = self._all(file, {0}.union(*(self.choose(guess) for guess in guesses)))
         if not decoded.num_frames:
-            raise VideoError("undecodable", "not one frame of the video can be decoded")
+            raise _no_frame()
         chosen = {0, *self.choose(decoded.num_frames)}
         return decoded if decoded.kept.keys() >= chosen else self._all(file, chosen)
 
@@ -132,6 +134,10 @@ class Decoder(Generic[KeptT]):
             if is_picture(container, decoded.num_frames):
                 raise VideoError("not_a_video", "the file is a picture")
         return decoded
+
+
+def _no_frame() -> VideoError:
+    return VideoError("undecodable", "not one frame of the video can be decoded")
 
 
 def _survey(container: InputContainer, stream: VideoStream, limits: DecodeLimits, may_skip: bool) -> _Survey:

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from multiprocessing.connection import Connection, Pipe
 from types import TracebackType
 from typing import Protocol
@@ -27,10 +28,10 @@ from packer.clip import Clip, VideoError, read_clip
 
 _START_SECONDS = 60.0
 _PARENT_CHECK_SECONDS = 1.0
-_SURVEY_BYTES, _SURVEY_BYTES_PER_PIXEL = 128 * 2**20, 12
+_SURVEY_BYTES, _SURVEY_BYTES_PER_PIXEL = 96 * 2**20, 9
 """What reading a video's header and packets may take, before its frames: FFmpeg decodes some to know the stream."""
-_SURVEY_SHARE = 0.1
-"""How much of a video's time that may take."""
+_DECODE_BYTES_PER_PIXEL = 120
+"""What decoding may take besides, per pixel of the header: 17 frames (H.264, H.265) in three planes of 16 bits."""
 _CLOSED = "the decode pool is closed: it takes no more videos"
 
 
@@ -49,7 +50,7 @@ _Task = tuple[ClipFuture, str | bytes, ClipConfig]
 
 
 class DecodePool:
-    """A fixed number of decoder processes, started when first needed.
+    """A fixed number of decoder processes, started ahead of the videos.
 
     Example:
         with DecodePool(2, DecodeLimits()) as pool:
@@ -128,7 +129,7 @@ class ClipDecoder(Protocol):
 
 
 class ProcessDecoder:
-    """A decoder process on this machine; killed and started anew when a video has spoilt it."""
+    """A decoder process on this machine; killed and started anew, ahead of the next video, when one has spoilt it."""
 
     def __init__(self, limits: DecodeLimits) -> None:
         """Takes what one video may cost."""
@@ -136,7 +137,9 @@ class ProcessDecoder:
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
         self._closed = False
+        self._is_started = False
         self._connection: Connection
+        self._start()
 
     def read_clip(self, source: str | bytes, clip: ClipConfig) -> Clip:
         """Returns the clip of a video.
@@ -147,13 +150,11 @@ class ProcessDecoder:
         """
         if self._process is None or self._process.poll() is not None:
             self._start()
+        self._wait_for_start()
         try:
             self._connection.send((source, clip, self._limits))
             if not self._connection.poll(self._limits.timeout_seconds):
-                self._kill()
-                raise VideoError(
-                    "timeout", f"the video took longer than {self._limits.timeout_seconds:g} s (limits.timeout_seconds)"
-                )
+                raise self._too_slow()
             answer: Clip | VideoError = self._connection.recv()
         except (EOFError, OSError) as error:
             raise self._crash() from error
@@ -171,14 +172,14 @@ class ProcessDecoder:
             if self._process is not None:
                 self._process.kill()
                 self._process.wait()
-                self._process = None
+                self._process, self._is_started = None, False
                 # The connection stays open until the next start: its thread may be waiting on it.
 
     def _start(self) -> None:
         ours, theirs = Pipe()
         with self._lock:
             if self._closed:
-                raise RuntimeError(_CLOSED)
+                return
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "packer.pool", str(theirs.fileno()), str(os.getpid())],
                 pass_fds=[theirs.fileno()],
@@ -186,22 +187,31 @@ class ProcessDecoder:
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
             )
         theirs.close()
-        self._connection = ours
-        try:
-            started = ours.poll(_START_SECONDS) and ours.recv()
-        except EOFError:
-            started = False
-        if not started:  # no video is to blame: the whole pack must stop
+        self._connection, self._is_started = ours, False
+
+    def _wait_for_start(self) -> None:
+        if self._is_started:
+            return
+        with suppress(EOFError):
+            self._is_started = not self._closed and self._connection.poll(_START_SECONDS) and self._connection.recv()
+        if not self._is_started:  # no video is to blame: the whole pack must stop
             self._kill()
             if self._closed:
                 raise RuntimeError(_CLOSED)
             raise ChildProcessError("a decoder process did not start: its own message is above")
 
+    def _too_slow(self) -> VideoError:
+        self._kill()
+        self._start()
+        seconds = self._limits.timeout_seconds
+        return VideoError("timeout", f"the video took longer than {seconds:g} s (limits.timeout_seconds)")
+
     def _crash(self) -> VideoError:
         process = self._process
         exit_code = process.wait() if process is not None else None
         self._kill()
-        if exit_code == -signal.SIGXCPU:
+        self._start()
+        if exit_code == -signal.SIGPROF:
             return VideoError("timeout", "the video's header or packets took too long to read")
         hint = ", perhaps for want of memory" if exit_code == -signal.SIGKILL else ""
         return VideoError("decoder_crash", f"the decoder crashed on the video (exit code {exit_code}{hint})")
@@ -225,29 +235,30 @@ def _serve(connection: Connection, parent: int) -> None:
 
 def _read_clip(source: str | bytes, clip: ClipConfig, limits: DecodeLimits) -> Clip | VideoError:
     overhead_bytes = psutil.Process().memory_info().vms
-    # Tables of a few bytes that claim millions of frames, headers that are compressed, metadata without end: no real
-    # video needs a tenth of this before its first frame.
-    survey_bytes = min(_SURVEY_BYTES + _SURVEY_BYTES_PER_PIXEL * limits.max_pixels, limits.memory_bytes)
-    _limit(overhead_bytes + survey_bytes, _SURVEY_SHARE * limits.timeout_seconds)
+    # Tables of a few bytes that claim millions of frames, headers that are compressed, metadata without end: real
+    # videos of 32 MiB were seen to need a third of this before their first frame.
+    survey_bytes = _SURVEY_BYTES + _SURVEY_BYTES_PER_PIXEL * limits.max_pixels
+
+    def limit(num_bytes: int, cpu_seconds: float) -> None:
+        _limit(overhead_bytes + min(num_bytes, limits.memory_bytes), cpu_seconds)
+
+    def before_decode(num_pixels: int) -> None:
+        limit(survey_bytes + _DECODE_BYTES_PER_PIXEL * num_pixels, limits.timeout_seconds)
+
+    limit(survey_bytes, limits.survey_share * limits.timeout_seconds)
     try:
-        return read_clip(
-            source, clip, limits, lambda: _limit(overhead_bytes + limits.memory_bytes, limits.timeout_seconds)
-        )
+        return read_clip(source, clip, limits, before_decode)
     except VideoError as error:
         return VideoError(error.reason, str(error))  # without the cause, which need not pickle
 
 
 def _limit(num_bytes: float, cpu_seconds: float) -> None:
-    """Sets the address space of this process, and the processor time that it may take from now on."""
-    _set_soft_limit(resource.RLIMIT_AS, num_bytes)
-    _set_soft_limit(resource.RLIMIT_CPU, time.process_time() + cpu_seconds)
-
-
-def _set_soft_limit(kind: int, value: float) -> None:
-    hard = resource.getrlimit(kind)[1]
-    highest = math.inf if hard == resource.RLIM_INFINITY else hard
-    soft = min(value, highest)
-    resource.setrlimit(kind, (resource.RLIM_INFINITY if soft == math.inf else math.ceil(soft), hard))
+    """Sets the address space of this process, and the processor time after which SIGPROF kills it."""
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    soft = min(num_bytes, math.inf if hard == resource.RLIM_INFINITY else hard)
+    resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY if soft == math.inf else math.ceil(soft), hard))
+    # RLIMIT_CPU counts in whole seconds.
+    signal.setitimer(signal.ITIMER_PROF, 0 if cpu_seconds == math.inf else cpu_seconds)
 
 
 def _die_with(parent: int) -> None:

@@ -24,6 +24,8 @@ from serve.schema import Clips, Scores
 JSON_LENGTH = "Inference-Header-Content-Length"
 MAX_JSON_VALUES = 2**21
 """Most values in a request's JSON, which as Python objects take up to 30 times the room of their text."""
+MAX_JSON_NAMES = 1000
+"""Most names in it: two million of them, all different, took 370 MB and kept the process busy for seconds."""
 
 Parameters = dict[str, Any]
 Size = Annotated[int, Field(ge=1, lt=2**31)]
@@ -99,6 +101,8 @@ def parse_request(body: bytes, json_length: str | None, max_clips: int) -> tuple
     header, binary = _parts(body, json_length)
     if sum(header.count(mark) for mark in b",[{") > MAX_JSON_VALUES:
         raise _bad(f"the JSON holds more than {MAX_JSON_VALUES} values: send the tensor as binary data")
+    if header.count(b":") > MAX_JSON_NAMES:
+        raise _bad(f"the JSON holds more than {MAX_JSON_NAMES} names: the protocol has a few, and parameters of yours")
     try:
         request = InferRequest.model_validate_json(header)
     except ValidationError as error:

@@ -84,18 +84,20 @@ def encoded(num_frames: int, width_px: int, height_px: int, kind: str = "mp4") -
     return target.getvalue()
 
 
-def many_samples(num_samples: int) -> bytes:
-    """Returns an MP4 of one kilobyte whose tables state that many frames."""
-    video = bytearray(muxed([bytes(16 * 16 * 3)], "rawvideo", 16, 16))
+def many_samples(num_samples: int, num_bytes: int = 16 * 16 * 3) -> bytes:
+    """Returns an MP4 of one kilobyte whose tables state that many frames of so many bytes each."""
+    # Without the edit list, which tells how long the video really is.
+    video = bytearray(muxed([bytes(16 * 16 * 3)], "rawvideo", 16, 16).replace(b"edts", b"free"))
 
-    def patch(kind: bytes, offset: int) -> None:
+    def patch(kind: bytes, offset: int, stated: int, number: int) -> None:
         at = video.index(kind) + offset
-        assert video[at : at + 4] == struct.pack(">I", 1)
-        video[at : at + 4] = struct.pack(">I", num_samples)
+        assert video[at : at + 4] == struct.pack(">I", stated)
+        video[at : at + 4] = struct.pack(">I", number)
 
-    patch(b"stsz", 12)
-    patch(b"stts", 12)
-    patch(b"stsc", 16)
+    patch(b"stsz", 8, 16 * 16 * 3, num_bytes)
+    patch(b"stsz", 12, 1, num_samples)
+    patch(b"stts", 12, 1, num_samples)
+    patch(b"stsc", 16, 1, num_samples)
     return bytes(video)
 
 
@@ -131,6 +133,26 @@ def in_header(box: bytes) -> bytes:
     (size,) = struct.unpack(">I", video[moov : moov + 4])
     return (
         video[:moov] + struct.pack(">I", size + len(box)) + video[moov + 4 : moov + size] + box + video[moov + size :]
+    )
+
+
+def edits(num_edits: int) -> bytes:
+    """Returns an MP4 that shows its first millisecond that many times."""
+    video = encoded(10, 64, 64).replace(b"edts", b"free")
+    edit_list = box(b"elst", struct.pack(">II", 0, num_edits), struct.pack(">IiI", 1, 0, 1 << 16) * num_edits)
+    edit = box(b"edts", edit_list)
+    moov, trak = video.index(b"moov") - 4, video.index(b"trak") - 4
+    moov_size, trak_size = (struct.unpack(">I", video[at : at + 4])[0] for at in (moov, trak))
+    return b"".join(
+        (
+            video[:moov],
+            struct.pack(">I", moov_size + len(edit)),
+            video[moov + 4 : trak],
+            struct.pack(">I", trak_size + len(edit)),
+            video[trak + 4 : trak + trak_size],
+            edit,
+            video[trak + trak_size :],
+        )
     )
 
 
@@ -205,7 +227,7 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "16k x 16k pictures, 64 x 64 in the header": lambda: muxed([png(16_000, 16_000)] * 3, "png", 64, 64, "avi"),
     "64 x 64, then 8k x 8k": lambda: encoded(3000, 64, 64, "mpegts") + encoded(1, 8192, 8192, "mpegts"),
     "one hour at 25 per second": lambda: encoded(90_000, 64, 64),
-    "10^6 frames": lambda: encoded(1_000_000, 16, 16, "mpegts"),
+    "10^6 frames in 1 MB": lambda: many_samples(1_000_000, 1) + bytes(1_000_000),
     "4 * 10^7 frames claimed in 1 kB": lambda: many_samples(40_000_000),
     "4 * 10^9 frames claimed in 1 kB": lambda: many_samples(4_000_000_000),
     "compressed header, 400 MB": lambda: compressed_header(400_000_000),
@@ -216,6 +238,12 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "100,000 entries of metadata": lambda: metadata(100_000),
     "200,000 tags": lambda: tags(200_000),
     "200,000 chapters": lambda: chapters(200_000),
+    "4,000,000 empty boxes": lambda: in_header(box(b"free") * 4_000_000),
+    "200,000 edits": lambda: edits(200_000),
+    "5,000,000 empty blocks": lambda: matroska(
+        ebml("1654AE6B", matroska_track()), ebml("1F43B675", ebml("E7", b"\0"), b"\xa3\x84\x81\0\0\x80" * 5_000_000)
+    ),
+    "6,000,000 delimiters of frames": lambda: encoded(5, 64, 64, "h264") + b"\0\0\1\x09\x10" * 6_000_000,
     "60 MB of codec parameters": lambda: matroska(ebml("1654AE6B", matroska_track(ebml("63A2", bytes(60_000_000))))),
     "a box of 4 GB": lambda: box(b"ftyp", b"isom", bytes(4)) + struct.pack(">I4s", 2**32 - 1, b"moov") + bytes(99),
     "a box of 2^62 bytes": lambda: (

@@ -60,6 +60,25 @@ def test_pool_gives_what_read_clip_gives(short_video: str) -> None:
     assert not decoders()
 
 
+def test_decoders_start_ahead_of_the_videos() -> None:
+    with DecodePool(2, DecodeLimits()):
+        assert len(decoders()) == 2
+
+
+def test_a_killed_decoder_is_replaced_at_once(short_video: str, long_video: str) -> None:
+    with DecodePool(1, DecodeLimits()) as pool:
+        pool.submit(short_video, CLIP).result(60)
+        (first,) = decoders()
+        doomed = pool.submit(long_video, CLIP)
+        while not doomed.running():
+            time.sleep(0.01)
+        first.kill()
+        with pytest.raises(VideoError):
+            doomed.result(60)
+        (second,) = decoders()
+        assert second.pid != first.pid
+
+
 def test_a_video_that_takes_too_long_is_given_up(short_video: str, long_video: str) -> None:
     with DecodePool(1, DecodeLimits(timeout_seconds=1)) as pool:
         slow, quick = pool.submit(long_video, ClipConfig(short_side_px=0)), pool.submit(short_video, CLIP)
@@ -82,7 +101,7 @@ def test_a_video_that_takes_too_much_memory_is_given_up(tmp_path: Path, short_vi
 
 @pytest.mark.parametrize(
     ("end", "reason"),
-    [(signal.SIGSEGV, "decoder_crash"), (signal.SIGKILL, "decoder_crash"), (signal.SIGXCPU, "timeout")],
+    [(signal.SIGSEGV, "decoder_crash"), (signal.SIGKILL, "decoder_crash"), (signal.SIGPROF, "timeout")],
 )
 def test_a_video_that_kills_its_decoder_costs_itself_alone(
     short_video: str, long_video: str, end: signal.Signals, reason: str
@@ -109,12 +128,11 @@ def test_a_header_that_takes_too_long_is_given_up(short_video: str) -> None:
         assert quick.result(60).num_frames == 10
 
 
-def test_limits_end_with_their_video(short_video: str) -> None:
+def test_the_limit_of_memory_ends_with_its_video(short_video: str) -> None:
     with DecodePool(1, DecodeLimits(timeout_seconds=10)) as pool:
         pool.submit(short_video, CLIP).result(60)
         process = wait_for_decoder()
-        for kind in (resource.RLIMIT_AS, resource.RLIMIT_CPU):
-            assert resource.prlimit(process.pid, kind)[0] == resource.RLIM_INFINITY
+        assert resource.prlimit(process.pid, resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY
 
 
 def test_a_decoder_that_died_idle_costs_no_video(short_video: str) -> None:

@@ -17,7 +17,7 @@ from configs.pack import DecodeLimits
 from configs.serve import ServeConfig
 from packer.clip import read_clip
 from serve.predictor import Predictor
-from serve.tensors import MAX_JSON_VALUES
+from serve.tensors import MAX_JSON_NAMES, MAX_JSON_VALUES
 from tests.registry import CLASS_NAMES, CLIP, MLFLOW_WARNINGS, VIEW, Brightness, contract, store_uri
 from tests.serving import Reply, access_lines, ask, served
 from tests.videos import write_numbered_video, write_video
@@ -216,11 +216,18 @@ def test_a_count_of_classes_that_is_none_is_refused(port: int, count: object) ->
     assert (reply.status, "the number of classes" in reply.json["error"]) == (400, True)
 
 
-def test_json_of_too_many_values_is_not_parsed(champion_store: Path) -> None:
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b'{"inputs": [' + b"[]," * MAX_JSON_VALUES, "send the tensor as binary data"),
+        (b"{" + b'"a": 0, ' * MAX_JSON_NAMES + b'"inputs": []}', "holds more than 1000 names"),
+    ],
+)
+def test_json_of_too_many_values_or_names_is_not_parsed(champion_store: Path, body: bytes, message: str) -> None:
     with served(config(champion_store, allow_unauthenticated=True, max_body_bytes=2**26)) as port:
-        reply = infer(port, b'{"inputs": [' + b"[]," * MAX_JSON_VALUES)
+        reply = infer(port, body)
     assert reply.status == 400
-    assert "send the tensor as binary data" in reply.json["error"]
+    assert message in reply.json["error"]
 
 
 def test_errors_of_every_layer_have_the_protocols_form(port: int, client: triton.InferenceServerClient) -> None:

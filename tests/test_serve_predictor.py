@@ -1,5 +1,6 @@
 """The predictor: what a model is checked for, and that a clip's answer does not depend on its batch."""
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from configs.pack import DecodeLimits
 from packer.clip import read_clip
 from serve.predictor import Predictor
+from tests.bombs import muxed, png
 from tests.registry import CLASS_NAMES, CLIP, VIEW, Brightness, contract
 from tests.videos import write_numbered_video
 
@@ -40,6 +42,18 @@ def test_a_clip_is_seen_as_the_contract_says(tmp_path: Path) -> None:
     clip = read_clip(write_numbered_video(tmp_path / "video.mp4", 9, width_px=96), CLIP, DecodeLimits())
     frames = Predictor(Brightness(), contract(), "cpu", 1).view(clip)
     assert frames.shape == (CLIP.num_frames, VIEW.size_px, VIEW.size_px, 3)
+
+
+def test_the_view_of_a_very_wide_clip_takes_little_memory() -> None:
+    clip = read_clip(muxed([png(60_000, 40)] * 2, "png", 60_000, 40), CLIP, DecodeLimits())
+    frame_bytes = clip.height_px * clip.width_px * 3
+    predictor = Predictor(Brightness(), contract(), "cpu", 1)
+    tracemalloc.start()
+    try:
+        predictor.view(clip)
+        assert frame_bytes < tracemalloc.get_traced_memory()[1] < 2 * frame_bytes
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Freezing, averages of the weights, patience and batch norm in a run, also where it is stopped and resumed."""
 
 import logging
+from bisect import bisect_left
 from typing import Any
 
 import pytest
@@ -41,7 +42,7 @@ RECIPE = {
 def put_weights(spec: JobSpec) -> JobSpec:
     """Puts the backbone's first weights where the driver does."""
     torch.manual_seed(5)
-    torch.save(CnnRnn(CONFIG.model, 2, 4).backbone.state_dict(), spec.weights_file)
+    torch.save(CnnRnn(spec.config.model, 2, 4).backbone.state_dict(), spec.weights_file)
     return spec
 
 
@@ -66,6 +67,28 @@ def test_a_recipe_stopped_after_every_step_is_the_whole_run(
     assert not any(any(step) for step in changed[:frozen])  # neither weights nor statistics
     assert all(all(step) for step in changed[frozen:])
     assert_as_whole(spec, recipe, outcome)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "trained"),
+    [("narrow", (set(), {"5"}, {"5", "4"})), ("mobilenet_v3_small", (set(), {"0.12"}, {"0.12", "0.11"}))],
+)
+def test_stages_are_trained_one_after_another(
+    make_spec: MakeSpec, backbone: str, trained: tuple[set[str], ...]
+) -> None:
+    staged = RECIPE["model"].model_copy(update={"backbone": backbone, "unfreeze_stage_epochs": 1})
+    whole, spec = (put_weights(make_spec(**RECIPE | {"model": staged})) for _ in range(2))
+    first = torch.load(spec.weights_file, weights_only=True)
+    spec.stop_file.touch()
+    while (outcome := train(spec))["stopped"]:
+        state = newest(spec)
+        model = {name: state["model"][f"backbone.{name}"] for name in first}
+        changed = {name for name, value in first.items() if not torch.equal(model[name], value)}
+        stages = trained[bisect_left(EPOCH_ENDS, state["global_step"])]
+        depth = backbone != "narrow"
+        assert {".".join(name.split(".")[: 1 + depth]) for name in changed} == stages  # weights and statistics
+        assert {name.rpartition(".")[2] for name in changed} >= {"weight", "running_mean"} or not stages
+    assert_as_whole(spec, (whole, train(whole)), outcome)
 
 
 def test_the_average_is_evaluated_chosen_and_tested(recipe: tuple[JobSpec, dict[str, Any]]) -> None:

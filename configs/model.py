@@ -47,7 +47,7 @@ class ModelConfig(Section):
     pooling: Literal["last", "mean", "attention"] = "last"
     """What the classifier sees: the last step of the RNN, the mean over steps, or a mean whose weights are learnt."""
     dropout: float = Field(0.1, ge=0, lt=1)
-    """Share of features dropped before the classifier."""
+    """Share of features dropped before the classifier, and between the RNN's layers."""
 
     @model_validator(mode="after")
     def _fits(self) -> "ModelConfig":

@@ -161,6 +161,36 @@ def test_last_pooling_takes_each_direction_where_it_has_read_the_whole_clip() ->
     assert torch.equal(pooled[0], torch.cat([final[0], final[1]], dim=-1))
 
 
+def test_sizes_are_those_configured() -> None:
+    sizes = {"width": 10, "grid": 2, "feature_size": 14, "hidden_size": 6, "num_layers": 3}
+    model = CnnRnn(ModelConfig(**NARROW | sizes), 4, NUM_FRAMES)
+    shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    assert shapes["backbone.0.weight"][0] == 10
+    assert shapes["project.0.weight"] == (14, 8 * 10 * 4)
+    assert shapes["rnn.weight_ih_l0"] == (4 * 6, 14)
+    assert shapes["rnn.weight_ih_l2"] == (4 * 6, 6)
+    assert "rnn.weight_ih_l3" not in shapes
+    assert shapes["head.weight"] == (4, 6)
+
+
+@pytest.mark.parametrize("num_layers", [1, 2])
+@torch.no_grad()
+def test_dropout_is_before_the_classifier_and_between_the_layers_of_the_rnn(num_layers: int) -> None:
+    model = make(ModelConfig(**NARROW, num_layers=num_layers, dropout=0.5))
+    model.freeze(model.num_stages)  # no statistics of the batch
+    batch = clips(4)
+    states: list[Tensor] = []
+    seen: list[Tensor] = []
+    model.rnn.register_forward_hook(lambda module, inputs, output: states.append(output[0]))
+    model.head.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    for training in (True, True, False, False):
+        model.train(training)(batch)
+    assert torch.equal(states[0], states[1]) is (num_layers == 1)
+    assert torch.equal(states[2], states[3])
+    assert 0.2 < float((seen[0] == 0).float().mean()) < 0.8
+    assert (seen[2] != 0).all()
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [

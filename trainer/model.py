@@ -153,6 +153,7 @@ def _make_rnn(config: ModelConfig, num_features: int) -> nn.LSTM | nn.GRU | None
         config.hidden_size,
         num_layers=config.num_layers,
         bidirectional=config.bidirectional,
+        dropout=config.dropout if config.num_layers > 1 else 0.0,  # of a single layer torch warns
         batch_first=True,
     )
 

@@ -159,9 +159,9 @@ def break_samples(shards: Path, numbers: list[int]) -> None:
 def test_too_many_unreadable_samples_stop_the_run(make_spec: MakeSpec, packed: Path, tmp_path: Path) -> None:
     shards = shutil.copytree(packed, tmp_path / "shards")
     break_samples(shards, [0, 7, 13, 14])
-    spec = make_spec(shards, max_bad_fraction=0.1)
+    spec = make_spec(shards, max_bad_fraction=0.05)
     message = (
-        r"3 samples could not be read, more than max_bad_fraction \(0.1\) of the split: check the shards with "
+        r"2 samples could not be read, more than max_bad_fraction \(0.05\) of the split: check the shards with "
         "`python -m packer verify`"
     )
     with pytest.raises(TrainingError, match=message):

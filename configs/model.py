@@ -21,6 +21,9 @@ class ModelConfig(Section):
     freeze_epochs: int = Field(0, ge=0)
     """Epochs before the backbone is trained too, its weights and statistics as they came; as many as `epochs`: never,
     which is fast and fits few clips."""
+    unfreeze_stage_epochs: int = Field(0, ge=0)
+    """From there on the backbone is trained stage by stage, the last one first and one more every so many epochs, so
+    that what its first stages know is kept longer; 0: all of it at once."""
     batch_norm: Literal["train", "frozen", "sync"] = "train"
     """train: statistics of each worker's clips; frozen: those that came with the weights, so results do not depend on
     the number of workers; sync: statistics over all workers' clips, on GPUs only."""
@@ -44,7 +47,7 @@ class ModelConfig(Section):
     pooling: Literal["last", "mean", "attention"] = "last"
     """What the classifier sees: the last step of the RNN, the mean over steps, or a mean whose weights are learnt."""
     dropout: float = Field(0.1, ge=0, lt=1)
-    """Share of features dropped before the classifier."""
+    """Share of features dropped before the classifier, and between the RNN's layers."""
 
     @model_validator(mode="after")
     def _fits(self) -> "ModelConfig":
@@ -54,4 +57,22 @@ class ModelConfig(Section):
             raise ValueError("rnn (none) has neither directions nor layers: leave bidirectional and num_layers out")
         if self.freeze_epochs and self.weights == "none":
             raise ValueError(f"freeze_epochs ({self.freeze_epochs}) would keep random weights: choose other weights")
+        if self.unfreeze_stage_epochs and not self.freeze_epochs:
+            raise ValueError(
+                f"unfreeze_stage_epochs ({self.unfreeze_stage_epochs}) counts from the end of freeze_epochs (0): give "
+                "that 1 or more, or leave it out"
+            )
         return self
+
+    def num_frozen_stages(self, epoch: int, num_stages: int) -> int:
+        """Returns how many of the backbone's first stages are kept as they are in an epoch, counted from 0.
+
+        With freeze_epochs 2 and unfreeze_stage_epochs 3, 5 stages: 5 in epochs 0 and 1, 4 in 2 to 4, 3 in 5 to 7.
+
+        Source: Howard & Ruder 2018, "Universal Language Model Fine-tuning", gradual unfreezing.
+        """
+        if epoch < self.freeze_epochs:
+            return num_stages
+        if not self.unfreeze_stage_epochs:
+            return 0
+        return max(0, num_stages - 1 - (epoch - self.freeze_epochs) // self.unfreeze_stage_epochs)

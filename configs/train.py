@@ -98,8 +98,8 @@ class OptimizerConfig(Section):
     """Probability spread over the other classes."""
     class_weights: Literal["none", "balanced"] = "none"
     """balanced: a class weighs as much as any other, however few its samples."""
-    max_grad_norm: float = Field(1.0, gt=0)
-    """Gradients are scaled down to this norm."""
+    max_grad_norm: float = Field(1.0, ge=0)
+    """Gradients are scaled down to this norm; 0: they are left as they are."""
     backbone_factor: float = Field(1.0, gt=0)
     """The backbone's learning rate is this share of the rest's; below 1 keeps more of what its weights know."""
     ema_decay: float = Field(0.0, ge=0, lt=1)

@@ -28,10 +28,15 @@ pytestmark = MLFLOW_WARNINGS
 
 Phases = list[tuple[int, int]]
 """World size and steps of each start of the workers."""
+IN_ONE_GO = 0
+"""Instead of a number of steps, each of which is a start of its own."""
 PLANS: dict[str, Phases] = {
     "one": [(1, NUM_STEPS)],
     "two": [(2, NUM_STEPS)],
     "resized": [(2, 5), (1, 5), (2, NUM_STEPS)],
+    "staged-one": [(1, NUM_STEPS)],
+    "staged-two": [(2, IN_ONE_GO)],
+    "staged-resized": [(2, 5), (1, 5), (2, IN_ONE_GO)],
 }
 NUM_RECOMPUTED = 1
 """Steps that each resize takes again: the newest checkpoint of a phase is deleted, as if there was no time for it."""
@@ -65,8 +70,11 @@ def train_rank(rank: int, folder: Path, specs: dict[str, JobSpec]) -> None:
 
 
 def train_steps(spec: JobSpec, ranks: Ranks, num_steps: int) -> None:
-    spec.stop_file.touch()  # with it there, workers take one step and return
-    for _ in range(num_steps):
+    if num_steps == IN_ONE_GO:
+        spec.stop_file.unlink(missing_ok=True)
+    else:
+        spec.stop_file.touch()  # with it there, workers take one step and return
+    for _ in range(max(1, num_steps)):
         outcome = Training(spec, ranks, torch.device("cpu")).run()
         if not outcome["stopped"]:
             return
@@ -75,10 +83,11 @@ def train_steps(spec: JobSpec, ranks: Ranks, num_steps: int) -> None:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, packed: Path) -> dict[str, JobSpec]:
     folder = tmp_path_factory.mktemp("elastic")
-    model = ModelConfig(backbone="narrow", width=8, weights="none", hidden_size=8, dropout=0.0)
+    plain = ModelConfig(backbone="narrow", width=8, weights="none", hidden_size=8, dropout=0.0)
+    staged = plain.model_copy(update={"weights": "first.pt", "freeze_epochs": 1, "unfreeze_stage_epochs": 1})
     specs: dict[str, JobSpec] = {}
     for name in PLANS:
-        config = CONFIG.model_copy(update={"run": name, "model": model})
+        config = CONFIG.model_copy(update={"run": name, "model": staged if name.startswith("staged") else plain})
         (folder / name).mkdir()
         run_id = open_run(store_uri(folder), config, folder / "artifacts")
         specs[name] = GroupNormSpec(config, packed, folder / name, run_id, store_uri(folder), num_workers=2)
@@ -87,14 +96,17 @@ def runs(tmp_path_factory: pytest.TempPathFactory, packed: Path) -> dict[str, Jo
     return specs
 
 
-@pytest.mark.parametrize("name", ["two", "resized"])
-def test_any_world_sizes_give_the_curve_of_one(runs: dict[str, JobSpec], name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "alone"),
+    [("two", "one"), ("resized", "one"), ("staged-two", "staged-one"), ("staged-resized", "staged-one")],
+)
+def test_any_world_sizes_give_the_curve_of_one(runs: dict[str, JobSpec], name: str, alone: str) -> None:
     for metric in ("train_loss", "grad_norm", "val_loss", "learning_rate"):
         assert curve(runs[name], metric) == [
-            (step, pytest.approx(value, rel=1e-3)) for step, value in curve(runs["one"], metric)
+            (step, pytest.approx(value, rel=1e-3)) for step, value in curve(runs[alone], metric)
         ]
     assert len(curve(runs[name], "train_loss")) == NUM_STEPS
-    states = [newest(runs[one])["model"] for one in ("one", name)]
+    states = [newest(runs[one])["model"] for one in (alone, name)]
     for key, value in states[0].items():
         torch.testing.assert_close(states[1][key], value, rtol=1e-3, atol=1e-4)
 

@@ -234,8 +234,9 @@ def test_right_answers_of_a_step_are_counted_where_they_weigh(weights: tuple[flo
     assert learner.last_num_right == int(is_right[case.batch.weights > 0].sum())
 
 
-def test_the_gradient_is_scaled_down_to_the_norm() -> None:
-    case = Case(1, 0, (1.0,) * 7, False, 0.0)
+@pytest.mark.parametrize("micro_batch", [0, 2])
+def test_the_gradient_is_scaled_down_to_the_norm(micro_batch: int) -> None:
+    case = Case(1, micro_batch, (1.0,) * 7, False, 0.0)
     gradients, _, norm = take_step(Ranks(), case)
     learner = make_learner(Ranks(), case)
     learner.max_grad_norm = norm / 2

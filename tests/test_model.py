@@ -1,5 +1,6 @@
 """The model's contract: uint8 in, a clip's logits depend on that clip alone and on the order of its frames."""
 
+from collections.abc import Iterable
 from itertools import product
 
 import pytest
@@ -160,6 +161,36 @@ def test_last_pooling_takes_each_direction_where_it_has_read_the_whole_clip() ->
     assert torch.equal(pooled[0], torch.cat([final[0], final[1]], dim=-1))
 
 
+def test_sizes_are_those_configured() -> None:
+    sizes = {"width": 10, "grid": 2, "feature_size": 14, "hidden_size": 6, "num_layers": 3}
+    model = CnnRnn(ModelConfig(**NARROW | sizes), 4, NUM_FRAMES)
+    shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    assert shapes["backbone.0.weight"][0] == 10
+    assert shapes["project.0.weight"] == (14, 8 * 10 * 4)
+    assert shapes["rnn.weight_ih_l0"] == (4 * 6, 14)
+    assert shapes["rnn.weight_ih_l2"] == (4 * 6, 6)
+    assert "rnn.weight_ih_l3" not in shapes
+    assert shapes["head.weight"] == (4, 6)
+
+
+@pytest.mark.parametrize("num_layers", [1, 2])
+@torch.no_grad()
+def test_dropout_is_before_the_classifier_and_between_the_layers_of_the_rnn(num_layers: int) -> None:
+    model = make(ModelConfig(**NARROW, num_layers=num_layers, dropout=0.5))
+    model.freeze(model.num_stages)  # no statistics of the batch
+    batch = clips(4)
+    states: list[Tensor] = []
+    seen: list[Tensor] = []
+    model.rnn.register_forward_hook(lambda module, inputs, output: states.append(output[0]))
+    model.head.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    for training in (True, True, False, False):
+        model.train(training)(batch)
+    assert torch.equal(states[0], states[1]) is (num_layers == 1)
+    assert torch.equal(states[2], states[3])
+    assert 0.2 < float((seen[0] == 0).float().mean()) < 0.8
+    assert (seen[2] != 0).all()
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -167,6 +198,10 @@ def test_last_pooling_takes_each_direction_where_it_has_read_the_whole_clip() ->
         ({"rnn": "none", "pooling": "mean", "bidirectional": True}, r"rnn \(none\) has neither directions nor layers"),
         ({"rnn": "none", "pooling": "mean", "num_layers": 2}, r"rnn \(none\) has neither directions nor layers"),
         ({"weights": "none", "freeze_epochs": 2}, r"freeze_epochs \(2\) would keep random weights"),
+        (
+            {"unfreeze_stage_epochs": 2},
+            r"unfreeze_stage_epochs \(2\) counts from the end of freeze_epochs \(0\): give that 1 or more",
+        ),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(values: dict[str, object], message: str) -> None:
@@ -178,16 +213,55 @@ def test_a_frozen_backbone_neither_learns_nor_counts() -> None:
     torch.manual_seed(0)
     model = CnnRnn(ModelConfig(**NARROW), 4, NUM_FRAMES)
     statistics = model.backbone[1].running_mean.clone()
-    model.freeze(True)
+    model.freeze(model.num_stages)
     model.train()(clips(2)).sum().backward()
     assert all(parameter.grad is None for parameter in model.backbone.parameters())
     assert model.head.weight.grad is not None
     assert torch.equal(model.backbone[1].running_mean, statistics)
     assert model.dropout.training
-    model.freeze(False)
+    model.freeze(0)
     model.train()(clips(2)).sum().backward()
     assert all(parameter.grad is not None for parameter in model.backbone.parameters())
     assert not torch.equal(model.backbone[1].running_mean, statistics)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "stages"),
+    [
+        ("narrow", [{"0", "1"}, {"3"}, {"4"}, {"5"}]),
+        ("resnet18", [{"0", "1"}, {"4"}, {"5"}, {"6"}, {"7"}]),
+        ("efficientnet_b0", [{f"0.{number}"} for number in range(9)]),
+        ("mc3_18", [{str(number)} for number in range(5)]),
+    ],
+)
+@pytest.mark.parametrize("num_frozen", [1, 3])
+def test_frozen_stages_neither_learn_nor_count(backbone: str, stages: list[set[str]], num_frozen: int) -> None:
+    torch.manual_seed(0)
+    model = CnnRnn(ModelConfig(**NARROW | {"backbone": backbone}), 4, NUM_FRAMES)
+    assert model.num_stages == len(stages)
+    model.freeze(num_frozen)
+    before = {name: buffer.clone() for name, buffer in model.backbone.named_buffers()}
+    model.train()(clips(2)).sum().backward()
+
+    def stages_of(names: Iterable[str]) -> set[str]:
+        return {".".join(name.split(".")[: 1 + (backbone == "efficientnet_b0")]) for name in names}
+
+    trained = set().union(*stages[num_frozen:])
+    parameters = dict(model.backbone.named_parameters())
+    assert stages_of(name for name, value in parameters.items() if value.grad is not None) == trained
+    assert stages_of(name for name, value in parameters.items() if value.grad is None) == set().union(
+        *stages[:num_frozen]
+    )
+    after = dict(model.backbone.named_buffers())
+    assert stages_of(name for name in before if not torch.equal(before[name], after[name])) == trained
+
+
+def test_stages_are_let_go_from_the_last_to_the_first() -> None:
+    config = ModelConfig(freeze_epochs=2, unfreeze_stage_epochs=3)
+    assert [config.num_frozen_stages(epoch, 3) for epoch in range(10)] == [3, 3, 2, 2, 2, 1, 1, 1, 0, 0]
+    at_once = ModelConfig(freeze_epochs=2)
+    assert [at_once.num_frozen_stages(epoch, 3) for epoch in range(4)] == [3, 3, 0, 0]
+    assert ModelConfig().num_frozen_stages(0, 3) == 0
 
 
 def test_frozen_batch_norm_keeps_its_statistics_and_learns_its_weights() -> None:

@@ -15,6 +15,7 @@ from configs.train import (
     TrainConfig,
     ViewConfig,
 )
+from packer.manifest import read_manifest
 from tests.registry import MLFLOW_WARNINGS, store_uri
 from trainer.index import SampleIndex
 from trainer.loop import Ranks
@@ -90,6 +91,8 @@ def test_a_run_with_every_recipe_is_resumed_exactly(packed: Path, tmp_path: Path
         {"augment": AugmentConfig(mixup=0.4, cutmix=1.0)},
         {"augment": AugmentConfig(erasing=0.5, mixup=0.4)},
         {"augment": AugmentConfig(erasing=0.5, cutmix=1.0)},
+        {"augment": AugmentConfig(erasing=0.5, mixup=0.4, cutmix=1.0, brightness=0.4)},
+        {"shuffle_block": 1},
     ],
 )
 def test_each_recipe_changes_the_batches(packed: Path, tmp_path: Path, changed: dict[str, Any]) -> None:
@@ -99,3 +102,35 @@ def test_each_recipe_changes_the_batches(packed: Path, tmp_path: Path, changed: 
         return next(iter(loader)).clips.numpy().tobytes()
 
     assert first_batch(CONFIG) != first_batch(CONFIG.model_copy(update=changed))
+
+
+@pytest.mark.parametrize("averaged", [{"flip": True}, {"three_crops": True}, {"num_clips": 2}])
+def test_each_kind_of_view_changes_the_averaged_test(packed: Path, tmp_path: Path, averaged: dict[str, Any]) -> None:
+    config = CONFIG.model_copy(update={"epochs": 1, "evaluation": EvaluationConfig(**averaged)})
+    spec = begin(tmp_path / "run", packed, config)
+    outcome = train(spec)
+    assert result(spec)[1]["test_tta_loss"][0][1] != pytest.approx(outcome["test"]["loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "view",
+    [ViewConfig(short_side_px=32, size_px=24), ViewConfig(short_side_px=32, size_px=32, num_frames=2)],
+    ids=["places", "frames"],
+)
+def test_the_seed_is_of_the_first_weights_the_order_and_the_views(
+    packed: Path, tmp_path: Path, view: ViewConfig
+) -> None:
+    weights, orders, views = [], [], []
+    for seed in (0, 1):
+        plain = {"seed": seed, "sampling": "shuffled", "view": view, "augment": AugmentConfig()}
+        spec = JobSpec(CONFIG.model_copy(update=plain), packed, tmp_path, "", "", num_workers=1)
+        weights.append(spec.make_model(read_manifest(packed)).head.weight)
+        _, loader = spec.train_loader(SampleIndex.open(packed, "train"), 0, Ranks())
+        rows = [pair for batch in loader for pair in zip(batch.rows, batch.clips, strict=True) if pair[0].weight]
+        orders.append([row.index for row, _ in rows])
+        views.append({(row.epoch, row.index): clip.numpy().tobytes() for row, clip in rows})
+    assert not torch.equal(*weights)
+    assert orders[0] != orders[1]
+    assert views[0].keys() == views[1].keys()
+    assert views[0] != views[1]
+    assert [views[0][0, index] for index in range(21)] != [views[0][1, index] for index in range(21)]

@@ -65,10 +65,12 @@ def never(model: nn.Module, held: ModelContract) -> float:
     [
         {"backbone": "narrow", "temporal_shift": True, "differences": True, "bidirectional": True},
         {"backbone": "narrow", "rnn": "none", "pooling": "attention", "grid": 2, "batch_norm": "frozen"},
+        {"backbone": "resnet50", "num_layers": 2},
         {"backbone": "mobilenet_v3_small"},
         {"backbone": "efficientnet_b0"},
         {"backbone": "convnext_tiny"},
         {"backbone": "mc3_18", "rnn": "none", "pooling": "mean"},
+        {"backbone": "r2plus1d_18", "rnn": "gru"},
     ],
     ids=lambda values: values["backbone"],
 )

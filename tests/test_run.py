@@ -112,7 +112,7 @@ def test_every_bound_field_is_one_of_the_configuration() -> None:
 def test_a_run_of_before_there_was_an_option_is_resumed_with_its_default(folder: Path) -> None:
     record = find_record(folder, CONFIG, DIGEST)
     assert record is not None
-    newer = {"model.freeze_epochs", "model.batch_norm", "optimizer.backbone_factor"}
+    newer = {"model.freeze_epochs", "model.unfreeze_stage_epochs", "model.batch_norm", "optimizer.backbone_factor"}
     older = {name: value for name, value in record.bound.items() if name not in newer}
     record.model_copy(update={"bound": older}).save(folder)
     assert find_record(folder, CONFIG, DIGEST) is not None

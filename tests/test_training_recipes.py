@@ -1,6 +1,8 @@
 """Freezing, averages of the weights, patience and batch norm in a run, also where it is stopped and resumed."""
 
 import logging
+import math
+from bisect import bisect_left
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from tests.runs import (
     CONFIG,
     CPU,
     EPOCH_ENDS,
+    NUM_STEPS,
     MakeSpec,
     assert_as_whole,
     assert_same,
@@ -24,7 +27,7 @@ from tests.runs import (
 )
 from trainer.checkpoint import judged_weights
 from trainer.index import SampleIndex
-from trainer.loop import Ranks, evaluate
+from trainer.loop import FACTOR, Loss, Ranks, evaluate, learning_rate
 from trainer.model import CnnRnn
 from trainer.spec import JobSpec
 from trainer.training import Training
@@ -34,14 +37,16 @@ pytestmark = [*MLFLOW_WARNINGS, pytest.mark.usefixtures("one_thread")]
 
 RECIPE = {
     "model": ModelConfig(**CONFIG.model.model_dump() | {"weights": "first.pt", "freeze_epochs": 1}),
-    "optimizer": OptimizerConfig(**CONFIG.optimizer.model_dump() | {"ema_decay": 0.8, "backbone_factor": 0.3}),
+    "optimizer": OptimizerConfig(
+        **CONFIG.optimizer.model_dump() | {"ema_decay": 0.8, "backbone_factor": 0.3, "warmup_fraction": 0.4}
+    ),
 }
 
 
 def put_weights(spec: JobSpec) -> JobSpec:
     """Puts the backbone's first weights where the driver does."""
     torch.manual_seed(5)
-    torch.save(CnnRnn(CONFIG.model, 2, 4).backbone.state_dict(), spec.weights_file)
+    torch.save(CnnRnn(spec.config.model, 2, 4).backbone.state_dict(), spec.weights_file)
     return spec
 
 
@@ -68,6 +73,28 @@ def test_a_recipe_stopped_after_every_step_is_the_whole_run(
     assert_as_whole(spec, recipe, outcome)
 
 
+@pytest.mark.parametrize(
+    ("backbone", "trained"),
+    [("narrow", (set(), {"5"}, {"5", "4"})), ("mobilenet_v3_small", (set(), {"0.12"}, {"0.12", "0.11"}))],
+)
+def test_stages_are_trained_one_after_another(
+    make_spec: MakeSpec, backbone: str, trained: tuple[set[str], ...]
+) -> None:
+    staged = RECIPE["model"].model_copy(update={"backbone": backbone, "unfreeze_stage_epochs": 1})
+    whole, spec = (put_weights(make_spec(**RECIPE | {"model": staged})) for _ in range(2))
+    first = torch.load(spec.weights_file, weights_only=True)
+    spec.stop_file.touch()
+    while (outcome := train(spec))["stopped"]:
+        state = newest(spec)
+        model = {name: state["model"][f"backbone.{name}"] for name in first}
+        changed = {name for name, value in first.items() if not torch.equal(model[name], value)}
+        stages = trained[bisect_left(EPOCH_ENDS, state["global_step"])]
+        depth = backbone != "narrow"
+        assert {".".join(name.split(".")[: 1 + depth]) for name in changed} == stages  # weights and statistics
+        assert {name.rpartition(".")[2] for name in changed} >= {"weight", "running_mean"} or not stages
+    assert_as_whole(spec, (whole, train(whole)), outcome)
+
+
 def test_the_average_is_evaluated_chosen_and_tested(recipe: tuple[JobSpec, dict[str, Any]]) -> None:
     spec, outcome = recipe
     state = spec.checkpoints.load(outcome["best_step"])
@@ -81,8 +108,14 @@ def test_the_average_is_evaluated_chosen_and_tested(recipe: tuple[JobSpec, dict[
         }
     assert figures["average"] == {"val": outcome["val"], "test": outcome["test"]}
     assert figures["raw"]["val"]["loss"] != figures["average"]["val"]["loss"]
+    assert state["average"]["num_updates"] == outcome["best_step"]
     assert judged_weights(state).keys() == state["model"].keys()
     assert_same(judged_weights(state), state["average"]["model"])
+
+
+def test_the_rate_of_a_step_is_that_of_its_position(recipe: tuple[JobSpec, dict[str, Any]]) -> None:
+    rates = [(step + 1, learning_rate(1e-2, 0.4, 4 * step, 63)) for step in range(NUM_STEPS)]
+    assert curve(recipe[0], "learning_rate") == [(step, pytest.approx(rate)) for step, rate in rates]
 
 
 def test_a_run_that_gets_no_better_ends_early(make_spec: MakeSpec, caplog: pytest.LogCaptureFixture) -> None:
@@ -111,6 +144,34 @@ def test_an_average_may_begin_later(make_spec: MakeSpec, whole_run: tuple[JobSpe
     training = Training(spec, Ranks(), CPU)
     assert_same(training.judged.state_dict(), training.model.state_dict())
     assert_same(dict(training.model.state_dict()), dict(state["model"]))
+
+
+def test_a_learner_is_made_as_configured(make_spec: MakeSpec) -> None:
+    optimizer = OptimizerConfig(
+        weight_decay=0.3,
+        backbone_factor=0.2,
+        label_smoothing=0.15,
+        class_weights="balanced",
+        max_grad_norm=0.5,
+        ema_decay=0.7,
+    )
+    spec = make_spec(optimizer=optimizer, micro_batch=2, precision="bf16")
+    index = SampleIndex.open(spec.shards, "train")
+    learner = spec.make_learner(spec.make_model(read_manifest(spec.shards)), index, 2, Ranks())
+    groups = {(group[FACTOR], group["weight_decay"]) for group in learner.optimizer.param_groups}
+    assert groups == {(1.0, 0.3), (1.0, 0.0), (0.2, 0.3), (0.2, 0.0)}
+    assert (learner.max_grad_norm, learner.micro_batch, learner.autocast_dtype) == (0.5, 2, torch.bfloat16)
+    assert (learner.loss.label_smoothing, learner.average and learner.average.decay) == (0.15, 0.7)
+    weights = learner.loss.class_weights
+    assert weights is not None
+    counts = torch.bincount(torch.tensor(index.labels))
+    assert counts[0] != counts[1]
+    assert (weights * counts).tolist() == pytest.approx([index.num_samples / 2] * 2)  # a class as much as the other
+
+    spec = make_spec(optimizer=OptimizerConfig(max_grad_norm=0))
+    learner = spec.make_learner(spec.make_model(read_manifest(spec.shards)), index, 2, Ranks())
+    assert learner.max_grad_norm == math.inf
+    assert (learner.loss, learner.average, learner.autocast_dtype) == (Loss(), None, None)
 
 
 @pytest.mark.parametrize("world_size", [1, 2])

@@ -121,6 +121,18 @@ def split_names(network: nn.Module) -> tuple[list[str], list[str]]:
     return names[:cut], names[cut:]
 
 
+def split_stages(backbone: nn.Sequential) -> list[list[nn.Module]]:
+    """Returns the layers of each stage of a backbone, from the pixels to the features.
+
+    Every block that stands in it is a stage, and the bare layers before them are one, the stem: 5 for a ResNet (`conv1`
+    with `bn1`, `layer1` to `layer4`) and for a 3-D CNN. Where all stands in one child, `features`, its children count.
+    """
+    layers = list((backbone[0] if len(backbone) == 1 else backbone).children())
+    blocks = [[layer] for layer in layers if [*layer.children()]]
+    stem = [layer for layer in layers if not [*layer.children()]]
+    return [stem, *blocks] if stem else blocks
+
+
 def pixel_statistics(backbone: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Returns the channel means and deviations, of pixels in 0..1, that a backbone's weights were trained with."""
     if backbone == "narrow":

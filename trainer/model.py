@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from configs.load import UsageError
 from configs.model import ModelConfig
-from trainer.backbone import VIDEO_RESNETS, make_backbone, pixel_statistics, shift_in_time
+from trainer.backbone import VIDEO_RESNETS, make_backbone, pixel_statistics, shift_in_time, split_stages
 
 
 class CnnRnn(nn.Module):
@@ -44,7 +44,7 @@ class CnnRnn(nn.Module):
         if config.temporal_shift and not shift_in_time(self.backbone, num_frames):
             raise _misfit("temporal_shift", "shifts inside of a ResNet's blocks", config)
         self.stem_of_changes = _stem_of_changes(self.backbone, config) if config.differences else None
-        self.frozen = False
+        self.frozen: list[nn.Module] = []
         self.batch_norm = config.batch_norm
         self.grid = nn.AdaptiveAvgPool2d(config.grid)
         num_cells = config.grid**2
@@ -73,16 +73,23 @@ class CnnRnn(nn.Module):
                 part.to(memory_format=memory_format)
         return self
 
-    def freeze(self, frozen: bool) -> None:
-        """Keeps the backbone's weights and statistics as they are, or lets them be trained."""
-        self.frozen = frozen
-        self.backbone.requires_grad_(not frozen)
+    @property
+    def num_stages(self) -> int:
+        """Stages of the backbone, of which the first may be frozen."""
+        return len(split_stages(self.backbone))
+
+    def freeze(self, num_stages: int) -> None:
+        """Keeps weights and statistics of the backbone's first stages as they are, and lets the others be trained."""
+        self.frozen = [layer for stage in split_stages(self.backbone)[:num_stages] for layer in stage]
+        self.backbone.requires_grad_(True)
+        for layer in self.frozen:
+            layer.requires_grad_(False)
 
     def train(self, mode: bool = True) -> Self:
         """Sets the mode of training (or evaluation) and returns the model; what is frozen stays in evaluation."""
         super().train(mode)
-        if self.frozen:
-            self.backbone.eval()
+        for layer in self.frozen:
+            layer.eval()
         if self.batch_norm == "frozen":
             for module in self.modules():
                 if isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d):
@@ -146,6 +153,7 @@ def _make_rnn(config: ModelConfig, num_features: int) -> nn.LSTM | nn.GRU | None
         config.hidden_size,
         num_layers=config.num_layers,
         bidirectional=config.bidirectional,
+        dropout=config.dropout if config.num_layers > 1 else 0.0,  # of a single layer torch warns
         batch_first=True,
     )
 

@@ -1,5 +1,6 @@
 """What a run is made of on one rank: its paths and configuration, and the parts that are built from them."""
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -106,7 +107,7 @@ class JobSpec:
             ranks=ranks,
             device=device,
             micro_batch=self.config.micro_batch,
-            max_grad_norm=config.max_grad_norm,
+            max_grad_norm=config.max_grad_norm or math.inf,
             autocast_dtype=torch.bfloat16 if bf16 else None,
             average=WeightAverage(model, config.ema_decay) if config.ema_decay else None,
         )

@@ -142,8 +142,9 @@ class Training:
         return False
 
     def _begin_phase(self) -> None:
-        """Freezes the backbone or not, as the position has it; to be called anew where that changes."""
-        self.model.freeze(self.position < self.config.model.freeze_epochs * self.index.num_samples)
+        """Freezes the backbone's stages as the position has it; to be called anew where that may change."""
+        epoch = self.position // self.index.num_samples
+        self.model.freeze(self.config.model.num_frozen_stages(epoch, self.model.num_stages))
         self.learner.model = distribute(self.model, self.ranks)
 
     @property

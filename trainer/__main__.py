@@ -62,10 +62,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         for each in config.folds() if isinstance(config, CvConfig) else [config]:
             check(each)
         _prepare_imports()
-        from trainer.cv import cross_validate
+        if isinstance(config, CvConfig):
+            from trainer.cv import cross_validate
+
+            return cross_validate(config)
         from trainer.job import train
 
-        return cross_validate(config) if isinstance(config, CvConfig) else train(config)
+        return train(config)
     except UsageError as error:
         return fail(PROG, error)
     except KeyboardInterrupt:  # while things start; a run that began is ended by `train`

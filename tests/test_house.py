@@ -29,6 +29,7 @@ ALLOWED = {
         "packer/cluster.py",
         "trainer/failure.py",
         "trainer/cluster.py",
+        "trainer/fit.py",
         "trainer/job.py",
         "trainer/worker.py",
         "serve/__main__.py",

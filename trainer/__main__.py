@@ -1,5 +1,6 @@
 """`python -m trainer`: trains on packed shards, on the Ray cluster that is there or on one of its own."""
 
+import gc
 import logging
 import os
 import sys
@@ -62,10 +63,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         for each in config.folds() if isinstance(config, CvConfig) else [config]:
             check(each)
         _prepare_imports()
-        from trainer.cv import cross_validate
+        if isinstance(config, CvConfig):
+            from trainer.cv import cross_validate
+
+            return cross_validate(config)
         from trainer.job import train
 
-        return cross_validate(config) if isinstance(config, CvConfig) else train(config)
+        return train(config)
     except UsageError as error:
         return fail(PROG, error)
     except KeyboardInterrupt:  # while things start; a run that began is ended by `train`
@@ -131,4 +135,6 @@ def _audit(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    gc.freeze()  # else the interpreter's end looks for cycles in all that torch and MLflow imported: 1.5 s
+    sys.exit(code)

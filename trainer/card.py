@@ -10,8 +10,8 @@ import numpy as np
 from configs.train import ModelContract, TrainConfig
 from packer.manifest import Manifest
 from trainer.metrics import Evaluation
+from trainer.run import flatten
 from trainer.tables import class_counts
-from trainer.tracking import flatten
 
 NUM_NAMED = 10
 """Most classes and confusions that a card names; the tables beside it hold all."""

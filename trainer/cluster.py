@@ -23,6 +23,8 @@ def start_ray(config: TrainConfig) -> int:
         UsageError: No cluster answers there, or it has no room for the workers.
     """
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+    # By default 2 s: so long Ray Train does not notice that workers have failed, or are done.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     if not sys.stdout.isatty():
         os.environ.setdefault("RAY_COLOR_PREFIX", "0")
     address = os.environ.get("RAY_ADDRESS", "local")
@@ -67,6 +69,8 @@ def _start_local_ray() -> None:
         port = probe.getsockname()[1]
     os.environ["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    # Else Ray waits for a process per core; Ray Train, whose workers' environment differs, uses none of them.
+    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
     ray.init(address="local", dashboard_port=port, logging_level=logging.WARNING)
 
 

@@ -3,11 +3,14 @@
 import logging
 import math
 import time
+from typing import TYPE_CHECKING
 
 from trainer.loop import Learner, Ranks
 from trainer.machine import Machine
 from trainer.stream import Batch
-from trainer.tracking import RunLog
+
+if TYPE_CHECKING:
+    from trainer.tracking import RunLog
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +27,7 @@ class Curves:
         num_steps: Steps from one point to the next.
     """
 
-    def __init__(self, ranks: Ranks, log: RunLog | None, machine: Machine, num_steps: int) -> None:
+    def __init__(self, ranks: Ranks, log: "RunLog | None", machine: Machine, num_steps: int) -> None:
         self._ranks = ranks
         self._log = log
         self._machine = machine

@@ -17,7 +17,8 @@ from configs.train import CvConfig, TrainConfig
 from packer.manifest import manifest_sha256, read_manifest
 from packer.storage import at, locate
 from trainer.bootstrap import FIGURES, LEVEL, NUM_RESAMPLES, intervals
-from trainer.job import EXIT_STOPPED, Stopped, train
+from trainer.fit import EXIT_STOPPED, Stopped
+from trainer.job import train
 from trainer.metrics import confusion_figures
 from trainer.run import RunRecord, begin_record, find_record, locked, new_name, read_record
 from trainer.tracking import EndStatus, RunLog, end_run, read_confusion, reopen_run

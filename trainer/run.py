@@ -1,14 +1,19 @@
-"""The folder of a run on shared storage: its name, what it is bound to, and whether it may be resumed."""
+"""The folder of a run on shared storage: its name, what it is bound to, and whether it may be resumed.
+
+MLflow is imported by the two functions that need it: it takes seconds, in which Ray can start.
+"""
 
 import fcntl
+import hashlib
 import logging
 import os
 import secrets
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import yaml
 from pydantic import ValidationError
@@ -19,7 +24,6 @@ import trainer
 from configs.load import Section, UsageError, resolve
 from configs.train import TrainConfig, tracking_uri
 from packer.storage import write_atomically
-from trainer.tracking import end_run, flatten, open_run, running_runs, sources_sha256
 
 logger = logging.getLogger(__name__)
 
@@ -101,6 +105,8 @@ def begin_record(
     Raises:
         UsageError: The MLflow store does not answer.
     """
+    from trainer.tracking import open_run
+
     uri = tracking_uri()
     artifacts = resolve("mlruns") if uri.startswith("sqlite:") else None
     run_id = open_run(uri, config, artifacts, parent_run_id, folder_id)
@@ -192,6 +198,8 @@ def end_abandoned(held: Path, tracking_uri: str, experiment: str) -> None:
         tracking_uri: MLflow's store.
         experiment: Where the runs are.
     """
+    from trainer.tracking import end_run, running_runs
+
     for name, run_id, folder_id in running_runs(tracking_uri, experiment):
         folder = held.parent / name
         try:
@@ -218,4 +226,20 @@ def code_version() -> str:
             logger.info("code version taken from the sources reason=%s", error)
         else:
             return commit.strip() + ("-dirty" if status.strip() else "")
-    return f"sources-{sources_sha256(folders)[:16]}"
+    return f"sources-{_sources_sha256(folders)[:16]}"
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns nested fields by their dotted names: `{"a": {"b": 1}}` gives `{"a.b": 1}`."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat
+
+
+def _sources_sha256(folders: list[Path]) -> str:
+    """Returns a digest of the Python sources below some folders, which names a version of the code without git."""
+    digest = hashlib.sha256()
+    for path in sorted(path for folder in folders for path in folder.rglob("*.py")):
+        digest.update(f"{path.parent.name}/{path.name}\0".encode() + path.read_bytes())
+    return digest.hexdigest()

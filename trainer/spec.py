@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -24,9 +25,12 @@ from trainer.frames import Frames, RandomFrames, eval_frames, spread_frames
 from trainer.index import SampleIndex
 from trainer.loop import Learner, Loss, Ranks, make_optimizer
 from trainer.mixing import Mixing
-from trainer.model import CnnRnn
 from trainer.schedule import Schedule, Shuffle
-from trainer.stream import Batch, View, make_loader
+from trainer.stream import Batch, View, make_loader, start_forkserver
+
+if TYPE_CHECKING:
+    from trainer.model import CnnRnn
+    from trainer.tracking import Point, RunLog
 
 STOP_FILE = "STOP"
 WEIGHTS_FILE = "backbone.pt"
@@ -83,8 +87,15 @@ class JobSpec:
             return self.config.loader_workers
         return max(0, min(MAX_LOADER_WORKERS, _num_cores() // num_local - 1))
 
-    def make_model(self, manifest: Manifest) -> CnnRnn:
+    def start_loaders(self, num_local: int) -> None:
+        """Starts what loader processes come from, which imports torch, while this process does something else."""
+        if self.num_loader_workers(num_local):
+            start_forkserver()
+
+    def make_model(self, manifest: Manifest) -> "CnnRnn":
         """Returns the model with its first weights, the same on every rank."""
+        from trainer.model import CnnRnn  # here, not above: torchvision takes more than a second, see `start_loaders`
+
         torch.manual_seed(self.config.seed)
         model = CnnRnn(
             self.config.model, len(manifest.class_names), self.config.view.num_frames_of(manifest.clip.num_frames)
@@ -111,6 +122,12 @@ class JobSpec:
             autocast_dtype=torch.bfloat16 if bf16 else None,
             average=WeightAverage(model, config.ema_decay) if config.ema_decay else None,
         )
+
+    def open_log(self, undelivered: "Sequence[Point]") -> "RunLog":
+        """Returns what rank 0 logs the run's points by, those of the checkpoint first that had not arrived."""
+        from trainer.tracking import RunLog  # here, not above: MLflow takes a second, and other ranks do without
+
+        return RunLog(self.tracking_uri, self.run_id, undelivered, self.checkpoints.is_superseded)
 
     def open_index(self, split: str) -> SampleIndex:
         """Returns the index of a split, which reads through the cache if one is configured."""

@@ -5,7 +5,6 @@ never logs a step twice after a restart. A tracking server that does not answer 
 see `trainer.delivery`.
 """
 
-import hashlib
 import json
 import logging
 import tempfile
@@ -13,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import yaml
@@ -28,6 +27,7 @@ from configs.train import TrainConfig
 from packer.manifest import Manifest
 from trainer.delivery import Delivery
 from trainer.metrics import Evaluation
+from trainer.run import flatten
 from trainer.tables import balance_table, class_table, confusion_table
 
 logger = logging.getLogger(__name__)
@@ -193,6 +193,9 @@ def end_run(tracking_uri: str, run_id: str, status: EndStatus) -> None:
 
 def running_runs(tracking_uri: str, experiment: str) -> list[tuple[str, str, str]]:
     """Returns name, id and folder's id of each of an experiment's runs that is marked as running."""
+    file = tracking_uri.removeprefix("sqlite:///")
+    if file != tracking_uri and not Path(file).exists():
+        return []  # to ask would create it, and the run may yet be refused
     client = MlflowClient(tracking_uri=tracking_uri)
     try:
         found = client.get_experiment_by_name(experiment)
@@ -213,19 +216,3 @@ def reopen_run(tracking_uri: str, run_id: str) -> None:
         MlflowClient(tracking_uri=tracking_uri).update_run(run_id, status="RUNNING")
     except MlflowException as error:
         raise UsageError(f"the MLflow store at {tracking_uri} has no run {run_id}: {error.message}") from error
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Returns nested fields by their dotted names: `{"a": {"b": 1}}` gives `{"a.b": 1}`."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
-    return flat
-
-
-def sources_sha256(folders: list[Path]) -> str:
-    """Returns a digest of the Python sources below some folders, which names a version of the code without git."""
-    digest = hashlib.sha256()
-    for path in sorted(path for folder in folders for path in folder.rglob("*.py")):
-        digest.update(f"{path.parent.name}/{path.name}\0".encode() + path.read_bytes())
-    return digest.hexdigest()

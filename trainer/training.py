@@ -9,7 +9,7 @@ import logging
 import math
 import os
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.data import DataLoader
@@ -25,7 +25,9 @@ from trainer.metrics import Evaluation
 from trainer.sheet import draw_batch
 from trainer.spec import JobSpec
 from trainer.stream import Batch
-from trainer.tracking import Point, RunLog
+
+if TYPE_CHECKING:
+    from trainer.tracking import Point
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +49,7 @@ class Training:
         self.spec = spec
         self.config = spec.config
         self.ranks = ranks
+        spec.start_loaders(ranks.num_local)
         self.manifest = read_manifest(spec.shards)
         self.class_names = self.manifest.class_names
         self.index = spec.open_index("train")
@@ -64,8 +67,7 @@ class Training:
         """By split: val of the best epoch, and test once there is nothing left to train."""
         undelivered = self._resume()
         self._begin_phase()
-        superseded = spec.checkpoints.is_superseded
-        self.log = RunLog(spec.tracking_uri, spec.run_id, undelivered, superseded) if ranks.rank == 0 else None
+        self.log = spec.open_log(undelivered) if ranks.rank == 0 else None
         self.audit = self._begin_audit() if self.config.audit else None
         self.machine = Machine(device)
         self.val_loader = spec.eval_loader("val", ranks)
@@ -273,7 +275,7 @@ class Training:
             num_samples=self.index.num_samples,
         )
 
-    def _resume(self) -> list[Point]:
+    def _resume(self) -> "list[Point]":
         """Goes on from the newest checkpoint, and returns the points of curves that had not arrived then."""
         store = self.spec.checkpoints
         newest = store.load_newest() if self.ranks.rank == 0 else None

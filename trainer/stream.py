@@ -9,7 +9,6 @@ batch: it keeps its row at weight 0 and its error travels with the batch.
 
 import math
 import multiprocessing
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
@@ -36,10 +35,6 @@ NUM_AHEAD = 64
 """Samples at an address that a loader process reads ahead of the one it decodes: next batches', some 10 MB."""
 PRELOADED = ["trainer.stream", "trainer.augment"]
 """What loader processes share: each would else spend seconds of CPU on importing torch and WebDataset."""
-
-NICENESS = 10
-"""How far loader processes stand back behind the steps: a step in several threads waits for the one whose core is
-taken, while a loader can fill the gaps. See also `fit.WORKER_ENVIRONMENT`."""
 
 View = Callable[[NDArray[np.uint8], Row], NDArray[np.uint8]]
 
@@ -220,13 +215,8 @@ def make_loader(
         pin_memory=pin_memory,
         persistent_workers=num_workers > 0,
         multiprocessing_context=_forkserver() if num_workers else None,
-        worker_init_fn=_stand_back if num_workers else None,
         in_order=True,
     )
-
-
-def _stand_back(worker: int) -> None:
-    os.nice(NICENESS)
 
 
 def start_forkserver() -> None:

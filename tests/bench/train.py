@@ -10,10 +10,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +25,6 @@ from packer.__main__ import main as pack
 from packer.manifest import read_manifest
 from packer.synthetic import main as make_synthetic
 from tests.bench.measure import Cost, Row, interleave, spread, stopwatch
-from trainer.fit import WORKER_ENVIRONMENT
 from trainer.index import SampleIndex
 from trainer.loop import Ranks, keep_freed_memory
 from trainer.spec import JobSpec
@@ -59,17 +56,7 @@ def rows(num_rounds: int, folder: Path) -> list[Row | StartRow]:
     make_synthetic([str(data), "--videos-per-class", "60"])
     if pack([str(data), str(shards), "--clip.short-side-px", "64"]):
         raise SystemExit("bench: packing the videos failed")
-    return [_in_worker_environment(num_rounds, folder, shards), *_commands(num_rounds, folder)]
-
-
-def _in_worker_environment(num_rounds: int, folder: Path, shards: Path) -> Row:
-    os.environ.update(WORKER_ENVIRONMENT)  # read where a process starts
-    try:
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as worker:
-            return worker.submit(_together, num_rounds, folder, shards).result()
-    finally:
-        for name in WORKER_ENVIRONMENT:
-            del os.environ[name]
+    return [_together(num_rounds, folder, shards), *_commands(num_rounds, folder)]
 
 
 def _together(num_rounds: int, folder: Path, shards: Path) -> Row:

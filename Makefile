@@ -65,7 +65,8 @@ $(STAMP): requirements.lock pyproject.toml
 	3.11 or newer; name one by make PYTHON=/path/to/python3.11" % sys.version_info[:2])'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.9,<1'
-	$(UV) install --python $(BIN)/python --require-hashes -r requirements.lock
+	@# Compiled now, by all cores: Ray starts a dozen processes for one command, and each would compile what it imports.
+	$(UV) install --python $(BIN)/python --compile-bytecode --require-hashes -r requirements.lock
 	$(UV) install --python $(BIN)/python --quiet --no-deps --no-build-isolation -e .
 	@touch $@
 

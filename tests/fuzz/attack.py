@@ -15,7 +15,7 @@ LEAKS = re.compile(rb'Traceback|File \\?"|/(?:home|work|tmp|root|usr|app|build)/
 """What no answer may hold: a stack, a path of the machine, an address in memory."""
 MAX_GROWTH_BYTES = 48 * 2**20
 """Most that a process may grow from the second quarter to the last; its allocator never gives all back."""
-_SERVING = ("ray::ServeReplica", "ray::ProxyActor", "packer.pool")
+_SERVING = ("ray::ServeReplica", "ray::ProxyActor", "packer.pool", "multiprocessing.forkserver")
 _TIMEOUT_SECONDS = 120
 
 
@@ -90,7 +90,7 @@ def attack(
 
 
 def serving_processes(pid: int) -> dict[str, psutil.Process]:
-    """Returns the proxy, the replicas and the decoders below a process, by name and id."""
+    """Returns the proxy, the replicas, their models and the decoders below a process, by name and id."""
     found = {}
     for child in psutil.Process(pid).children(recursive=True):
         try:
@@ -99,7 +99,8 @@ def serving_processes(pid: int) -> dict[str, psutil.Process]:
             continue
         name = next((name for name in _SERVING if name in line), None)
         if name:
-            found[f"{line.split()[0] if name.startswith('ray') else name} {child.pid}"] = child
+            # Ray's processes also tell there which method they run.
+            found[f"{line.split()[0].partition('.')[0] if name.startswith('ray') else name} {child.pid}"] = child
     return found
 
 

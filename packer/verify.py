@@ -91,8 +91,6 @@ def _fault_of_sample(data: bytes, row: Mapping[str, Any]) -> str | None:
         members = sample_members(data, row)
     except ValueError as error:
         return str(error)
-    if row.get("crc32") not in {None, 0, members_crc32(members)}:
-        return "its crc32 is not the index's"
     *jpegs, label, _ = members
     if label != str(row["class_index"]).encode():
         return f"its cls member is {label!r}, the index has {row['class_index']}"
@@ -103,4 +101,6 @@ def _fault_of_sample(data: bytes, row: Mapping[str, Any]) -> str | None:
             return f"a frame is no JPEG: {error}"
         if size != (row["height_px"], row["width_px"]):
             return f"a frame has (height, width) {size}, the index has {(row['height_px'], row['width_px'])}"
+    if row.get("crc32") not in {None, 0, members_crc32(members)}:
+        return "its crc32 is not the index's"
     return None

@@ -1,6 +1,7 @@
 """Which packed frames the model reads: one of each part in training, the sampling rule's in evaluation."""
 
 import shutil
+from dataclasses import replace
 from itertools import pairwise, product
 from pathlib import Path
 
@@ -82,6 +83,7 @@ def test_frames_that_are_not_read_are_not_decoded(packed: Path, tmp_path: Path) 
         file.seek(row["offset"] + row["member_offsets"][2])
         file.write(bytes(8))
     index = SampleIndex.open(shards, "train")
+    index = replace(index, crcs=np.zeros_like(index.crcs))  # as of an older pack, which has no checksums
 
     def errors(frames: Frames) -> list[str]:
         batches: list[Batch] = list(make_loader(index, Schedule(index.shard_sizes, 5), WHOLE, 32, frames=frames))

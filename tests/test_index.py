@@ -143,7 +143,7 @@ DAMAGES = [
     (lose_shard, "cannot be read: .*No such file"),
     (flip_jpeg, "cannot be decoded: "),
     (cut_jpeg, "cannot be decoded: "),
-    (change_pixels, r"is not as it was packed \(its crc32 differs\)"),
+    (change_pixels, r", .*, is not as it was packed \(its crc32 differs\)"),
     (damage_header, "holds no tar header at byte"),
     (damage_size, "holds a member that does not end within it: .*003.jpg"),
     (negative_size, "holds a member that does not end within it: .*003.jpg"),

@@ -138,4 +138,8 @@ def test_every_row_and_frame_is_checked(whole: Path, target: Path, capsys: pytes
             assert run("verify", target) == 1
             assert f"{row['shard']}: sample {row['key']}: " in capsys.readouterr().out
         shutil.copy(whole / row["shard"], target / row["shard"])
+        flip(target / row["shard"], row["offset"] + row["member_offsets"][0] + 30)  # the table that scales its pixels
+        assert run("verify", target) == 1
+        assert f"sample {row['key']}: its crc32 is not the index's" in capsys.readouterr().out
+        shutil.copy(whole / row["shard"], target / row["shard"])
     assert files(target) == files(whole)

@@ -186,7 +186,10 @@ class SampleIndex:
         if sample.get("cls") != str(self.labels[index]).encode():
             raise SampleError(f"{place} holds class {sample.get('cls')}, not {self.labels[index]} as its index says")
         if self.crcs[index] not in {0, members_crc32(data for name, data in sample.items() if name[:2] != "__")}:
-            raise SampleError(f"{place} is not as it was packed (its crc32 differs): run `python -m packer verify`")
+            key = sample["__key__"]
+            raise SampleError(
+                f"{place}, {key}, is not as it was packed (its crc32 differs): run `python -m packer verify`"
+            )
         return sample
 
 

@@ -8,11 +8,13 @@ import numpy as np
 import psutil
 import pytest
 
+import serve.model_process
 from configs.serve import ServeConfig
-from serve.model_process import ModelProcess, _give_way
+from serve.model_process import ModelProcess, _give_way, _turn
 from serve.registry import load_predictor
 from serve.watch import ModelDied, ModelUnavailable
 from tests.registry import MLFLOW_WARNINGS, store_uri
+from tests.training import until
 
 pytestmark = MLFLOW_WARNINGS
 
@@ -56,6 +58,22 @@ def test_a_loader_that_gives_way_does_so_alone() -> None:
     with ThreadPoolExecutor(1, initializer=_give_way) as loader:
         assert loader.submit(os.sched_getscheduler, 0).result() == os.SCHED_IDLE
     assert os.sched_getscheduler(0) == os.SCHED_OTHER
+
+
+def test_replicas_of_a_machine_load_in_turn(champion_store: Path) -> None:
+    inode = Path(serve.model_process.__file__).stat().st_ino
+
+    def is_waited_for() -> bool:
+        lines = Path("/proc/locks").read_text().splitlines()
+        return any("->" in line and f":{inode} " in line for line in lines)
+
+    config = ServeConfig(tracking_uri=store_uri(champion_store))
+    with ThreadPoolExecutor(1) as loading:
+        with _turn():
+            beside = loading.submit(ModelProcess, config, "1", True)
+            until(is_waited_for)
+            assert not beside.done()
+        beside.result().close()
 
 
 def model_processes() -> list[psutil.Process]:

@@ -92,6 +92,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns nested fields by their dotted names: `{"a": {"b": 1}}` gives `{"a.b": 1}`."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat
+
+
 def describe(error: ValidationError) -> str:
     """Returns a validation error as one readable line per field, with the field's dotted path."""
     lines = []

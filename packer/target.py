@@ -7,11 +7,10 @@ settings or versions can be refused by saying what differs.
 import fcntl
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 from pydantic import ValidationError
 
-from configs.load import Section, UsageError
+from configs.load import Section, UsageError, flatten
 from configs.pack import PackRecipe
 from packer.catalog import Catalog, Video
 from packer.manifest import SAMPLES, ManifestError, file_sha256, read_manifest
@@ -148,8 +147,8 @@ def read_plan(target: Location, videos: Sequence[Video]) -> Plan | None:
 
 def differing_settings(plan: Plan, recipe: PackRecipe) -> list[str]:
     """Returns how a recipe and the installed versions differ from a plan's: `clip.num_frames is 16 there ...`."""
-    there = _flat({**plan.recipe.model_dump(), "version of": plan.versions})
-    here = _flat({**recipe.model_dump(), "version of": library_versions()})
+    there = flatten({**plan.recipe.model_dump(), "version of": plan.versions})
+    here = flatten({**recipe.model_dump(), "version of": library_versions()})
     return [
         f"{name} is {there.get(name)!r} there and {here.get(name)!r} here"
         for name in sorted(there.keys() | here.keys())
@@ -179,10 +178,3 @@ def named(sources: Sequence[str]) -> str:
     """Returns a number of videos with the first of their names: `5 videos (a/x.mp4, a/y.mp4, a/z.mp4, ...)`."""
     more = ", ..." * (len(sources) > _NUM_NAMED)
     return f"{len(sources)} video{'s' * (len(sources) != 1)} ({', '.join(sources[:_NUM_NAMED])}{more})"
-
-
-def _flat(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat |= _flat(value, f"{above}{name}.") if isinstance(value, Mapping) else {f"{above}{name}": value}
-    return flat

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
+from configs.load import flatten
 from configs.train import ModelContract, TrainConfig
 from packer.manifest import Manifest
 from trainer.metrics import Evaluation
-from trainer.run import flatten
 from trainer.tables import class_counts
 
 NUM_NAMED = 10

@@ -10,10 +10,9 @@ import os
 import secrets
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
 
 import yaml
 from pydantic import ValidationError
@@ -21,7 +20,7 @@ from pydantic import ValidationError
 import configs
 import packer
 import trainer
-from configs.load import Section, UsageError, resolve
+from configs.load import Section, UsageError, flatten, resolve
 from configs.train import TrainConfig, tracking_uri
 from packer.storage import write_atomically
 
@@ -227,14 +226,6 @@ def code_version() -> str:
         else:
             return commit.strip() + ("-dirty" if status.strip() else "")
     return f"sources-{_sources_sha256(folders)[:16]}"
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Returns nested fields by their dotted names: `{"a": {"b": 1}}` gives `{"a.b": 1}`."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
-    return flat
 
 
 def _sources_sha256(folders: list[Path]) -> str:

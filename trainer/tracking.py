@@ -22,12 +22,11 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from numpy.typing import NDArray
 
-from configs.load import UsageError
+from configs.load import UsageError, flatten
 from configs.train import TrainConfig
 from packer.manifest import Manifest
 from trainer.delivery import Delivery
 from trainer.metrics import Evaluation
-from trainer.run import flatten
 from trainer.tables import balance_table, class_table, confusion_table
 
 logger = logging.getLogger(__name__)

@@ -85,7 +85,9 @@ def rows(num_rounds: int, folder: Path) -> list[ServingRow]:
         f"max_ongoing_requests={MAX_ONGOING_REQUESTS}; batches up to {MAX_BATCH_SIZE} (defaults: 10, 10 ms), tuned to "
         f"wait {TUNED_WAIT_SECONDS:g} s"
     )
-    goals = [Goal(DEFAULTS, SATURATED, 2.5), Goal(TUNED, SATURATED, 1.0), Goal(TUNED, 1, 0.55, is_latency=True)]
+    loaded = (max(CONCURRENCIES), SATURATED)
+    goals = [Goal(peer, clients, bound) for clients in loaded for peer, bound in ((DEFAULTS, 2.5), (TUNED, 1.0))]
+    goals.append(Goal(TUNED, 1, 0.55, is_latency=True))
     return [ServingRow("batching, stand-in device", work, loads, goals)]
 
 

@@ -9,7 +9,7 @@ import asyncio
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.guard import refusal_response
-from serve.refusal import Refusal
+from serve.refusal import Refusal, overloaded
 
 ALIVE_PATH = "/healthz"
 
@@ -39,7 +39,7 @@ class Admission:
         if self._closed and scope["path"] != ALIVE_PATH:
             return Refusal(503, "shutting_down", "the server is shutting down", retry_after_seconds=5)
         if scope["method"] == "POST" and self.num_working >= self._max_working:
-            return Refusal(503, "overloaded", "the server has all the videos it can take", retry_after_seconds=1)
+            return overloaded()
         return None
 
     def left(self, worked: bool) -> None:

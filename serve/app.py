@@ -26,7 +26,7 @@ from serve.guard import read_keys
 from serve.http import make_app
 from serve.metrics import ModelMetrics, RequestMetrics
 from serve.page import find_samples
-from serve.refusal import Refusal
+from serve.refusal import OVERLOADED_SECONDS, Refusal, overloaded
 from serve.request_id import REQUEST_ID, log_to_stderr
 from serve.schema import Answer, Clips, ModelStatus, Scores
 from serve.watch import ModelDied
@@ -124,7 +124,7 @@ class RemoteClassifier:
             response.cancel()
             raise
         except BackPressureError as error:
-            raise _overloaded() from error
+            raise overloaded() from error
         except DeploymentUnavailableError as error:
             raise _unavailable() from error
 
@@ -195,7 +195,7 @@ def build(config: ServeConfig) -> Application:
         max_surge_percent=100,  # on a changed config the new one starts first; for models that may want a second GPU
         max_ongoing_requests=GATEWAY_REQUESTS,
         max_queued_requests=GATEWAY_REQUESTS,
-        backpressure_config={"retry_after_s": 1},
+        backpressure_config={"retry_after_s": OVERLOADED_SECONDS},
         ray_actor_options={"num_cpus": 0},
     )(ray_serve.ingress()(Gateway))
     application: Application = gateway.bind(replicas, config)
@@ -225,10 +225,6 @@ def _replica_count(config: ServeConfig) -> dict[str, Any]:
         downscale_delay_s=config.autoscaling.downscale_delay_seconds,
     )
     return {"autoscaling_config": autoscaling}
-
-
-def _overloaded() -> Refusal:
-    return Refusal(503, "overloaded", "the server has all the videos it can take", 1)
 
 
 def _unavailable() -> Refusal:

@@ -20,7 +20,8 @@ from configs.serve import ServeConfig
 from packer.clip import Clip, VideoError
 from packer.pool import ClipFuture, DecodePool
 from serve.batcher import GreedyBatcher
-from serve.refusal import Refusal
+from serve.facts import ClassifierObserver
+from serve.refusal import Refusal, overloaded
 from serve.schema import Answer, ClassProbability, ClipFacts, Clips, ModelFacts, ModelName, ModelStatus, Scores, Timing
 from serve.watch import AliasWatch
 
@@ -48,7 +49,7 @@ class ServedModel:
         predictor: "Predictor | ModelProcess",
         executor: ThreadPoolExecutor,
         max_batch_size: int,
-        observer: "ClassifierObserver",
+        observer: ClassifierObserver,
     ) -> None:
         self.version = version
         self.predictor = predictor
@@ -87,19 +88,6 @@ class ServedModel:
         rows = self.predictor.predict(clips)
         seconds = time.monotonic() - started_at
         return [Forward(row, started_at, seconds) for row in rows]
-
-
-class ClassifierObserver:
-    """Told of what a classifier does; this one lets it pass."""
-
-    def answered(self, timing: Timing) -> None:
-        """Takes where the time of a video went."""
-
-    def batch(self, num_clips: int) -> None:
-        """Takes the size of a batch that the model is given."""
-
-    def serves(self, name: str, version: str) -> None:
-        """Takes the version that is served from now on; called in any thread."""
 
 
 def load_here(config: ServeConfig, version: str, gives_way: bool) -> "Predictor":
@@ -218,7 +206,7 @@ class Classifier:
     @contextmanager
     def _admitted(self) -> Iterator[None]:
         if self._num_admitted >= self._config.max_queued:
-            raise Refusal(503, "overloaded", "the server has all the videos it can take", retry_after_seconds=1)
+            raise overloaded()
         self._num_admitted += 1
         try:
             yield

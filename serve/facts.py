@@ -1,4 +1,4 @@
-"""What is noted of a request while it runs, for the log and the metrics."""
+"""What is noted of requests and of the classifier's work, for the log and the metrics."""
 
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -36,6 +36,19 @@ class RequestObserver:
 
     def request(self, facts: RequestFacts) -> None:
         """Takes what was noted of a request."""
+
+
+class ClassifierObserver:
+    """Told of what a classifier does; this one lets it pass."""
+
+    def answered(self, timing: Timing) -> None:
+        """Takes where the time of a video went."""
+
+    def batch(self, num_clips: int) -> None:
+        """Takes the size of a batch that the model is given."""
+
+    def serves(self, name: str, version: str) -> None:
+        """Takes the version that is served from now on; called in any thread."""
 
 
 FACTS: ContextVar[RequestFacts] = ContextVar("facts")

@@ -21,6 +21,8 @@ from serve.refusal import Refusal
 from serve.schema import ErrorAnswer, OipError
 
 OPEN_PATHS = frozenset({*PAGE_FILES, "/healthz", "/readyz"})
+CODE_HEADER = "X-Error-Code"
+"""Header of an error answer that names its reason; the Open Inference Protocol's form has no place for it."""
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 _LOOPBACK_HOST = re.compile(r"(localhost|127\.0\.0\.1|\[::1\])(:[0-9]*)?", re.IGNORECASE)
 
@@ -54,7 +56,7 @@ def is_oip(path: str) -> bool:
 def refusal_response(refusal: Refusal, path: str) -> JSONResponse:
     """Returns a refusal as an HTTP response, in the form that the protocol of the path has for errors, and notes it."""
     note_refusal(refusal)
-    headers = {}
+    headers = {CODE_HEADER: refusal.code}
     if refusal.retry_after_seconds is not None:
         headers["Retry-After"] = str(refusal.retry_after_seconds)
     if refusal.status == 401:
@@ -84,7 +86,7 @@ class Guard:
             return
         refusal = self._refusal(scope["path"], Headers(scope=scope))
         app = self._app if refusal is None else refusal_response(refusal, scope["path"])
-        await app(scope, receive, _with_nosniff(send))
+        await app(scope, receive, with_nosniff(send))
 
     def _refusal(self, path: str, headers: Headers) -> Refusal | None:
         if self._digests:
@@ -111,7 +113,9 @@ def _digest(key: str) -> bytes:
     return hashlib.sha256(key.encode()).digest()
 
 
-def _with_nosniff(send: Send) -> Send:
+def with_nosniff(send: Send) -> Send:
+    """Returns `send` with a header that keeps browsers from guessing types."""
+
     async def send_with_header(message: Message) -> None:
         if message["type"] == "http.response.start":
             MutableHeaders(scope=message)["X-Content-Type-Options"] = "nosniff"

@@ -7,8 +7,7 @@ its `_sum` is not, since Ray passes each value on as the middle of its bucket. E
 
 from ray.serve import metrics
 
-from serve.classifier import ClassifierObserver
-from serve.facts import RequestFacts, RequestObserver
+from serve.facts import ClassifierObserver, RequestFacts, RequestObserver
 from serve.schema import Timing
 
 SECONDS = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0]
@@ -16,7 +15,7 @@ CLIPS = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0]
 
 
 class RequestMetrics(RequestObserver):
-    """What a gateway counts; made in its process."""
+    """What a gateway, or a proxy, counts; made in its process."""
 
     def __init__(self) -> None:
         self._requests = metrics.Counter(

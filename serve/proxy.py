@@ -12,7 +12,8 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.connection import limit_connections
-from serve.request_id import RequestIds
+from serve.request_id import RequestIds, log_to_stderr
+from serve.shedding import Shedding
 
 CALLBACK_VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 """Where Ray's proxy looks for the function to call: `SET_UP`."""
@@ -24,9 +25,12 @@ _PIECE_BYTES = 2**20
 
 
 def set_up_proxy() -> list[Middleware]:
-    """Limits the connections of the process that it is called in, and returns what is to stand before the proxy."""
+    """Limits the connections of the process that it is called in; returns what stands before it, the inmost first."""
+    from serve.metrics import RequestMetrics  # here: the command sets Ray's variables before Ray is imported
+
     limit_connections()
-    return [Middleware(RequestIds), Middleware(PacedBodies)]
+    log_to_stderr()
+    return [Middleware(Shedding, observer=RequestMetrics()), Middleware(RequestIds), Middleware(PacedBodies)]
 
 
 class PacedBodies:

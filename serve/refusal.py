@@ -1,5 +1,10 @@
 """The one exception behind every error answer: what is raised anywhere in `serve` to refuse a request or a file."""
 
+OVERLOADED = "overloaded"
+"""Code of a refusal for want of room alone."""
+OVERLOADED_SECONDS = 1
+"""When to try again then."""
+
 
 class Refusal(Exception):
     """A request, or one file of it, that gets an error answer.
@@ -21,3 +26,8 @@ class Refusal(Exception):
     def __str__(self) -> str:
         """Returns the sentence for people."""
         return self.message
+
+
+def overloaded() -> Refusal:
+    """Returns the refusal of what is too much."""
+    return Refusal(503, OVERLOADED, "the server has all the videos it can take", OVERLOADED_SECONDS)

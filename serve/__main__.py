@@ -146,6 +146,7 @@ def _start(command: ServeCommand) -> None:
     os.environ["RAY_AUTH_MODE"] = "token"
     os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # else it tells of one request in place of many
     os.environ[CALLBACK_VARIABLE] = SET_UP
     if command.host in LOOPBACK_NAMES:
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # on Linux too: Ray's node takes the loopback address

@@ -22,7 +22,7 @@ from serve.schema import ErrorAnswer, OipError
 
 OPEN_PATHS = frozenset({*PAGE_FILES, "/healthz", "/readyz"})
 CODE_HEADER = "X-Error-Code"
-"""Header of an error answer that names its reason; the Open Inference Protocol's form has no place for it."""
+"""Header of a refusal that names its reason; the Open Inference Protocol's form has no place for it."""
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 _LOOPBACK_HOST = re.compile(r"(localhost|127\.0\.0\.1|\[::1\])(:[0-9]*)?", re.IGNORECASE)
 

@@ -6,7 +6,7 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
 
-from serve.guard import OPEN_PATHS, is_oip
+from serve.guard import CODE_HEADER, OPEN_PATHS, is_oip
 from serve.schema import ErrorAnswer, OipError
 from serve.tensors import JSON_LENGTH, InferRequest, InferResponse
 from serve.upload import FILE_FIELD
@@ -18,7 +18,7 @@ Send a video, get its classes:
 
 - A server with API keys wants one in `Authorization: Bearer KEY`; one without answers this machine's programs alone.
 - Every refusal is `{"error": {"code", "message"}}`: a stable name for programs and a sentence for people. Under `/v2`
-  it is `{"error": "sentence"}`, as the Open Inference Protocol has it.
+  it is `{"error": "sentence"}`, as the Open Inference Protocol has it; `X-Error-Code` holds the name there too.
 - After a 503 the same request may succeed later: `Retry-After` says when to try.
 - What a video is, is decided by its bytes, never by its name or type. No path and no address is ever opened.
 """
@@ -95,6 +95,7 @@ OIP_SENTENCES = {
 
 HEADERS = {
     "X-Request-ID": ("string", "the request's own, else a new one; the server's log tells it too"),
+    CODE_HEADER: ("string", "the refusal's name"),
     "Retry-After": ("integer", "seconds after which the same request may succeed"),
     "WWW-Authenticate": ("string", "how to show a key"),
     JSON_LENGTH: ("integer", "bytes of JSON; the tensors' bytes follow them"),
@@ -202,6 +203,7 @@ def _complete_operation(path: str, operation: dict[str, Any]) -> None:
     operation["responses"] = dict(sorted(responses.items()))
     for status, response in responses.items():
         names = {"401": ["WWW-Authenticate"], "503": ["Retry-After"]}.get(status, [])
+        names += [CODE_HEADER] if int(status) >= 400 else []
         headers = {name: {"$ref": f"#/components/headers/{name}"} for name in ["X-Request-ID", *names]}
         response["headers"] = headers | response.get("headers", {})
         if int(status) >= 400:

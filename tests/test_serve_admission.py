@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.admission import Admission, Gate
 from serve.facts import FACTS, RequestFacts
@@ -22,7 +22,7 @@ class Visit:
     finish: asyncio.Event = field(default_factory=asyncio.Event)
     answer: list[Message] = field(default_factory=list)
 
-    async def through(self, gate: Gate) -> "Visit":
+    async def through(self, gate: ASGIApp) -> "Visit":
         FACTS.set(RequestFacts(self.method, self.path))  # as `Access` does, which stands in front of it
         scope = {"type": "http", "method": self.method, "path": self.path, "headers": [], "visit": self}
         await gate(scope, self._receive, self._send)

@@ -1,5 +1,6 @@
 """The metrics of a real server, as Prometheus reads them, and the dashboard that is made of them."""
 
+import asyncio
 import json
 import re
 from collections import defaultdict
@@ -12,6 +13,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
+from tests.load import load
 from tests.registry import MLFLOW_WARNINGS, register, register_again
 from tests.serving import ask, form, serving
 from tests.training import free_ports, until
@@ -59,6 +61,10 @@ def test_a_server_tells_what_the_dashboard_shows(tmp_path: Path) -> None:
         until(lambda: total(scrape(metrics_port), "model_info", version=version) == 1)
         until(lambda: total(scrape(metrics_port), "requests_total", code="404") == 2)
         samples = scrape(metrics_port)
+        url = f"http://127.0.0.1:{port}/v1/predict"
+        refused = asyncio.run(load(url, [video], concurrency=80, num_requests=400)).failed
+        assert {one.code for one in refused} == {"overloaded"}
+        until(lambda: total(scrape(metrics_port), "refusals_total", reason="overloaded") == len(refused))
     check_values(samples, len(video))
     check_log(log.read_text())
     labels = defaultdict(set)

@@ -1,5 +1,7 @@
 """One real `python -m serve` under siege: through Ray's proxy, with memory, sockets and processes watched."""
 
+import asyncio
+import re
 import select
 import socket
 import subprocess
@@ -16,8 +18,10 @@ import pytest
 
 from tests.bombs import encoded
 from tests.fuzz.attack import serving_processes
+from tests.load import load
 from tests.registry import MLFLOW_WARNINGS, register
 from tests.serving import ask, serving
+from tests.training import until
 
 pytestmark = [*MLFLOW_WARNINGS, pytest.mark.integration]
 
@@ -154,6 +158,16 @@ def test_a_decoder_that_is_killed_costs_its_video_alone(server: Server) -> None:
         decoder.kill()
         assert (doomed.result().status, doomed.result().code) == (422, "decoder_crash")
         assert spared.result().status == 200
+
+
+def test_too_many_at_once_are_refused_by_the_proxy_and_told_of(server: Server) -> None:
+    outcome = asyncio.run(
+        load(f"http://127.0.0.1:{server.port}/v1/predict", [server.small], concurrency=80, num_requests=800)
+    )
+    assert {(one.status, one.code) for one in outcome.outcomes} == {(200, None), (503, "overloaded")}
+    refused = r"ProxyActor.* request method=POST path=/v1/predict status=503 code=overloaded bytes=0 .*request_id=\S"
+    until(lambda: re.search(refused, server.log.read_text()) is not None)
+    assert server.is_well()
 
 
 def test_rays_own_ports_want_the_token_of_this_run(server: Server) -> None:

@@ -12,6 +12,7 @@ from configs.train import OptimizerConfig, TrainConfig, ViewConfig
 from tests.registry import store_uri
 from trainer.loop import Ranks
 from trainer.metrics import Evaluation
+from trainer.model import CnnRnn
 from trainer.spec import JobSpec
 from trainer.tracking import open_run
 from trainer.training import Training
@@ -28,6 +29,12 @@ CONFIG = TrainConfig(
     model=ModelConfig(backbone="narrow", width=8, weights="none", hidden_size=8, dropout=0.3),
     optimizer=OptimizerConfig(learning_rate=1e-2, class_weights="balanced", label_smoothing=0.1),
 )
+RECIPE = {
+    "model": ModelConfig(**CONFIG.model.model_dump() | {"weights": "first.pt", "freeze_epochs": 1}),
+    "optimizer": OptimizerConfig(
+        **CONFIG.optimizer.model_dump() | {"ema_decay": 0.8, "backbone_factor": 0.3, "warmup_fraction": 0.4}
+    ),
+}
 NUM_STEPS = 16
 EPOCH_ENDS = [6, 11, 16]
 
@@ -45,6 +52,13 @@ def spec_maker(folder: Path, packed: Path) -> MakeSpec:
         return JobSpec(config, shards, run_folder, run_id, store_uri(folder), num_workers=1)
 
     return make
+
+
+def put_weights(spec: JobSpec) -> JobSpec:
+    """Puts the backbone's first weights where the driver does."""
+    torch.manual_seed(5)
+    torch.save(CnnRnn(spec.config.model, 2, 4).backbone.state_dict(), spec.weights_file)
+    return spec
 
 
 def train(spec: JobSpec) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-from configs.model import ModelConfig
 from configs.train import OptimizerConfig
 from packer.manifest import read_manifest
 from tests.registry import MLFLOW_WARNINGS
@@ -17,37 +16,23 @@ from tests.runs import (
     CPU,
     EPOCH_ENDS,
     NUM_STEPS,
+    RECIPE,
     MakeSpec,
     assert_as_whole,
     assert_same,
     curve,
     newest,
+    put_weights,
     train,
     train_on_one_thread,
 )
 from trainer.checkpoint import judged_weights
 from trainer.index import SampleIndex
 from trainer.loop import FACTOR, Loss, Ranks, evaluate, learning_rate
-from trainer.model import CnnRnn
 from trainer.spec import JobSpec
 from trainer.training import Training
 
 pytestmark = [*MLFLOW_WARNINGS, pytest.mark.usefixtures("one_thread")]
-
-
-RECIPE = {
-    "model": ModelConfig(**CONFIG.model.model_dump() | {"weights": "first.pt", "freeze_epochs": 1}),
-    "optimizer": OptimizerConfig(
-        **CONFIG.optimizer.model_dump() | {"ema_decay": 0.8, "backbone_factor": 0.3, "warmup_fraction": 0.4}
-    ),
-}
-
-
-def put_weights(spec: JobSpec) -> JobSpec:
-    """Puts the backbone's first weights where the driver does."""
-    torch.manual_seed(5)
-    torch.save(CnnRnn(spec.config.model, 2, 4).backbone.state_dict(), spec.weights_file)
-    return spec
 
 
 @pytest.fixture(scope="module")

@@ -155,7 +155,8 @@ def shift_in_time(backbone: nn.Module, num_frames: int) -> int:
 def _block(inside: int, outside: int) -> BasicBlock:
     # Averaging, then a 1x1 convolution: sees every pixel, where a strided 1x1 skips three of four (He et al. 2019,
     # ResNet-D); a strided 1x1 of 8 channels also corrupts memory in oneDNN's backward pass (torch 2.14.1, AVX-512).
-    shortcut = nn.Sequential(
-        nn.AvgPool2d(2, ceil_mode=True), nn.Conv2d(inside, outside, 1, bias=False), nn.BatchNorm2d(outside)
-    )
+    # Without padding it does not matter whether padding counts, but where it does a compiled backward pass divides an
+    # odd map's last row by 4 instead of 2 (torch 2.14, pytorch/pytorch#198119).
+    average = nn.AvgPool2d(2, ceil_mode=True, count_include_pad=False)
+    shortcut = nn.Sequential(average, nn.Conv2d(inside, outside, 1, bias=False), nn.BatchNorm2d(outside))
     return BasicBlock(inside, outside, stride=2, downsample=shortcut)

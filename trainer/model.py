@@ -11,6 +11,7 @@ N = B * T.
 """
 
 import copy
+from collections.abc import Callable
 from typing import Self
 
 import torch
@@ -19,6 +20,9 @@ from torch import Tensor, nn
 from configs.load import UsageError
 from configs.model import ModelConfig
 from trainer.backbone import VIDEO_RESNETS, make_backbone, pixel_statistics, shift_in_time, split_stages
+
+MAX_COMPILATIONS = 64
+"""Torch's own limit, 8, is passed by a run of two sizes of micro-batches that unfreezes a ResNet stage by stage."""
 
 
 class CnnRnn(nn.Module):
@@ -64,6 +68,8 @@ class CnnRnn(nn.Module):
         self.attention = nn.Linear(width, 1) if config.pooling == "attention" else None
         self.dropout = nn.Dropout(config.dropout)
         self.head = nn.Linear(width, num_classes)
+        # A function of the class: a deep copy, as the average of the weights is one, would share a bound method.
+        self._features_of: Callable[[CnnRnn, Tensor], Tensor] = CnnRnn._features
 
     def channels_last(self) -> Self:
         """Lays the convolutions' weights out as the pixels lie, channels last, and returns the model."""
@@ -71,6 +77,22 @@ class CnnRnn(nn.Module):
         for part in (self.backbone, self.stem_of_changes):
             if part is not None:
                 part.to(memory_format=memory_format)
+        return self
+
+    def compiled(self) -> Self:
+        """Lets torch compile all that comes before the RNN, which it cannot, and returns the model.
+
+        It happens at the first forward pass of each shape of a batch, mode, and choice of frozen stages: one graph for
+        each, at most two sizes of micro-batches and one of evaluation. A graph for every size would be slower and is
+        not worth it. Random choices, as of stochastic depth, stay those of an uncompiled run.
+        """
+        self._features_of = torch.compile(  # type: ignore[call-overload]  # its stubs lack the limit
+            CnnRnn._features,
+            fullgraph=True,
+            dynamic=False,
+            recompile_limit=MAX_COMPILATIONS,
+            isolate_recompiles=True,
+        )
         return self
 
     @property
@@ -98,12 +120,15 @@ class CnnRnn(nn.Module):
 
     def forward(self, clips_BTCHW: Tensor) -> Tensor:
         """Returns the logits `(B, K) float32` of clips `(B, T, 3, H, W) uint8 RGB`."""
-        pixels_NCHW = clips_BTCHW.flatten(0, 1).to(self.mean.dtype, memory_format=torch.channels_last)
-        maps_BTCHW = self._see((pixels_NCHW - self.mean) / self.std, clips_BTCHW.shape[1])
-        features_NF = self.project(self.grid(maps_BTCHW.flatten(0, 1)).flatten(1))
-        states_BTD = self._read(features_NF.view(*maps_BTCHW.shape[:2], -1))
+        states_BTD = self._read(self._features_of(self, clips_BTCHW))
         logits_BK: Tensor = self.head(self.dropout(self._pool(states_BTD)))
         return logits_BK.float()
+
+    def _features(self, clips_BTCHW: Tensor) -> Tensor:
+        pixels_NCHW = clips_BTCHW.flatten(0, 1).to(self.mean.dtype, memory_format=torch.channels_last)
+        maps_BTCHW = self._see((pixels_NCHW - self.mean) / self.std, clips_BTCHW.shape[1])
+        features_NF: Tensor = self.project(self.grid(maps_BTCHW.flatten(0, 1)).flatten(1))
+        return features_NF.view(*maps_BTCHW.shape[:2], -1)
 
     def _see(self, pixels_NCHW: Tensor, num_frames: int) -> Tensor:
         clips_BTCHW = pixels_NCHW.view(-1, num_frames, *pixels_NCHW.shape[1:])

@@ -8,6 +8,7 @@ and what fails together is told together.
 import os
 import shutil
 import ssl
+import sysconfig
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from urllib.error import HTTPError, URLError
@@ -59,13 +60,17 @@ def share_problems(num_workers: int, global_batch: int) -> Iterator[str]:
 
 
 def model_problems(config: TrainConfig, manifest: Manifest, folder: Path) -> Iterator[str]:
-    """Yields what keeps a run's checkpoints from being written to `folder`, which need not exist yet.
+    """Yields what keeps a model from being compiled, and its checkpoints from being written to `folder`.
+
+    The folder need not exist yet.
 
     Raises:
         UsageError: There is no such model.
     """
     import torch
 
+    if config.compile:
+        yield from _compiler_problems()
     from trainer.checkpoint import NUM_KEPT
     from trainer.model import CnnRnn
 
@@ -81,6 +86,20 @@ def model_problems(config: TrainConfig, manifest: Manifest, folder: Path) -> Ite
             f"runs ({config.runs}) has {_gigabytes(free)} free, the checkpoints of this model take "
             f"{_gigabytes(num_bytes)}: make room, or give --runs a folder with more"
         )
+
+
+def _compiler_problems() -> Iterator[str]:
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    header = Path(sysconfig.get_path("include"), "Python.h")
+    try:
+        get_cpp_compiler()
+        missing = "" if header.exists() else f"Python's own headers, and there is no {header}"
+    except InvalidCxxCompiler:
+        missing = "a C++ compiler, and neither g++ nor what CXX names is one"
+    if missing:
+        yield f"compile needs {missing}: install it, or leave --compile out"
 
 
 def spread_problems(config: TrainConfig, store: str) -> Iterator[str]:

@@ -54,6 +54,8 @@ class Training:
         self.class_names = self.manifest.class_names
         self.index = spec.open_index("train")
         self.model = spec.make_model(self.manifest).to(device).channels_last()
+        if self.config.compile:
+            self.model.compiled()
         self.learner = spec.make_learner(self.model, self.index, len(self.class_names), ranks)
         average = self.learner.average
         self.judged = average.model if average else self.model

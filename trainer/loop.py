@@ -25,6 +25,7 @@ from configs.train import OptimizerConfig
 from trainer.average import WeightAverage
 from trainer.metrics import PREDICTION, TOP_K, Evaluation
 from trainer.stream import Batch
+from trainer.transfer import on_device
 
 # Of glibc's malloc.h.
 _M_TRIM_THRESHOLD = -1
@@ -233,10 +234,10 @@ def evaluate(
         autocast_dtype: Precision of the forward passes; None: float32.
     """
     judged, num_bad = [np.empty(0, PREDICTION)], 0
-    for batch in batches:
+    for batch in on_device(batches, device):
         num_bad += len(batch.errors)
         with autocast(device, autocast_dtype):
-            logits_BK = model(batch.clips.to(device, non_blocking=True)).float().cpu()
+            logits_BK = model(batch.clips).float().cpu()
         judged.append(_judge(logits_BK, batch))
     predictions = ranks.join(np.concatenate(judged))
     in_order = predictions[np.argsort(predictions["sample"], kind="stable")]

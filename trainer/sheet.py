@@ -59,7 +59,7 @@ def draw_batch(batch: Batch, class_names: Sequence[str]) -> bytes:
 def batch_strips(batch: Batch, class_names: Sequence[str]) -> list[Strip]:
     """Returns a batch's first clips, each with its class, or with both and their shares where it was mixed of two."""
     real = [place for place, weight in enumerate(batch.weights.tolist()) if weight > 0][:TRAIN_CLIPS_SHOWN]
-    clips_BTHWC = batch.clips[real].permute(0, 1, 3, 4, 2).numpy()
+    clips_BTHWC = batch.clips[real].permute(0, 1, 3, 4, 2).cpu().numpy()
     return [
         Strip(_classes(batch, place, class_names), f"sample {batch.rows[place].index} of the train split", clip)
         for place, clip in zip(real, clips_BTHWC, strict=True)

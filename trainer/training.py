@@ -25,6 +25,7 @@ from trainer.metrics import Evaluation
 from trainer.sheet import draw_batch
 from trainer.spec import JobSpec
 from trainer.stream import Batch
+from trainer.transfer import on_device
 
 if TYPE_CHECKING:
     from trainer.tracking import Point
@@ -115,7 +116,7 @@ class Training:
         schedule, loader = self.spec.train_loader(self.index, self.position, self.ranks)
         highest, warmup_fraction = self.config.learning_rate, self.config.optimizer.warmup_fraction
         waiting_since = time.monotonic()
-        for batch in loader if not self._lost_patience else ():
+        for batch in on_device(loader, self.learner.device) if not self._lost_patience else ():
             self.curves.wait(time.monotonic() - waiting_since)
             start = schedule.start + batch.step * schedule.global_batch
             mass, num_bad, save, stop = self._agree(batch)

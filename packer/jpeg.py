@@ -60,6 +60,21 @@ def encode(planes: Planes, quality: int) -> bytes:
     return jpeg
 
 
+def frame_size(jpegs: Sequence[bytes]) -> tuple[int, int]:
+    """Returns height and width of a clip's frames by their headers, in pixels.
+
+    Raises:
+        ValueError: There are no JPEGs, one of their headers is damaged, or their sizes differ.
+    """
+    if not jpegs:
+        raise ValueError("jpegs (0 of them) must hold at least one frame")
+    sizes = [simplejpeg.decode_jpeg_header(jpeg)[:2] for jpeg in jpegs]
+    if len(set(sizes)) > 1:
+        raise ValueError(f"jpegs must be of one size, got (height, width) {sorted(set(sizes))}")
+    height_px, width_px = sizes[0]
+    return height_px, width_px
+
+
 def decode_frames(jpegs: Sequence[bytes], buffer: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
     """Returns the frames of a clip, `(T, H, W, 3)` uint8 RGB in [0, 255].
 
@@ -70,13 +85,7 @@ def decode_frames(jpegs: Sequence[bytes], buffer: NDArray[np.uint8] | None = Non
     Raises:
         ValueError: There are no JPEGs, one of them is damaged, or their sizes differ.
     """
-    if not jpegs:
-        raise ValueError("jpegs (0 of them) must hold at least one frame")
-    sizes = [simplejpeg.decode_jpeg_header(jpeg)[:2] for jpeg in jpegs]
-    if len(set(sizes)) > 1:
-        raise ValueError(f"jpegs must be of one size, got (height, width) {sorted(set(sizes))}")
-    height_px, width_px = sizes[0]
-    shape = (len(jpegs), height_px, width_px, 3)
+    shape = (len(jpegs), *frame_size(jpegs), 3)
     frames = buffer if buffer is not None and buffer.shape == shape else np.empty(shape, np.uint8)
     for jpeg, frame in zip(jpegs, frames, strict=True):
         simplejpeg.decode_jpeg(jpeg, "RGB", buffer=frame)

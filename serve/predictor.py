@@ -56,7 +56,7 @@ class ModelView:
 
     def _view_frame(self, jpeg: bytes) -> FramesTHWC:
         # A copy, where the view is a part of the frame, which would else stay.
-        return np.ascontiguousarray(eval_view(decode_frames([jpeg]), self.contract.view))
+        return np.ascontiguousarray(eval_view(torch.from_numpy(decode_frames([jpeg])), self.contract.view).numpy())
 
     def take(self, frames_TCHW: NDArray[np.uint8]) -> FramesTHWC:
         """Returns frames that are already as the model sees them, in the order of axes of `view`.

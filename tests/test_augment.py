@@ -1,19 +1,40 @@
 """Views of a clip: what is cut, what is resized, and that all frames of a clip are treated alike."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from pydantic import ValidationError
 from torch import from_numpy
 from torchvision.transforms.v2.functional import adjust_brightness, adjust_contrast, adjust_saturation, resize
 
 from configs.train import AugmentConfig, ViewConfig
-from trainer.augment import GREY, EvalView, FramesTHWC, TrainView, eval_view
+from trainer import augment
+from trainer.augment import GREY, EvalView
 from trainer.schedule import Row
 
+FramesTHWC = NDArray[np.uint8]
 ROWS = [Row(epoch, index, 1.0) for epoch in range(3) for index in range(8)]
 CROP = ViewConfig(short_side_px=24, size_px=16)
 LIGHT = {"brightness": adjust_brightness, "contrast": adjust_contrast, "saturation": adjust_saturation}
 SQUASH = ViewConfig(short_side_px=24, size_px=16, mode="squash")
+
+
+def eval_view(frames: FramesTHWC, view: ViewConfig) -> FramesTHWC:
+    return augment.eval_view(from_numpy(frames), view).numpy()
+
+
+@dataclass(frozen=True)
+class TrainView:
+    """`augment.TrainView` of NumPy's arrays."""
+
+    view: ViewConfig
+    augment: AugmentConfig
+    seed: int
+
+    def __call__(self, frames: FramesTHWC, row: Row) -> FramesTHWC:
+        return augment.TrainView(self.view, self.augment, self.seed)(from_numpy(frames), row).numpy()
 
 
 def noise(height: int, width: int, num_frames: int = 3) -> FramesTHWC:
@@ -67,7 +88,7 @@ def test_eval_view_brings_other_frames_to_the_short_side(height: int, width: int
 def test_squash_keeps_the_whole_frame(height: int, width: int) -> None:
     frames = noise(height, width)
     assert np.abs(eval_view(frames, SQUASH).astype(int) - resized(frames, 16, 16)).max() <= 1
-    assert EvalView(SQUASH)(frames, ROWS[0]).tobytes() == eval_view(frames, SQUASH).tobytes()
+    assert EvalView(SQUASH)(from_numpy(frames), ROWS[0]).numpy().tobytes() == eval_view(frames, SQUASH).tobytes()
 
 
 def test_random_crops_reach_every_place_and_are_alike_in_all_frames() -> None:

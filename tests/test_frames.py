@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from configs.train import AugmentConfig, ViewConfig
 from packer.clip import frame_indices
@@ -98,7 +99,7 @@ def test_the_view_is_chosen_as_ever() -> None:
     frames = np.random.default_rng(0).integers(0, 256, (4, 24, 30, 3), dtype=np.uint8)
     view = TrainView(ViewConfig(short_side_px=24, size_px=16), AugmentConfig(), seed=0)
     row = Row(1, 2, 1.0)
-    before = view(frames, row).copy()
+    before = view(torch.from_numpy(frames), row).clone()
     RandomFrames(8, 4, seed=0)(row)
     generator = np.random.Generator(np.random.PCG64([0, 1, 2]))
     top, left = int(generator.integers(24 - 16 + 1)), int(generator.integers(30 - 16 + 1))

@@ -16,9 +16,10 @@ import torch
 from configs.train import ViewConfig
 from packer.manifest import ManifestError, read_samples
 from trainer.augment import EvalView
+from trainer.decoding import decode
 from trainer.index import LocalReader, SampleError, SampleIndex
 from trainer.schedule import Schedule, Shuffle
-from trainer.stream import FILL_VALUE, Batch, decode, make_loader
+from trainer.stream import FILL_VALUE, Batch, make_loader
 
 BAD = 8
 """The sample that is damaged; the second of its shard."""

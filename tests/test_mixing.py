@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from configs.train import AugmentConfig, ViewConfig
@@ -27,17 +28,24 @@ def noise(seed: int) -> NDArray[np.uint8]:
     return np.random.default_rng(seed).integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
 
 
+def mix(
+    mixing: Mixing, clip: NDArray[np.uint8], partner: NDArray[np.uint8], row: Row
+) -> tuple[NDArray[np.uint8], float]:
+    mixed, share = mixing(torch.from_numpy(clip), torch.from_numpy(partner), row)
+    return mixed.numpy(), share
+
+
 def test_mixup_is_the_weighted_mean() -> None:
     clip, partner = noise(0), noise(1)
     shares = []
     for row in ROWS:
-        mixed, share = Mixing(mixup=0.5, cutmix=0.0, seed=0)(clip, partner, row)
+        mixed, share = mix(Mixing(mixup=0.5, cutmix=0.0, seed=0), clip, partner, row)
         wanted = share * clip.astype(float) + (1 - share) * partner
         assert np.abs(mixed - wanted).max() <= 0.5
         shares.append(share)
     assert np.mean(shares) == pytest.approx(0.5, abs=0.06)
     assert np.std(shares) == pytest.approx(8**-0.5, abs=0.04)  # of Beta(0.5, 0.5)
-    usual = [Mixing(mixup=4.0, cutmix=0.0, seed=0)(clip, partner, row)[1] for row in ROWS]
+    usual = [mix(Mixing(mixup=4.0, cutmix=0.0, seed=0), clip, partner, row)[1] for row in ROWS]
     assert np.std(usual) == pytest.approx(1 / 6, abs=0.03)
 
 
@@ -45,7 +53,7 @@ def test_cutmix_shows_the_partner_in_one_box_of_all_frames() -> None:
     clip, partner = np.full((3, 16, 16, 3), 10, np.uint8), np.full((3, 16, 16, 3), 200, np.uint8)
     shares, covered = [], np.zeros((16, 16), int)
     for row in ROWS:
-        mixed, share = Mixing(mixup=0.0, cutmix=1.0, seed=0)(clip, partner, row)
+        mixed, share = mix(Mixing(mixup=0.0, cutmix=1.0, seed=0), clip, partner, row)
         inside = mixed[0, :, :, 0] == 200
         assert (mixed == np.where(inside[None, :, :, None], partner, clip)).all()
         assert 1 - inside.mean() == share
@@ -62,8 +70,8 @@ def test_cutmix_shows_the_partner_in_one_box_of_all_frames() -> None:
 
 def test_given_both_half_of_the_clips_are_cut() -> None:
     clip, partner = np.full((1, 16, 16, 3), 10, np.uint8), np.full((1, 16, 16, 3), 200, np.uint8)
-    blended = [row for row in ROWS if 10 < BOTH(clip, partner, row)[0].mean() < 200]
-    cut = [row for row in blended if set(np.unique(BOTH(clip, partner, row)[0])) == {10, 200}]
+    blended = [row for row in ROWS if 10 < mix(BOTH, clip, partner, row)[0].mean() < 200]
+    cut = [row for row in blended if set(np.unique(mix(BOTH, clip, partner, row)[0])) == {10, 200}]
     assert 0.35 < len(cut) / len(blended) < 0.65
 
 
@@ -150,7 +158,7 @@ def test_a_row_is_mixed_with_its_partner_as_the_partner_shows_itself(index: Samp
                 np.frombuffer(plain[step, one].clip, np.uint8).reshape(4, 3, 24, 24).transpose(0, 2, 3, 1)
                 for one in (row, partner)
             ]
-            clip, share = BOTH(clips[0], clips[1], row)
+            clip, share = mix(BOTH, clips[0].copy(), clips[1].copy(), row)
             assert got.clip == clip.transpose(0, 3, 1, 2).tobytes()
             assert (got.label, got.other_label) == (index.labels[row.index], index.labels[partner.index])
             assert (got.share, got.weight) == (pytest.approx(share), 1.0)

@@ -98,7 +98,7 @@ def test_a_run_with_every_recipe_is_resumed_exactly(packed: Path, tmp_path: Path
 def test_each_recipe_changes_the_batches(packed: Path, tmp_path: Path, changed: dict[str, Any]) -> None:
     def first_batch(config: TrainConfig) -> bytes:
         spec = JobSpec(config, packed, tmp_path, "", "", num_workers=1)
-        _, loader = spec.train_loader(SampleIndex.open(packed, "train"), 0, Ranks())
+        _, loader = spec.train_loader(SampleIndex.open(packed, "train"), 0, Ranks(), torch.device("cpu"))
         return next(iter(loader)).clips.numpy().tobytes()
 
     assert first_batch(CONFIG) != first_batch(CONFIG.model_copy(update=changed))
@@ -125,7 +125,7 @@ def test_the_seed_is_of_the_first_weights_the_order_and_the_views(
         plain = {"seed": seed, "sampling": "shuffled", "view": view, "augment": AugmentConfig()}
         spec = JobSpec(CONFIG.model_copy(update=plain), packed, tmp_path, "", "", num_workers=1)
         weights.append(spec.make_model(read_manifest(packed)).head.weight)
-        _, loader = spec.train_loader(SampleIndex.open(packed, "train"), 0, Ranks())
+        _, loader = spec.train_loader(SampleIndex.open(packed, "train"), 0, Ranks(), torch.device("cpu"))
         rows = [pair for batch in loader for pair in zip(batch.rows, batch.clips, strict=True) if pair[0].weight]
         orders.append([row.index for row, _ in rows])
         views.append({(row.epoch, row.index): clip.numpy().tobytes() for row, clip in rows})

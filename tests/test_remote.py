@@ -7,10 +7,8 @@ import subprocess
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 
 from packer.owner import _Owner
 from packer.storage import RemotePath, write_atomically
@@ -189,5 +187,5 @@ def test_a_training(packed: Path, bucket: str, tmp_path: Path) -> None:
         assert "registered clipstream version 1" in done.log
 
 
-def as_stored(frames: NDArray[np.uint8], row: Row) -> NDArray[np.uint8]:
+def as_stored(frames: torch.Tensor, row: Row) -> torch.Tensor:
     return frames

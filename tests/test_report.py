@@ -76,7 +76,7 @@ def rows_of(text: str) -> list[dict[str, str]]:
 
 def test_training_clips_are_shown_as_the_model_got_them(reported: tuple[JobSpec, dict[str, Any], Path]) -> None:
     spec, _, folder = reported
-    _, loader = spec.train_loader(Training(spec, Ranks(), torch.device("cpu")).index, 0, Ranks())
+    _, loader = spec.train_loader(Training(spec, Ranks(), torch.device("cpu")).index, 0, Ranks(), torch.device("cpu"))
     clips = next(iter(loader)).clips.permute(0, 1, 3, 4, 2).numpy()
     for number, clip in enumerate(clips):
         assert (shown(folder / "data" / "train_clips.png", number) == clip).all()

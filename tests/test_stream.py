@@ -15,13 +15,13 @@ from configs.train import AugmentConfig, ViewConfig
 from packer.manifest import read_samples
 from tests.videos import number_picture, read_number
 from trainer.augment import EvalView, TrainView
+from trainer.decoding import decode
 from trainer.index import SampleIndex
 from trainer.schedule import Row, Schedule, Shuffle
 from trainer.stream import (
     Batch,
     RowSource,
     View,
-    decode,
     make_loader,
 )
 
@@ -225,7 +225,7 @@ def test_clips_of_different_sizes_come_out_whole() -> None:
     ]
     samples.insert(3, {"__key__": "bad", "__url__": "x.tar", "000.jpg": jpegs[0][:-30], "cls": b"0"})
     decoded = [
-        sample if "__error__" in sample else {**sample, "clip": sample["clip"].copy()}
+        sample if "__error__" in sample else {**sample, "clip": sample["clip"].clone()}
         for sample in decode(samples, num_frames=1)
     ]
     assert [sample["__key__"] for sample in decoded if "__error__" in sample] == ["bad"]

@@ -2,20 +2,18 @@
 
 `eval_view` is the only way from stored frames to the model's picture outside of training: evaluation, the check of an
 exported model and the server all call it. Every random choice is a function of (seed, epoch, sample), so a clip is
-changed in the same way whichever rank or loader worker handles it, and all frames of a clip in the same way.
+changed in the same way whichever rank, loader worker or device handles it, and all frames of a clip in the same way.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from torch import Tensor
 from torch.nn import functional
 
 from configs.train import AugmentConfig, ViewConfig
 from trainer.schedule import Choice, Row, generator_of
-
-FramesTHWC = NDArray[np.uint8]
 
 GREY = 128
 """What erased pixels become: about the mean that the model subtracts."""
@@ -23,7 +21,7 @@ LUMA = (0.299, 0.587, 0.114)
 """Shares of red, green and blue in a pixel's grey (BT.601)."""
 
 
-def eval_view(frames: FramesTHWC, view: ViewConfig) -> FramesTHWC:
+def eval_view(frames: Tensor, view: ViewConfig) -> Tensor:
     """Returns the fixed view of a clip: its centre square, or the whole frame squashed to the square.
 
     Args:
@@ -46,7 +44,7 @@ class EvalView:
 
     view: ViewConfig
 
-    def __call__(self, frames: FramesTHWC, row: Row) -> FramesTHWC:
+    def __call__(self, frames: Tensor, row: Row) -> Tensor:
         """Returns the `(T, size_px, size_px, 3) uint8 RGB` view of a clip, the same for every row."""
         return eval_view(frames, self.view)
 
@@ -63,7 +61,7 @@ class TrainView:
     augment: AugmentConfig
     seed: int
 
-    def __call__(self, frames: FramesTHWC, row: Row) -> FramesTHWC:
+    def __call__(self, frames: Tensor, row: Row) -> Tensor:
         """Returns a `(T, size_px, size_px, 3) uint8 RGB` view of `(T, H, W, 3)` stored frames; its strides vary."""
         generator = generator_of(self.seed, row, Choice.VIEW)
         if self.augment.min_scale < 1 or self.view.mode == "squash":
@@ -72,8 +70,7 @@ class TrainView:
             frames = to_short_side(frames, self.view.short_side_px)
             frames = _random_crop(frames, self.view.size_px, self.view.size_px, generator)
         if self.augment.horizontal_flip and generator.random() < 0.5:
-            # Not frames[:, :, ::-1]: NumPy copies pixels of 3 bytes backwards at a sixth of this speed.
-            frames = torch.from_numpy(frames).flip(2).numpy()
+            frames = frames.flip(2)
         if self.augment.brightness or self.augment.contrast or self.augment.saturation:
             frames = _other_light(frames, self.augment, generator)
         if self.augment.erasing and generator.random() < self.augment.erasing:
@@ -81,13 +78,13 @@ class TrainView:
         return frames
 
 
-def _random_crop(frames: FramesTHWC, height_px: int, width_px: int, generator: np.random.Generator) -> FramesTHWC:
+def _random_crop(frames: Tensor, height_px: int, width_px: int, generator: np.random.Generator) -> Tensor:
     top = int(generator.integers(frames.shape[1] - height_px + 1))
     left = int(generator.integers(frames.shape[2] - width_px + 1))
     return frames[:, top : top + height_px, left : left + width_px]
 
 
-def _random_part(frames: FramesTHWC, view: ViewConfig, min_scale: float, generator: np.random.Generator) -> FramesTHWC:
+def _random_part(frames: Tensor, view: ViewConfig, min_scale: float, generator: np.random.Generator) -> Tensor:
     """Returns min_scale..1 of the area, resized: of a square, or of the whole frame where that is squashed."""
     height, width = frames.shape[1:3]
     if view.mode == "crop":
@@ -97,20 +94,21 @@ def _random_part(frames: FramesTHWC, view: ViewConfig, min_scale: float, generat
     return _resize(part, view.size_px, view.size_px)
 
 
-def _other_light(frames: FramesTHWC, augment: AugmentConfig, generator: np.random.Generator) -> FramesTHWC:
+def _other_light(frames: Tensor, augment: AugmentConfig, generator: np.random.Generator) -> Tensor:
     """Returns a clip as if filmed in other light: brightness, contrast and saturation in one affine map of RGB."""
     brightness, contrast, saturation = (
         float(generator.uniform(1 - most, 1 + most))
         for most in (augment.brightness, augment.contrast, augment.saturation)
     )
-    to_grey = np.tile(np.array(LUMA, np.float32), (3, 1))
-    matrix = brightness * contrast * (saturation * np.eye(3, dtype=np.float32) + (1 - saturation) * to_grey)
-    mean_grey = brightness * float(frames.mean(axis=(0, 1, 2)) @ to_grey[0])
-    pixels = frames.astype(np.float32) @ matrix.T + (1 - contrast) * mean_grey
-    return pixels.round().clip(0, 255).astype(np.uint8)
+    luma = torch.tensor(LUMA, device=frames.device)
+    matrix = brightness * contrast * (saturation * torch.eye(3, device=frames.device) + (1 - saturation) * luma)
+    mean_colour = frames.sum(dim=(0, 1, 2)).double() / frames[..., 0].numel()  # integers add up to the same anywhere
+    mean_grey = brightness * (mean_colour @ luma.double())
+    pixels = frames.float() @ matrix.T + (1 - contrast) * mean_grey
+    return pixels.round_().clamp_(0, 255).to(torch.uint8)
 
 
-def _erase(frames: FramesTHWC, generator: np.random.Generator) -> FramesTHWC:
+def _erase(frames: Tensor, generator: np.random.Generator) -> Tensor:
     """Returns a clip of which a box is grey, at one place in all frames: whatever the model relies on may be hidden.
 
     Source: Zhong et al. 2020, "Random Erasing": 2 % to a third of the area, 0.3 to 3.3 times as high as wide.
@@ -120,12 +118,12 @@ def _erase(frames: FramesTHWC, generator: np.random.Generator) -> FramesTHWC:
     aspect = float(np.exp(generator.uniform(np.log(0.3), np.log(3.3))))
     height, width = (min(side, max(1, round(length))) for length in ((area * aspect) ** 0.5, (area / aspect) ** 0.5))
     top, left = int(generator.integers(side - height + 1)), int(generator.integers(side - width + 1))
-    erased = frames.copy()  # they may lie in the stored frames
+    erased = frames.clone()  # they may lie in the stored frames
     erased[:, top : top + height, left : left + width] = GREY
     return erased
 
 
-def to_short_side(frames: FramesTHWC, short_side_px: int) -> FramesTHWC:
+def to_short_side(frames: Tensor, short_side_px: int) -> Tensor:
     """Returns `(T, H, W, 3) uint8` frames resized to a short side; those that have it already, as they are."""
     height, width = frames.shape[1:3]
     short = min(height, width)
@@ -134,11 +132,12 @@ def to_short_side(frames: FramesTHWC, short_side_px: int) -> FramesTHWC:
     return _resize(frames, round(height * short_side_px / short), round(width * short_side_px / short))
 
 
-def _resize(frames: FramesTHWC, height: int, width: int) -> FramesTHWC:
+def _resize(frames: Tensor, height: int, width: int) -> Tensor:
     if frames.shape[1:3] == (height, width):
         return frames
     # Not torchvision's resize, which gives the same bytes: importing it costs every process 5 s of CPU.
-    pictures = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2)
+    pictures = frames.contiguous().permute(0, 3, 1, 2)
+    if pictures.is_cuda:  # where it is not made for bytes
+        pictures = pictures.float()
     resized = functional.interpolate(pictures, size=[height, width], mode="bilinear", antialias=True)
-    result: NDArray[np.uint8] = resized.permute(0, 2, 3, 1).numpy()
-    return result
+    return resized.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)

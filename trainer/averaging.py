@@ -3,9 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from configs.train import ViewConfig
@@ -21,7 +19,7 @@ class Crops:
 
     view: ViewConfig
 
-    def __call__(self, frames: NDArray[np.uint8], row: Row) -> NDArray[np.uint8]:
+    def __call__(self, frames: Tensor, row: Row) -> Tensor:
         """Returns `(3 * T, S, S, 3) uint8 RGB`, crop after crop, of `(T, H, W, 3)` stored frames."""
         size_px = self.view.size_px
         frames = to_short_side(frames, self.view.short_side_px)
@@ -30,7 +28,7 @@ class Crops:
         for halves in range(NUM_CROPS):
             top, left = (room * (halves if room == max(rooms) else 1) // 2 for room in rooms)
             crops.append(frames[:, top : top + size_px, left : left + size_px])
-        return np.concatenate(crops)
+        return torch.cat(crops)
 
 
 @dataclass(frozen=True)

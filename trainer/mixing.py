@@ -9,12 +9,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
+from torch import Tensor
 
 from trainer.index import Sample
 from trainer.schedule import Choice, Row, generator_of
-
-FramesTHWC = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class Mixing:
     """The same for clips of which a box is replaced."""
     seed: int
 
-    def __call__(self, clip: FramesTHWC, partner: FramesTHWC, row: Row) -> tuple[FramesTHWC, float]:
+    def __call__(self, clip: Tensor, partner: Tensor, row: Row) -> tuple[Tensor, float]:
         """Returns the mixed clip, and the share in it of `clip`, 0 to 1; the rest is the share of `partner`.
 
         Args:
@@ -51,7 +50,7 @@ def mix(samples: Iterable[Sample], *, mixing: Mixing) -> Iterator[Sample]:
     for sample in samples:
         if "__partner__" in sample:
             # A copy: the next clip is decoded over this one.
-            partner = None if "__error__" in sample else {**sample, "clip": sample["clip"].copy()}
+            partner = None if "__error__" in sample else {**sample, "clip": sample["clip"].clone()}
             continue
         if partner and "__error__" not in sample:
             sample["clip"], sample["share"] = mixing(sample["clip"], partner["clip"], sample["__row__"])
@@ -60,21 +59,20 @@ def mix(samples: Iterable[Sample], *, mixing: Mixing) -> Iterator[Sample]:
         yield sample
 
 
-def _blend(clip: FramesTHWC, partner: FramesTHWC, share: float) -> tuple[FramesTHWC, float]:
-    # In 256ths: integers take 0.6 ms for 16 frames of 112 px where float32 takes 2.8, and the label's share is exact.
+def _blend(clip: Tensor, partner: Tensor, share: float) -> tuple[Tensor, float]:
+    # In 256ths: integers take a fifth of float32's time, and the label's share is exact. What overflows 15 bits comes
+    # out negative, and of that the lowest 8 bits are the same.
     parts = round(256 * share)
-    blended = clip.astype(np.uint16) * np.uint16(parts) + partner.astype(np.uint16) * np.uint16(256 - parts)
-    return ((blended + np.uint16(128)) >> 8).astype(np.uint8), parts / 256
+    blended = clip.to(torch.int16).mul_(parts).add_(partner.to(torch.int16), alpha=256 - parts).add_(128)
+    return blended.bitwise_right_shift_(8).to(torch.uint8), parts / 256
 
 
-def _cut(
-    clip: FramesTHWC, partner: FramesTHWC, share: float, generator: np.random.Generator
-) -> tuple[FramesTHWC, float]:
+def _cut(clip: Tensor, partner: Tensor, share: float, generator: np.random.Generator) -> tuple[Tensor, float]:
     """Replaces a box of 1 - share of the picture around a random place; less where it reaches over the edge."""
     side_px = clip.shape[1]
     half = side_px * (1 - share) ** 0.5 / 2
     centre = generator.uniform(0, side_px, 2)
     (top, left), (bottom, right) = np.clip(np.rint([centre - half, centre + half]), 0, side_px).astype(int)
-    mixed = clip.copy()
+    mixed = clip.clone()
     mixed[:, top:bottom, left:right] = partner[:, top:bottom, left:right]
     return mixed, 1 - float((bottom - top) * (right - left)) / side_px**2

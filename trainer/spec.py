@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
 
 from configs.train import TrainConfig
 from packer.manifest import Manifest
@@ -104,12 +103,14 @@ class JobSpec:
             model.backbone.load_state_dict(torch.load(self.weights_file, map_location="cpu", weights_only=True))
         return model
 
-    def make_learner(self, model: nn.Module, index: SampleIndex, num_classes: int, ranks: Ranks) -> Learner:
+    def make_learner(self, model: "CnnRnn", index: SampleIndex, num_classes: int, ranks: Ranks) -> Learner:
         """Returns the learner of a model that is on its device already; several ranks must yet `distribute` it."""
         config = self.config.optimizer
         device = next(model.parameters()).device
         if self.config.model.batch_norm == "sync" and ranks.world_size > 1:
             nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+        if self.config.compile:
+            model.compiled()
         bf16 = self.config.precision == "bf16" or (self.config.precision == "auto" and device.type == "cuda")
         return Learner(
             model=model,
@@ -134,8 +135,17 @@ class JobSpec:
         cache = ShardCache(Path(self.config.cache), self.config.cache_bytes) if self.config.cache else None
         return SampleIndex.open(self.shards, split, cache)
 
-    def train_loader(self, index: SampleIndex, start: int, ranks: Ranks) -> "tuple[Schedule, DataLoader[Batch]]":
-        """Returns the schedule from position `start` to the last epoch, and the loader of this rank's part of it."""
+    def train_loader(
+        self, index: SampleIndex, start: int, ranks: Ranks, device: torch.device
+    ) -> tuple[Schedule, Iterable[Batch]]:
+        """Returns the schedule from position `start` to the last epoch, and the batches of this rank's part of it.
+
+        Args:
+            index: Of the train split.
+            start: Position of the first sample.
+            ranks: The processes that share each batch.
+            device: What decodes the clips, where that is configured.
+        """
         config = self.config
         shuffle = Shuffle(config.seed, config.shuffle_block)
         labels = index.labels if config.sampling == "balanced" else None
@@ -145,11 +155,15 @@ class JobSpec:
         view = TrainView(config.view, config.augment, config.seed)
         mixing = Mixing(config.augment.mixup, config.augment.cutmix, config.seed)
         is_mixed = mixing.mixup or mixing.cutmix
-        return schedule, self._loader(index, schedule, view, frames, ranks, mixing=mixing if is_mixed else None)
+        decode_on = device if config.decode_on == "device" else None
+        loader = self._loader(
+            index, schedule, view, frames, ranks, mixing=mixing if is_mixed else None, decode_on=decode_on
+        )
+        return schedule, loader
 
     def eval_loader(
         self, split: str, ranks: Ranks, samples: Sequence[int] | None = None, averaged: bool = False
-    ) -> "DataLoader[Batch]":
+    ) -> Iterable[Batch]:
         """Returns the loader of this rank's part of a split, each sample once.
 
         Args:
@@ -180,7 +194,8 @@ class JobSpec:
         ranks: Ranks,
         views_per_frame: int = 1,
         mixing: Mixing | None = None,
-    ) -> "DataLoader[Batch]":
+        decode_on: torch.device | None = None,
+    ) -> Iterable[Batch]:
         return make_loader(
             index,
             schedule,
@@ -193,6 +208,7 @@ class JobSpec:
             frames=frames,
             views_per_frame=views_per_frame,
             mixing=mixing,
+            decode_on=decode_on,
         )
 
     def _class_weights(self, index: SampleIndex, num_classes: int, device: torch.device) -> torch.Tensor | None:

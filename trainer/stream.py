@@ -16,15 +16,14 @@ from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
+from typing import Any
 
-import numpy as np
 import torch
 import webdataset as wds
-from numpy.typing import NDArray
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from packer.jpeg import decode_frames
 from packer.storage import RemotePath, read_many
+from trainer.decoding import DeviceDecoder, Stage, decode, ends_step, gather, inspect
 from trainer.frames import FixedFrames, Frames, pick
 from trainer.index import Sample, SampleError, SampleIndex, ShardReader
 from trainer.mixing import Mixing, mix
@@ -36,7 +35,7 @@ NUM_AHEAD = 64
 PRELOADED = ["trainer.stream", "trainer.augment"]
 """What loader processes share: each would else spend seconds of CPU on importing torch and WebDataset."""
 
-View = Callable[[NDArray[np.uint8], Row], NDArray[np.uint8]]
+View = Callable[[torch.Tensor, Row], torch.Tensor]
 
 
 @dataclass
@@ -131,24 +130,6 @@ class RowSource(IterableDataset[Sample]):
             return {"__key__": f"sample-{index}", "__error__": str(error), **place}
 
 
-def decode(samples: Iterable[Sample], *, num_frames: int) -> Iterator[Sample]:
-    """Turns each sample's JPEGs into `clip`, `(T, H, W, 3) uint8 RGB`, and its `cls` into `label`.
-
-    A clip is good until the next sample is asked for: the frames of one size are decoded into one buffer, since a new
-    one for each clip costs 0.5 ms of page faults.
-    """
-    names = [f"{number:03d}.jpg" for number in range(num_frames)]
-    buffer: NDArray[np.uint8] | None = None
-    for sample in samples:
-        if "__error__" not in sample:
-            try:
-                sample["clip"] = buffer = decode_frames([sample[name] for name in names], buffer)
-                sample["label"] = int(sample["cls"])
-            except (KeyError, ValueError) as error:
-                sample["__error__"] = f"{sample['__key__']} ({sample['__url__']}) cannot be decoded: {error}"
-        yield sample
-
-
 def augment(samples: Iterable[Sample], *, view: View) -> Iterator[Sample]:
     """Replaces each `clip` by the view of it that the model sees."""
     for sample in samples:
@@ -157,14 +138,17 @@ def augment(samples: Iterable[Sample], *, view: View) -> Iterator[Sample]:
         yield sample
 
 
-def batch(samples: Iterable[Sample], *, num_frames: int, size_px: int) -> Iterator[Batch]:
-    """Gathers the samples of one step, cut at the source's marks and never by counting."""
+def batch(
+    samples: Iterable[Sample], *, num_frames: int, size_px: int, device: torch.device | None = None
+) -> Iterator[Batch]:
+    """Gathers the clips of one step, on a device if one is given, cut at the source's marks and never by counting."""
     gathering: _Gathering | None = None
     for sample in samples:
         if gathering is None:
-            gathering = _Gathering(sample["__step__"], (sample["__num_rows__"], num_frames, size_px, size_px, 3))
+            shape_BTSSC = (sample["__num_rows__"], num_frames, size_px, size_px, 3)
+            gathering = _Gathering(sample["__step__"], shape_BTSSC, device)
         gathering.add(sample)
-        if sample["__place__"] == sample["__num_rows__"] - 1:
+        if ends_step(sample):
             yield gathering.batch()
             gathering = None
 
@@ -182,7 +166,8 @@ def make_loader(
     frames: Frames | None = None,
     views_per_frame: int = 1,
     mixing: Mixing | None = None,
-) -> "DataLoader[Batch]":
+    decode_on: torch.device | None = None,
+) -> Iterable[Batch]:
     """Returns a loader of this rank's batches, one for each step of the schedule.
 
     Args:
@@ -197,26 +182,30 @@ def make_loader(
         frames: Which of the packed frames are read; None: all.
         views_per_frame: Pictures that `view` gives of each of them, one clip after another.
         mixing: Mixes each clip with another of the global batch; None: clips stay as they are.
+        decode_on: The device that decodes, crops and mixes in this process; None: the loader processes do.
     """
     frames = frames or FixedFrames(range(index.num_frames))
     schedule.rows(0, rank, world_size)  # refuses too many ranks here, not inside a loader worker
-    pipeline = wds.DataPipeline(
-        RowSource(index, schedule, rank, world_size, with_partners=mixing is not None),
-        partial(pick, frames=frames),
-        partial(decode, num_frames=frames.num_frames),
+    source = RowSource(index, schedule, rank, world_size, with_partners=mixing is not None)
+    num_frames = frames.num_frames
+    stages: list[Stage] = [
         partial(augment, view=view),
         *([partial(mix, mixing=mixing)] if mixing else []),
-        partial(batch, num_frames=frames.num_frames * views_per_frame, size_px=size_px),
-    )
-    return DataLoader(
-        pipeline,
+        partial(batch, num_frames=num_frames * views_per_frame, size_px=size_px, device=decode_on),
+    ]
+    in_loader: list[Stage] = [partial(inspect, index=index, num_frames=num_frames), gather]
+    if decode_on is None:
+        in_loader = [partial(decode, num_frames=num_frames), *stages]
+    loader: DataLoader[Any] = DataLoader(
+        wds.DataPipeline(source, partial(pick, frames=frames), *in_loader),
         batch_size=None,
         num_workers=num_workers,
-        pin_memory=pin_memory,
+        pin_memory=pin_memory and decode_on is None,
         persistent_workers=num_workers > 0,
         multiprocessing_context=_forkserver() if num_workers else None,
         in_order=True,
     )
+    return DeviceDecoder(loader, decode_on, stages) if decode_on else loader
 
 
 def start_forkserver() -> None:
@@ -236,10 +225,10 @@ def _forkserver() -> ForkServerContext:
 class _Gathering:
     """A batch while its rows come in; each clip is copied at once, since the next one is decoded over it."""
 
-    def __init__(self, step: int, shape_BTSSC: tuple[int, int, int, int, int]) -> None:
+    def __init__(self, step: int, shape_BTSSC: tuple[int, ...], device: torch.device | None) -> None:
         self._step = step
         # New memory for every batch: memory used again would change batches that still wait in the queue.
-        self._clips = _empty(shape_BTSSC)
+        self._clips = torch.empty(shape_BTSSC, dtype=torch.uint8, device=device) if device else _empty(shape_BTSSC)
         self._labels = torch.zeros(shape_BTSSC[0], dtype=torch.int64)
         self._weights = torch.zeros(shape_BTSSC[0], dtype=torch.float32)
         self._other_labels = torch.zeros(shape_BTSSC[0], dtype=torch.int64)
@@ -253,7 +242,7 @@ class _Gathering:
         place, row = sample["__place__"], sample["__row__"]
         self._rows.append(row)
         if "__error__" not in sample:
-            self._clips.numpy()[place] = sample["clip"]
+            self._clips[place] = sample["clip"]
             self._labels[place] = self._other_labels[place] = sample["label"]
             self._weights[place] = row.weight
             if "share" in sample:

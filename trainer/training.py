@@ -9,16 +9,17 @@ import logging
 import math
 import os
 import time
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils.data import DataLoader
 
 from packer.manifest import read_manifest
 from trainer.audit import AuditWriter, next_attempt
 from trainer.averaging import AveragedModel
 from trainer.checkpoint import State, SupersededError, judged_weights, write_together
 from trainer.curves import Curves, say
+from trainer.decoding import DecoderError
 from trainer.loop import Ranks, distribute, evaluate, learning_rate, share_buffers
 from trainer.machine import Machine
 from trainer.metrics import Evaluation
@@ -55,14 +56,10 @@ class Training:
         self.class_names = self.manifest.class_names
         self.index = spec.open_index("train")
         self.model = spec.make_model(self.manifest).to(device).channels_last()
-        if self.config.compile:
-            self.model.compiled()
         self.learner = spec.make_learner(self.model, self.index, len(self.class_names), ranks)
         average = self.learner.average
         self.judged = average.model if average else self.model
-        self.position = 0
-        self.global_step = 0
-        self.num_bad = 0
+        self.position = self.global_step = self.num_bad = 0
         self.best_step: int | None = None
         self.best_figures: dict[str, float] = {}
         self.num_epochs_since_best = 0
@@ -85,8 +82,8 @@ class Training:
             "evaluations": {split: Evaluation}}`.
 
         Raises:
-            TrainingError: The gradient is not finite, too many samples cannot be read, or another command has taken
-                the run over.
+            TrainingError: The gradient is not finite, too many samples cannot be read, the device decodes none, or
+                another command has taken the run over.
         """
         if self.log:
             self.log.artifact("environment.yaml", self.machine.describe(self.ranks.world_size))
@@ -98,7 +95,7 @@ class Training:
         except SupersededError as error:
             patience_seconds = 0.0  # the other command's workers take these steps again, and log them
             raise TrainingError(str(error)) from error
-        except FloatingPointError as error:
+        except (FloatingPointError, DecoderError) as error:
             raise TrainingError(str(error)) from error
         finally:
             if self.log:
@@ -113,7 +110,7 @@ class Training:
 
     def _train(self) -> bool:
         """Returns whether the driver asked to stop before the last step."""
-        schedule, loader = self.spec.train_loader(self.index, self.position, self.ranks)
+        schedule, loader = self.spec.train_loader(self.index, self.position, self.ranks, self.learner.device)
         highest, warmup_fraction = self.config.learning_rate, self.config.optimizer.warmup_fraction
         waiting_since = time.monotonic()
         for batch in on_device(loader, self.learner.device) if not self._lost_patience else ():
@@ -225,7 +222,7 @@ class Training:
             self.log.metrics({f"test_tta_{name}": value for name, value in figures.items()}, self.global_step)
             say("test with averaged views", **figures)
 
-    def _evaluate(self, loader: "DataLoader[Batch]", model: AveragedModel | None = None) -> Evaluation:
+    def _evaluate(self, loader: Iterable[Batch], model: AveragedModel | None = None) -> Evaluation:
         share_buffers(self.judged, self.ranks)
         self.judged.eval()
         device, dtype = self.learner.device, self.learner.autocast_dtype

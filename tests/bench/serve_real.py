@@ -69,7 +69,7 @@ def _video(folder: Path) -> tuple[str, bytes]:
 def _frames(video: bytes) -> NDArray[np.uint8]:
     """Returns a batch of one clip as the model takes it, `(1, T, 3, S, S)`."""
     clip = read_clip(video, CLIP, DecodeLimits())
-    return eval_view(decode_frames(clip.jpegs), VIEW).transpose(0, 3, 1, 2)[np.newaxis]
+    return eval_view(torch.from_numpy(decode_frames(clip.jpegs)), VIEW).numpy().transpose(0, 3, 1, 2)[np.newaxis]
 
 
 def _register(folder: Path) -> None:

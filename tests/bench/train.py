@@ -102,7 +102,7 @@ def _together(num_rounds: int, folder: Path, shards: Path) -> Row:
 
 
 def _batches(spec: JobSpec, index: SampleIndex) -> Iterator[Batch]:
-    yield from spec.train_loader(index, 0, Ranks())[1]
+    yield from spec.train_loader(index, 0, Ranks(), torch.device("cpu"))[1]
 
 
 def _commands(num_rounds: int, folder: Path) -> list[Row | StartRow]:

@@ -15,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tests.bench import clip, leak, pack, remote, scale, serve_batching, serve_real, stream, train, train_step
+from tests.bench import clip, gpu, leak, pack, remote, scale, serve_batching, serve_real, stream, train, train_step
 
 ROOT = Path(__file__).parent.parent.parent
 RESULTS = ROOT / "bench-results"
@@ -27,6 +27,7 @@ BENCHES: dict[str, Callable[[int, Path], list[Any]]] = {
     "remote": remote.rows,
     "train_step": train_step.rows,
     "train": train.rows,
+    "gpu": gpu.rows,
     "leak": leak.rows,
     "scale": scale.rows,
     "serve_batching": serve_batching.rows,

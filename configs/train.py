@@ -172,8 +172,8 @@ class TrainConfig(Section):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 autocast on CUDA, fp32 on CPU."""
     compile: bool = False
-    """Lets torch compile the CNN: it costs half a minute to a minute at the start, for what a GPU then saves at every
-    step; on CPUs the steps take longer (ResNet-18, 112 px: 1.05 times as long)."""
+    """Lets torch compile the CNN, which costs half a minute to a minute at the start: for GPUs, where `make bench
+    ROWS=gpu` tells after how many steps it pays; on CPUs the steps take longer (ResNet-18, 112 px: 1.05 times)."""
     decode_on: Literal["loader", "device"] = "loader"
     """Where training clips are decoded, cropped and mixed. device: a GPU does it (nvJPEG) whose loader processes cannot
     keep up; the same clips, but for a decoder that rounds otherwise. Evaluation always decodes as the server does."""

@@ -59,6 +59,11 @@ def resolve(path: str | Path) -> Path:
     return expanded if expanded.is_absolute() else home() / expanded
 
 
+def code_path() -> str:
+    """Returns the PYTHONPATH with which a process finds the same code as this one, wherever that was found."""
+    return os.pathsep.join(path for path in sys.path if path)
+
+
 def find_config(name: str | Path) -> Path:
     """Returns the YAML file called `name`: as given, below `home()`, or one that ships with the package.
 

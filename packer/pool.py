@@ -23,6 +23,7 @@ from typing import Protocol
 
 import psutil
 
+from configs.load import code_path
 from configs.pack import ClipConfig, DecodeLimits
 from packer.clip import Clip, VideoError, read_clip
 
@@ -184,7 +185,7 @@ class ProcessDecoder:
                 [sys.executable, "-m", "packer.pool", str(theirs.fileno()), str(os.getpid())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+                env={**os.environ, "PYTHONPATH": code_path()},
             )
         theirs.close()
         self._connection, self._is_started = ours, False

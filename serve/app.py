@@ -19,6 +19,7 @@ from ray.serve.config import AutoscalingConfig
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
+from configs.load import code_path
 from configs.serve import ServeConfig
 from serve.admission import Admission
 from serve.classifier import Classifier, load_beside
@@ -52,6 +53,7 @@ class ModelReplica:
 
     async def __init__(self, config: ServeConfig) -> None:  # type: ignore[misc]  # Ray awaits it
         log_to_stderr()
+        os.environ["PYTHONPATH"] = code_path()  # for what the models' processes share, as of a trainer's worker
         self._classifier = Classifier(config, ModelMetrics(), load_beside)
         await self._classifier.start()
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
@@ -230,3 +231,21 @@ def test_an_unknown_option_is_refused(capsys: pytest.CaptureFixture[str]) -> Non
         main(["--epoch-count", "3"])
     assert refused.value.code == 2
     assert "--epoch-count" in capsys.readouterr().err
+
+
+def test_loader_processes_run_the_code_that_the_command_does(plain: Project, tmp_path: Path) -> None:
+    """In a checkout that is not the installed one."""
+    for package in ("configs", "packer", "trainer"):
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "seen").mkdir()
+    told = """
+import os, pathlib
+pathlib.Path(os.environ["SEEN"], str(os.getpid())).write_text(pathlib.Path("/proc/self/cmdline").read_text())
+"""
+    with (tmp_path / "trainer" / "stream.py").open("a") as stream:
+        stream.write(told)
+    options = ["--run", "elsewhere", "--epochs", "1", "--loader-workers", "1"]
+    command = [sys.executable, "-m", "trainer", "--config", "tiny.yaml", *options]
+    done = plain.run(*command, cwd=tmp_path, SEEN=str(tmp_path / "seen"))
+    assert done.code == 0, done.log
+    assert any("multiprocessing.forkserver" in path.read_text() for path in (tmp_path / "seen").iterdir())

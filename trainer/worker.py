@@ -31,12 +31,15 @@ def train_worker(settings: dict[str, bytes]) -> dict[str, Any]:
     import torch
     import torch.distributed as dist
 
+    from configs.load import code_path
     from trainer.loop import Ranks, keep_freed_memory
     from trainer.training import Training, TrainingError
 
     logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(message)s", force=True)
     # RunLog tries again itself; MLflow's own seven times last four minutes, in which no other point gets through.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    # What loader processes share is imported by one that Python starts without this one's path.
+    os.environ["PYTHONPATH"] = code_path()
     spec: JobSpec = pickle.loads(settings["spec"])
     context = ray.train.get_context()
     keep_freed_memory()

@@ -147,7 +147,8 @@ def test_a_decoder_that_died_idle_costs_no_video(short_video: str) -> None:
 def test_closing_ends_work_at_once(long_video: str) -> None:
     pool = DecodePool(1, DecodeLimits())
     running, waiting = pool.submit(long_video, CLIP), pool.submit(long_video, CLIP)
-    wait_for_decoder()
+    while not running.running():  # its decoder has long been there then
+        time.sleep(0.01)
     pool.close()
     with pytest.raises((VideoError, RuntimeError)):
         running.result(10)

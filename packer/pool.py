@@ -244,7 +244,8 @@ def _read_clip(source: str | bytes, clip: ClipConfig, limits: DecodeLimits) -> C
         _limit(overhead_bytes + min(num_bytes, limits.memory_bytes), cpu_seconds)
 
     def before_decode(num_pixels: int) -> None:
-        limit(survey_bytes + _DECODE_BYTES_PER_PIXEL * num_pixels, limits.timeout_seconds)
+        # Twice the time that the parent waits by the clock: should both end at once, the wrong one might be told.
+        limit(survey_bytes + _DECODE_BYTES_PER_PIXEL * num_pixels, 2 * limits.timeout_seconds)
 
     limit(survey_bytes, limits.survey_share * limits.timeout_seconds)
     try:

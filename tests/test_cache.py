@@ -29,11 +29,13 @@ from trainer.cache import ShardCache
 from trainer.index import SampleIndex
 
 index = SampleIndex.open(RemotePath(sys.argv[1]), "train", ShardCache(Path(sys.argv[2]), int(sys.argv[3])))
-for _ in range(2):
+num_rounds = 0
+while num_rounds < 2 or len(list(Path(sys.argv[2]).glob("*.tar"))) < int(sys.argv[4]):
     reader = index.reader()
     for number in range(index.num_samples):
         index.read(reader, number)
     reader.close()
+    num_rounds += 1
 """
 
 
@@ -83,7 +85,7 @@ def test_a_shard_that_was_read_is_held_and_read_again_without_the_server(
 def test_processes_share_one_download_of_each_shard(
     packed: Path, server: WebServer, summaries: tuple[ShardSummary, ...], tmp_path: Path
 ) -> None:
-    command = [sys.executable, "-c", READ_ALL, server.url, str(tmp_path), "1000000000"]
+    command = [sys.executable, "-c", READ_ALL, server.url, str(tmp_path), "1000000000", str(len(summaries))]
     processes = [subprocess.Popen(command) for _ in range(2)]
     assert [process.wait() for process in processes] == [0, 0]
     whole = server.counts()["whole"]
@@ -95,7 +97,7 @@ def test_the_bound_is_kept_by_all_processes(
     packed: Path, server: WebServer, summaries: tuple[ShardSummary, ...], tmp_path: Path
 ) -> None:
     bound = 2 * max(shard.num_bytes for shard in summaries)
-    command = [sys.executable, "-c", READ_ALL, server.url, str(tmp_path), str(bound)]
+    command = [sys.executable, "-c", READ_ALL, server.url, str(tmp_path), str(bound), "0"]
     processes = [subprocess.Popen(command) for _ in range(2)]
     largest = 0
     while any(process.poll() is None for process in processes):
@@ -136,7 +138,7 @@ def test_a_kill_in_the_middle_of_a_download_leaves_nothing_that_is_read(
     packed: Path, summaries: tuple[ShardSummary, ...], tmp_path: Path
 ) -> None:
     with web_server(packed, "--pause-seconds", "600") as slow:
-        command = [sys.executable, "-c", READ_ALL, slow.url, str(tmp_path), "1000000000"]
+        command = [sys.executable, "-c", READ_ALL, slow.url, str(tmp_path), "1000000000", "0"]
         with subprocess.Popen(command) as process:
             try:
                 until(lambda: slow.counts()["whole"].keys() - {"/manifest.json", "/samples.parquet"}, 60)

@@ -1,7 +1,7 @@
 """What only CUDA runs: its precision, layout, pinned memory, and batch norm over ranks. The CPU's run is the oracle."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -100,19 +100,24 @@ def batch(make_spec: MakeSpec) -> Batch:
     return next(iter(spec.train_loader(spec.open_index("train"), 0, Ranks(), CPU)[1]))
 
 
+def check_rounding(batch: Batch, cuda: torch.device, model: CnnRnn, change: Callable[[CnnRnn], CnnRnn]) -> None:
+    """Checks that a change of how a model computes, and then bf16, change a step by rounding alone."""
+    loss, gradient = step(model, batch, cuda, None)
+    last_loss, last = step(change(model), batch, cuda, None)
+    assert last_loss == pytest.approx(loss, rel=1e-4)
+    assert torch.cosine_similarity(last, gradient, dim=0) > 0.999
+    rough_loss, rough = step(model, batch, cuda, torch.bfloat16)
+    assert rough_loss == pytest.approx(loss, rel=0.05)
+    assert torch.cosine_similarity(rough, gradient, dim=0) > 0.95
+
+
 @pytest.mark.parametrize("backbone", ["narrow", "resnet18", "r3d_18"])
 def test_bf16_and_channels_last_change_a_step_by_rounding_alone(
     batch: Batch, cuda: torch.device, backbone: str
 ) -> None:
     torch.manual_seed(0)
     model = CnnRnn(MODEL.model_copy(update={"backbone": backbone}), 2, 4).to(cuda)
-    loss, gradient = step(model, batch, cuda, None)
-    last_loss, last = step(model.channels_last(), batch, cuda, None)
-    assert last_loss == pytest.approx(loss, rel=1e-4)
-    assert torch.cosine_similarity(last, gradient, dim=0) > 0.999
-    rough_loss, rough = step(model, batch, cuda, torch.bfloat16)
-    assert rough_loss == pytest.approx(loss, rel=0.05)
-    assert torch.cosine_similarity(rough, gradient, dim=0) > 0.95
+    check_rounding(batch, cuda, model, CnnRnn.channels_last)
 
 
 @pytest.mark.parametrize("loader_workers", [0, 1])
@@ -131,13 +136,7 @@ def test_batches_are_pinned_and_arrive_as_they_were(
 def test_compiling_changes_a_step_by_rounding_alone(batch: Batch, cuda: torch.device, backbone: str) -> None:
     torch.manual_seed(0)
     model = CnnRnn(MODEL.model_copy(update={"backbone": backbone}), 2, 4).to(cuda).channels_last()
-    loss, gradient = step(model, batch, cuda, None)
-    last_loss, last = step(model.compiled(), batch, cuda, None)
-    assert last_loss == pytest.approx(loss, rel=1e-4)
-    assert torch.cosine_similarity(last, gradient, dim=0) > 0.999
-    rough_loss, rough = step(model, batch, cuda, torch.bfloat16)
-    assert rough_loss == pytest.approx(loss, rel=0.05)
-    assert torch.cosine_similarity(rough, gradient, dim=0) > 0.95
+    check_rounding(batch, cuda, model, CnnRnn.compiled)
 
 
 def test_a_compiled_run_is_the_run_on_the_cpu(make_spec: MakeSpec, cuda: torch.device) -> None:

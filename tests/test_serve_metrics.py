@@ -62,7 +62,7 @@ def test_a_server_tells_what_the_dashboard_shows(tmp_path: Path) -> None:
         until(lambda: total(scrape(metrics_port), "requests_total", code="404") == 2)
         samples = scrape(metrics_port)
         url = f"http://127.0.0.1:{port}/v1/predict"
-        refused = asyncio.run(load(url, [video], concurrency=80, num_requests=400)).failed
+        refused = asyncio.run(load(url, [video], concurrency=48, num_requests=300)).failed
         assert {one.code for one in refused} == {"overloaded"}
         until(lambda: total(scrape(metrics_port), "refusals_total", reason="overloaded") == len(refused))
     check_values(samples, len(video))

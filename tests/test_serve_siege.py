@@ -162,7 +162,7 @@ def test_a_decoder_that_is_killed_costs_its_video_alone(server: Server) -> None:
 
 def test_too_many_at_once_are_refused_by_the_proxy_and_told_of(server: Server) -> None:
     outcome = asyncio.run(
-        load(f"http://127.0.0.1:{server.port}/v1/predict", [server.small], concurrency=80, num_requests=800)
+        load(f"http://127.0.0.1:{server.port}/v1/predict", [server.small], concurrency=48, num_requests=400)
     )
     assert {(one.status, one.code) for one in outcome.outcomes} == {(200, None), (503, "overloaded")}
     refused = r"ProxyActor.* request method=POST path=/v1/predict status=503 code=overloaded bytes=0 .*request_id=\S"

@@ -95,7 +95,8 @@ class DeviceDecoder:
 
     def __post_init__(self) -> None:
         """Decodes one picture to see."""
-        grey = encode(tuple(np.full((side, side), 128, np.uint8) for side in (16, 8, 8)), 90)  # type: ignore[arg-type]
+        luma, chroma = (np.full((side, side), 128, np.uint8) for side in (16, 8))
+        grey = encode((luma, chroma, chroma), 90)
         (clip,) = self._clips([[grey]])
         if isinstance(clip, RuntimeError):
             raise DecoderError(

@@ -1,7 +1,6 @@
 """Finds the model in the MLflow registry and loads it; every way to fail becomes one sentence for clients."""
 
 import os
-from pathlib import Path
 
 from mlflow.exceptions import MlflowException
 from pydantic import ValidationError
@@ -13,6 +12,7 @@ from configs.train import METADATA_KEY, ModelContract, tracking_uri
 from serve.predictor import Predictor
 from serve.watch import ModelUnavailable
 from trainer.registry import Registry
+from trainer.store import is_absent
 
 MLFLOW_SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
@@ -33,7 +33,7 @@ def resolve_version(config: ModelSource) -> str:
         f"the registry has no model {config.registered_model} with the alias {config.alias}: train one by "
         "`python -m trainer`, or set the alias by `python -m trainer promote VERSION`"
     )
-    if _is_absent_file(registry.uri):
+    if is_absent(registry.uri):
         raise missing
     try:
         return str(registry.client.get_model_version_by_alias(registry.name, config.alias).version)
@@ -51,7 +51,7 @@ def load_model(config: ModelSource, version: str) -> tuple[nn.Module, ModelContr
     """
     registry = _registry(config)
     missing = ModelUnavailable(f"the registry has no version {version} of the model {config.registered_model}")
-    if _is_absent_file(registry.uri):
+    if is_absent(registry.uri):
         raise missing
     try:
         return registry.load(f"models:/{config.registered_model}/{version}")
@@ -82,9 +82,3 @@ def _registry(config: ModelSource) -> Registry:
     for name, value in MLFLOW_SETTINGS.items():
         os.environ.setdefault(name, value)
     return Registry(config.tracking_uri or tracking_uri(), config.registered_model)
-
-
-def _is_absent_file(uri: str) -> bool:
-    """MLflow would create a SQLite store that is not there, only to find it empty."""
-    path = uri.removeprefix("sqlite:///")
-    return path != uri and not Path(path).exists()

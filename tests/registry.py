@@ -9,6 +9,7 @@ import torch
 from configs.pack import ClipConfig
 from configs.train import CHAMPION, ModelContract, ViewConfig
 from trainer.registry import Registry
+from trainer.store import create_store
 
 MLFLOW_WARNINGS = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # its use of SQLAlchemy
@@ -50,6 +51,7 @@ def contract(class_names: tuple[str, ...] = CLASS_NAMES) -> ModelContract:
 def register(store: Path, class_names: tuple[str, ...] = CLASS_NAMES) -> str:
     """Registers a `Brightness` in the store at `store`, moves the champion's alias to it and returns its version."""
     registry = Registry(store_uri(store), "clipstream")
+    create_store(registry.uri)
     client = registry.client
     experiment = client.get_experiment_by_name("test")
     experiment_id = (

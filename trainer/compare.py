@@ -16,6 +16,7 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from configs.load import UsageError
+from trainer.store import check_store
 
 NUM_CLASSES_SHOWN = 10
 _OWN_PARAMS = {"run", "runs"}
@@ -56,8 +57,9 @@ def compare(uri: str, names: Sequence[str]) -> str:
         names: Names or ids of the two runs.
 
     Raises:
-        UsageError: The store does not answer, or has not exactly one run of such a name.
+        UsageError: There is no store, it does not answer, or has not exactly one run of such a name.
     """
+    check_store(uri)
     client = MlflowClient(tracking_uri=uri)
     try:
         one, other = (_open(client, _find(client, name)) for name in names)

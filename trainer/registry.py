@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from configs.load import UsageError
 from configs.train import CHAMPION, METADATA_KEY, ModelContract
+from trainer.store import check_store
 
 logger = logging.getLogger(__name__)
 
@@ -197,8 +198,9 @@ class Registry:
         """Moves the champion's alias to a version and returns the sentence that says so.
 
         Raises:
-            UsageError: There is no such version.
+            UsageError: There is no such version, or no store.
         """
+        check_store(self.uri)
         try:
             champion = self.champion()
             self.client.get_model_version(self.name, version)

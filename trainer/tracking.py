@@ -27,6 +27,7 @@ from configs.train import TrainConfig
 from packer.manifest import Manifest
 from trainer.delivery import Delivery
 from trainer.metrics import Evaluation
+from trainer.store import create_store, is_absent
 from trainer.tables import balance_table, class_table, confusion_table
 
 logger = logging.getLogger(__name__)
@@ -153,8 +154,9 @@ def open_run(
         folder_id: Of the run's folder; a tag, and there from the first moment on.
 
     Raises:
-        UsageError: The store does not answer.
+        UsageError: The store does not answer, or cannot be created.
     """
+    create_store(tracking_uri)
     client = MlflowClient(tracking_uri=tracking_uri)
     try:
         experiment = client.get_experiment_by_name(config.experiment)
@@ -192,9 +194,8 @@ def end_run(tracking_uri: str, run_id: str, status: EndStatus) -> None:
 
 def running_runs(tracking_uri: str, experiment: str) -> list[tuple[str, str, str]]:
     """Returns name, id and folder's id of each of an experiment's runs that is marked as running."""
-    file = tracking_uri.removeprefix("sqlite:///")
-    if file != tracking_uri and not Path(file).exists():
-        return []  # to ask would create it, and the run may yet be refused
+    if is_absent(tracking_uri):
+        return []
     client = MlflowClient(tracking_uri=tracking_uri)
     try:
         found = client.get_experiment_by_name(experiment)

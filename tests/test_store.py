@@ -1,0 +1,85 @@
+"""The SQLite store of MLflow: whole for whoever sees it, whatever happens while it is created."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from configs.load import UsageError
+from tests.registry import MLFLOW_WARNINGS, store_uri
+from trainer.compare import compare
+from trainer.registry import Registry
+from trainer.store import create_store, is_absent
+
+pytestmark = MLFLOW_WARNINGS
+
+CREATE = (
+    "import sys; from trainer.store import create_store; print('ready', flush=True); input(); create_store(sys.argv[1])"
+)
+
+
+def creator(store: Path) -> subprocess.Popen[str]:
+    """Starts a process that creates the store at `store` once it reads a line."""
+    command = [sys.executable, "-c", CREATE, store_uri(store)]
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    assert process.stdout
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def begin(process: subprocess.Popen[str]) -> None:
+    assert process.stdin
+    print(file=process.stdin, flush=True)
+
+
+def test_processes_that_create_one_store_at_once_all_find_it_whole(tmp_path: Path) -> None:
+    uri = store_uri(tmp_path)
+    creators = [creator(tmp_path) for _ in range(3)]
+    for process in creators:
+        begin(process)
+    while is_absent(uri):
+        time.sleep(0.001)
+    experiment = MlflowClient(tracking_uri=uri).create_experiment("seen")  # at once: the others may be at it still
+    for process in creators:
+        with process:
+            assert process.wait(60) == 0
+    assert MlflowClient(tracking_uri=uri).get_experiment(experiment).name == "seen"
+    assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db"]
+
+
+def test_a_store_whose_creation_was_killed_is_created_anew(tmp_path: Path) -> None:
+    with creator(tmp_path) as process:
+        begin(process)
+        while not any(path.stat().st_size for path in tmp_path.rglob("mlflow.db")):
+            time.sleep(0.001)
+        process.kill()
+    assert is_absent(store_uri(tmp_path))
+    create_store(store_uri(tmp_path))
+    assert MlflowClient(tracking_uri=store_uri(tmp_path)).get_experiment("0").name == "Default"
+
+
+def test_a_store_that_is_there_and_a_servers_are_left_as_they_are(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").write_bytes(b"something")
+    create_store(store_uri(tmp_path))
+    assert (tmp_path / "mlflow.db").read_bytes() == b"something"
+    create_store("http://127.0.0.1:1")
+
+
+def test_a_store_in_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"cannot be created .*No such file.*MLFLOW_TRACKING_URI"):
+        create_store(store_uri(tmp_path / "nowhere"))
+
+
+def test_commands_that_only_read_create_no_store(tmp_path: Path) -> None:
+    for read in (
+        lambda: compare(store_uri(tmp_path), ["one", "two"]),
+        lambda: Registry(store_uri(tmp_path), "m").promote("1"),
+    ):
+        with pytest.raises(UsageError, match="there is no MLflow store"):
+            read()
+    assert not list(tmp_path.iterdir())

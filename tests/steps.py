@@ -133,8 +133,8 @@ def take_step(ranks: Ranks, case: Case) -> tuple[dict[str, Tensor], float, float
     """Returns the gradients by name, the loss over all ranks, and the gradient's norm."""
     learner = make_learner(ranks, case)
     share = share_of(case.batch, ranks.rank, ranks.world_size)
-    (mass,) = ranks.sum([learner.mass(share)])
-    norm = learner.step(share, mass, learning_rate=0.1)
+    sums = ranks.begin_sum([learner.mass(share)])
+    norm = learner.step(share, lambda: sums()[0], learning_rate=0.1)
     assert {group["lr"] for group in learner.optimizer.param_groups} == {0.1}
     gradients = {
         name.removeprefix("module."): parameter.grad

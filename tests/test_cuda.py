@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -89,7 +90,7 @@ def step(model: nn.Module, batch: Batch, device: torch.device, dtype: torch.dtyp
         max_grad_norm=1e9,
         autocast_dtype=dtype,
     )
-    learner.step(batch, learner.mass(batch), learning_rate=0.0)
+    learner.step(batch, partial(learner.mass, batch), learning_rate=0.0)
     gradients = [parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None]
     return learner.last_loss, torch.cat(gradients).float().cpu()
 

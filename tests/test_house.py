@@ -21,6 +21,7 @@ ALLOWED = {
     "mlflow": {
         "trainer/compare.py",
         "trainer/registry.py",
+        "trainer/store.py",
         "trainer/tracking.py",
         "serve/predictor.py",
         "serve/registry.py",

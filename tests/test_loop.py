@@ -31,6 +31,7 @@ from tests.steps import (
 from trainer.loop import Ranks, distribute, evaluate, share_buffers
 from trainer.metrics import Evaluation
 from trainer.stream import PRELOADED
+from trainer.training import TrainingError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -43,13 +44,29 @@ def skip_step(ranks: Ranks) -> bool:
     learner = make_learner(ranks, case)
     learner.optimizer = torch.optim.AdamW(learner.model.parameters(), lr=1.0)
     before = [parameter.clone() for parameter in learner.model.parameters()]
-    norm = learner.step(share_of(case.batch, ranks.rank, ranks.world_size), mass=0.0, learning_rate=1.0)
+    norm = learner.step(share_of(case.batch, ranks.rank, ranks.world_size), lambda: 0.0, learning_rate=1.0)
     return (
         norm == learner.last_loss == 0
         and not learner.optimizer.state
         and all(parameter.grad is None for parameter in learner.model.parameters())
         and all(torch.equal(one, other) for one, other in zip(before, learner.model.parameters(), strict=True))
     )
+
+
+def wait_late(ranks: Ranks) -> list[str]:
+    """What happens in a step, in order: the ranks' sum is waited for after the forward pass."""
+    learner = make_learner(ranks, Case(ranks.world_size, 0, (1.0,) * 5, False, 0.0))
+    share = share_of(make_batch((1.0,) * 8), ranks.rank, ranks.world_size)
+    done: list[str] = []
+    learner.model.register_forward_hook(lambda module, inputs, logits: done.append("forward"))
+    sums = ranks.begin_sum([learner.mass(share)])
+
+    def mass() -> float:
+        done.append(f"mass {sums()[0]:g}")
+        return sums()[0]
+
+    learner.step(share, mass, learning_rate=1.0)
+    return done
 
 
 def break_last_rank(ranks: Ranks) -> str:
@@ -61,7 +78,7 @@ def break_last_rank(ranks: Ranks) -> str:
     if ranks.rank == ranks.world_size - 1:
         learner.model.register_forward_hook(lambda module, inputs, logits: logits * math.nan)
     with pytest.raises(FloatingPointError) as caught:
-        learner.step(share_of(case.batch, ranks.rank, ranks.world_size), mass=5.0, learning_rate=1.0)
+        learner.step(share_of(case.batch, ranks.rank, ranks.world_size), lambda: 5.0, learning_rate=1.0)
     assert all(torch.equal(one, other) for one, other in zip(before, learner.model.parameters(), strict=True))
     return str(caught.value)
 
@@ -78,7 +95,7 @@ def thaw(ranks: Ranks) -> dict[str, Tensor]:
         learner.model = distribute(model, ranks)
         before = model.hidden.weight.detach().clone()
         for _ in range(2):
-            learner.step(share, 7.0, 0.5)
+            learner.step(share, lambda: 7.0, 0.5)
         assert torch.equal(model.hidden.weight, before) is frozen
     return {name: parameter.detach() for name, parameter in model.named_parameters()}
 
@@ -112,6 +129,7 @@ def run_rank(rank: int, folder: Path) -> None:
         if rank < world_size:
             ranks = Ranks(rank, world_size, group)
             results[f"skipped {world_size}"] = skip_step(ranks)
+            results[f"order {world_size}"] = wait_late(ranks)
             results[f"broken {world_size}"] = break_last_rank(ranks)
             evaluation = evaluate_shares(ranks)
             results[f"evaluation {world_size}"] = (evaluation.confusion.tolist(), evaluation.figures())
@@ -183,6 +201,25 @@ def test_a_batch_without_weight_is_no_step(by_rank: list[dict[str, Any]], world_
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+def test_ranks_wait_for_their_sum_behind_the_forward_pass(by_rank: list[dict[str, Any]], world_size: int) -> None:
+    assert [by_rank[rank][f"order {world_size}"] for rank in range(world_size)] == [["forward", "mass 8"]] * world_size
+
+
+def test_a_step_whose_sum_is_refused_changes_nothing() -> None:
+    case = Case(1, 0, (1.0,) * 5, False, 0.0)
+    learner = make_learner(Ranks(), case)
+    before = [parameter.clone() for parameter in learner.model.parameters()]
+
+    def refused() -> float:
+        raise TrainingError("too many bad samples")
+
+    with pytest.raises(TrainingError):
+        learner.step(case.batch, refused, learning_rate=1.0)
+    assert all(parameter.grad is None for parameter in learner.model.parameters())
+    assert all(torch.equal(one, other) for one, other in zip(before, learner.model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
 def test_a_gradient_that_is_not_finite_stops_every_rank(by_rank: list[dict[str, Any]], world_size: int) -> None:
     wanted = "the gradient's norm became nan: lower --optimizer.learning-rate"
     assert [by_rank[rank][f"broken {world_size}"] for rank in range(world_size)] == [wanted] * world_size
@@ -229,7 +266,7 @@ def test_top_k_counts_the_five_most_probable_classes() -> None:
 def test_right_answers_of_a_step_are_counted_where_they_weigh(weights: tuple[float, ...]) -> None:
     case = Case(1, 2, weights, False, 0.0)
     learner = make_learner(Ranks(), case)
-    learner.step(case.batch, sum(weights), learning_rate=0.1)
+    learner.step(case.batch, lambda: sum(weights), learning_rate=0.1)
     is_right = Tiny()(case.batch.clips).argmax(1) == case.batch.labels
     assert learner.last_num_right == int(is_right[case.batch.weights > 0].sum())
 
@@ -240,7 +277,7 @@ def test_the_gradient_is_scaled_down_to_the_norm(micro_batch: int) -> None:
     gradients, _, norm = take_step(Ranks(), case)
     learner = make_learner(Ranks(), case)
     learner.max_grad_norm = norm / 2
-    assert learner.step(case.batch, 7.0, 0.1) == pytest.approx(norm)
+    assert learner.step(case.batch, lambda: 7.0, 0.1) == pytest.approx(norm)
     for name, parameter in learner.model.named_parameters():
         assert parameter.grad is not None
         assert torch.allclose(parameter.grad, gradients[name] / 2, rtol=1e-4)

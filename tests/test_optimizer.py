@@ -39,7 +39,7 @@ def test_the_backbone_has_its_share_of_the_learning_rate() -> None:
     learner.model = nn.Sequential(OrderedDict(backbone=nn.Sequential(nn.Flatten(), Scaled()), head=nn.Linear(96, 3)))
     learner.optimizer = make_optimizer(learner.model, OptimizerConfig(backbone_factor=0.1, weight_decay=0.0))
     before = {name: parameter.detach().clone() for name, parameter in learner.model.named_parameters()}
-    learner.step(make_batch((1.0,) * 7), 7.0, 0.01)
+    learner.step(make_batch((1.0,) * 7), lambda: 7.0, 0.01)
     # AdamW's first step is one learning rate wide for every weight.
     for name, parameter in learner.model.named_parameters():
         width = 0.001 if name.startswith("backbone.") else 0.01
@@ -53,10 +53,10 @@ def test_a_frozen_parameter_is_left_alone_until_it_is_trained() -> None:
     hidden = learner.model.hidden.weight
     before = hidden.detach().clone()
     hidden.requires_grad_(False)
-    learner.step(make_batch((1.0,) * 7), 7.0, 0.01)
+    learner.step(make_batch((1.0,) * 7), lambda: 7.0, 0.01)
     assert torch.equal(hidden, before)
     hidden.requires_grad_(True)
-    learner.step(make_batch((1.0,) * 7), 7.0, 0.01)
+    learner.step(make_batch((1.0,) * 7), lambda: 7.0, 0.01)
     assert not torch.equal(hidden, before)
     assert float(learner.optimizer.state[hidden]["step"]) == 1
 

@@ -1,7 +1,7 @@
 """Training and evaluation steps in plain torch: the exact gradient of a global batch, whatever it is divided into.
 
 The loss of a step is the weighted mean of the cross entropies over the *global* batch. Ranks hold different numbers of
-rows, some at weight 0, and may take theirs in several pieces; so before the first backward pass the ranks add up the
+rows, some at weight 0, and may take theirs in several pieces; so beside the first forward pass the ranks add up the
 batch's mass A, the sum of its rows' weights, and each piece's loss is world_size * sum(weight * cross_entropy) / A.
 DDP's mean over the ranks is then the mean over the batch, not a mean of means.
 """
@@ -48,11 +48,20 @@ class Ranks:
 
     def sum(self, values: list[float]) -> list[float]:
         """Returns the element-wise sums of `values` over all ranks."""
+        return self.begin_sum(values)()
+
+    def begin_sum(self, values: list[float]) -> Callable[[], list[float]]:
+        """Begins to add up and returns at once; what it returns waits for the sums, and may be called again."""
         if self.world_size == 1:
-            return values
+            return lambda: values
         total = torch.tensor(values, dtype=torch.float64)
-        dist.all_reduce(total, group=self.group)
-        return [float(value) for value in total]
+        work = dist.all_reduce(total, group=self.group, async_op=True)
+
+        def wait() -> list[float]:
+            work.wait()
+            return [float(value) for value in total]
+
+        return wait
 
     def join(self, values: NDArray[Any]) -> NDArray[Any]:
         """Returns the arrays of all ranks, one behind the other, on every rank."""
@@ -110,19 +119,20 @@ class Learner:
         """Returns what a batch adds to the divisor of the mean; see `Loss.mass`."""
         return sum(self.loss.mass(labels_B, weights_B) for labels_B, weights_B in batch.targets)
 
-    def step(self, batch: Batch, mass: float, learning_rate: float) -> float:
+    def step(self, batch: Batch, mass: Callable[[], float], learning_rate: float) -> float:
         """Takes one optimizer step and returns the gradient's norm before clipping; 0 for a batch without mass.
 
         Args:
             batch: This rank's rows.
-            mass: Sum of `mass` over all ranks.
+            mass: Returns the sum of `mass` over all ranks. It is called once the forward pass is through, so the sum
+                can be on its way until then; what it raises ends the step before anything has changed.
             learning_rate: For this step.
 
         Raises:
             FloatingPointError: The gradient is not finite; every rank sees the same, and stops.
         """
         self.last_loss, self.last_num_right = 0.0, 0
-        if mass == 0:
+        if not any(bool(weights_B.any()) for _, weights_B in batch.targets) and mass() == 0:
             return 0.0
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
@@ -131,7 +141,7 @@ class Learner:
             with self._no_sync() if number < len(pieces) - 1 else nullcontext():
                 logits = self._forward(clips)
                 sums = torch.stack([self.loss.sum(logits, labels, weights) for labels, weights in targets])
-                loss = sums.sum() * (self.ranks.world_size / mass)
+                loss = sums.sum() * (self.ranks.world_size / mass())
                 loss.backward()  # type: ignore[no-untyped-call]
             self.last_loss += float(loss.detach()) / self.ranks.world_size
             labels, weights = targets[0]
@@ -179,8 +189,10 @@ def distribute(model: nn.Module, ranks: Ranks) -> nn.Module:
 
     DDP adds up the gradients of the parameters that need one now: where others do later, it must be made anew.
     """
-    # Buffers are shared where they are used, not at every step.
-    return DistributedDataParallel(model, forward_sync_buffers=False) if ranks.world_size > 1 else model
+    if ranks.world_size == 1:
+        return model
+    # Buffers are shared where they are used, not at every step; gradients are held once, where they are summed.
+    return DistributedDataParallel(model, forward_sync_buffers=False, gradient_as_bucket_view=True)
 
 
 def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:

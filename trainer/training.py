@@ -7,14 +7,15 @@ write a checkpoint, the driver's wish to stop, and the number of unreadable samp
 
 import logging
 import math
-import os
 import time
 from collections.abc import Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from packer.manifest import read_manifest
+from trainer.agreement import Agreement
 from trainer.audit import AuditWriter, next_attempt
 from trainer.averaging import AveragedModel
 from trainer.checkpoint import State, SupersededError, judged_weights, write_together
@@ -115,15 +116,15 @@ class Training:
         waiting_since = time.monotonic()
         for batch in on_device(loader, self.learner.device) if not self._lost_patience else ():
             self.curves.wait(time.monotonic() - waiting_since)
-            start = schedule.start + batch.step * schedule.global_batch
-            mass, num_bad, save, stop = self._agree(batch)
-            self._check_bad(num_bad, schedule.end_of(batch.step))
+            start, end = schedule.start + batch.step * schedule.global_batch, schedule.end_of(batch.step)
+            agreement = self._agree(batch)
             rate = learning_rate(highest, warmup_fraction, start, schedule.num_positions)
             # Dropout is then a function of the step alone, so a resumed run repeats it.
             torch.manual_seed(hash((self.config.seed, self.global_step, self.ranks.rank)))
-            norm = self.learner.step(batch, mass, rate)
+            norm = self.learner.step(batch, partial(self._checked_mass, agreement, end), rate)
             self.global_step += 1
-            self.position = schedule.end_of(batch.step)
+            self.num_bad += agreement.num_bad
+            self.position = end
             if self.log and self.global_step == 1:
                 self.log.artifact("data/train_clips.png", draw_batch(batch, self.class_names))
             self.curves.step(self.global_step, self.position / schedule.num_samples, batch, self.learner, rate, norm)
@@ -131,9 +132,9 @@ class Training:
                 self.audit.step(self.global_step, batch.rows, batch.weights.tolist())
             if start // schedule.num_samples < self.position // schedule.num_samples:
                 self._end_epoch()
-            elif save or stop:
+            elif agreement.save or agreement.stop:
                 self._save()
-            if stop:
+            if agreement.stop:
                 return True
             if self._lost_patience:
                 break
@@ -153,28 +154,24 @@ class Training:
     def _lost_patience(self) -> bool:
         return 0 < self.config.patience_epochs <= self.num_epochs_since_best
 
-    def _agree(self, batch: Batch) -> tuple[float, int, bool, bool]:
-        """Returns a step's mass and unreadable samples over all ranks, and whether to save or to stop after it."""
+    def _agree(self, batch: Batch) -> Agreement:
+        """Begins to agree on a step with the other ranks."""
         for error in batch.errors:
             logger.warning("sample skipped reason=%s", error)
-        leads = self.ranks.rank == 0
         due = time.monotonic() - self.last_saved_seconds > self.config.checkpoint_interval_seconds
-        stop = leads and os.path.exists(self.spec.stop_file)  # noqa: PTH110  # a storage that fails is no stop
-        superseded = leads and self.spec.checkpoints.is_superseded()
-        mass = self.learner.mass(batch)
-        totals = self.ranks.sum([mass, len(batch.errors), float(leads and due), float(stop), float(superseded)])
-        if totals[4]:
-            raise SupersededError
-        return totals[0], int(totals[1]), totals[2] > 0, totals[3] > 0
+        mass, num_bad = self.learner.mass(batch), len(batch.errors)
+        return Agreement(self.ranks, self.spec, mass=mass, num_bad=num_bad, save_due=due)
 
-    def _check_bad(self, num_bad: int, position: int) -> None:
-        self.num_bad += num_bad
-        num_epochs = math.ceil(position / self.index.num_samples)
-        if self.num_bad > self.config.max_bad_fraction * self.index.num_samples * num_epochs:
+    def _checked_mass(self, agreement: Agreement, end: int) -> float:
+        """Returns a step's mass, unless it or the steps before it, up to position `end`, had too many bad samples."""
+        num_bad = self.num_bad + agreement.num_bad
+        num_epochs = math.ceil(end / self.index.num_samples)
+        if num_bad > self.config.max_bad_fraction * self.index.num_samples * num_epochs:
             raise TrainingError(
-                f"{self.num_bad} samples could not be read, more than max_bad_fraction "
+                f"{num_bad} samples could not be read, more than max_bad_fraction "
                 f"({self.config.max_bad_fraction:g}) of the split: check the shards with `python -m packer verify`"
             )
+        return agreement.mass
 
     def _end_epoch(self) -> None:
         epoch = self.position // self.index.num_samples

@@ -200,7 +200,7 @@ def _learner(spec: JobSpec, name: str, index: SampleIndex, device: torch.device)
 
 
 def _step(learner: Learner, batch: Batch) -> None:
-    learner.step(batch, learner.mass(batch), 1e-4)
+    learner.step(batch, partial(learner.mass, batch), 1e-4)
 
 
 def _tutorial_step(batch: Batch, num_classes: int, device: torch.device) -> Callable[[], object]:

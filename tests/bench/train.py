@@ -72,7 +72,7 @@ def _together(num_rounds: int, folder: Path, shards: Path) -> Row:
         with stopwatch(NUM_STEPS * config.global_batch) as result:
             for batch in itertools.islice(batches, NUM_STEPS):
                 if steps:
-                    learner.step(batch, learner.mass(batch), 1e-3)
+                    learner.step(batch, partial(learner.mass, batch), 1e-3)
         return result[0]
 
     def streamed(steps: bool) -> Cost:

@@ -1,8 +1,8 @@
-"""Rows: our train step against the tutorial's, which calls the CNN once per frame."""
+"""Rows: our train step against the tutorial's, which calls the CNN once per frame; and in bf16 against float32."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import Pipe, get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -14,7 +14,7 @@ from configs.model import ModelConfig
 from configs.train import OptimizerConfig
 from tests.bench.measure import Contender, Cost, Row, interleave, stopwatch
 from tests.bench.tutorial import FrameByFrame
-from trainer.loop import keep_freed_memory, make_optimizer
+from trainer.loop import autocast, keep_freed_memory, make_optimizer
 from trainer.model import CnnRnn
 
 NUM_CLIPS, NUM_FRAMES, NUM_CLASSES, HIDDEN_SIZE = 8, 16, 51, 100
@@ -22,16 +22,17 @@ STEPS_PER_ROUND = 2
 
 
 def rows(num_rounds: int, folder: Path) -> list[Row]:
-    return [_row(size_px, num_rounds) for size_px in (64, 112)]
+    return [row for size_px in (64, 112) for row in _rows(size_px, num_rounds)]
 
 
-def _row(size_px: int, num_rounds: int) -> Row:
+def _rows(size_px: int, num_rounds: int) -> list[Row]:
     with ExitStack() as stack:
-        makers = {"ours": _make_ours, "tutorial": _make_tutorial}
+        makers = {"ours": _make_ours, "ours in bf16": _make_bf16, "tutorial": _make_tutorial}
         costs = interleave(
             {name: stack.enter_context(_process(make, size_px)) for name, make in makers.items()}, num_rounds
         )
-    return Row(
+    has_bf16 = any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16"))
+    against_tutorial = Row(
         name=f"train step, {size_px} px",
         work=f"same work: ResNet-18 + LSTM({HIDDEN_SIZE}), float32, AdamW, B={NUM_CLIPS}, T={NUM_FRAMES}, one thread; "
         "ours takes uint8 and normalises inside, has the fused AdamW and keeps freed memory, the tutorial's is given "
@@ -42,6 +43,15 @@ def _row(size_px: int, num_rounds: int) -> Row:
         peer=costs["tutorial"],
         goal=1.5,
     )
+    in_bf16 = Row(
+        name=f"train step, {size_px} px, bf16 against float32",
+        work=f"the same network and step; this processor {'computes' if has_bf16 else 'only emulates'} bf16",
+        unit="clip",
+        ours=costs["ours in bf16"],
+        peer_name="ours in float32",
+        peer=costs["ours"],
+    )
+    return [against_tutorial, in_bf16]
 
 
 @dataclass
@@ -52,10 +62,13 @@ class _Stepper:
     optimizer: torch.optim.Optimizer
     clips: torch.Tensor
     labels: torch.Tensor
+    dtype: torch.dtype | None = None
 
     def step(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
-        nn.functional.cross_entropy(self.model(self.clips), self.labels).backward()
+        with autocast(torch.device("cpu"), self.dtype):
+            logits = self.model(self.clips)
+        nn.functional.cross_entropy(logits.float(), self.labels).backward()
         self.optimizer.step()
 
 
@@ -94,6 +107,10 @@ def _make_ours(pixels: torch.Tensor, labels: torch.Tensor) -> _Stepper:
     config = ModelConfig(backbone="resnet18", weights="none", hidden_size=HIDDEN_SIZE)
     model = CnnRnn(config, NUM_CLASSES, NUM_FRAMES).to(memory_format=torch.channels_last)
     return _Stepper(model, make_optimizer(model, OptimizerConfig(weight_decay=0.01)), pixels, labels)
+
+
+def _make_bf16(pixels: torch.Tensor, labels: torch.Tensor) -> _Stepper:
+    return replace(_make_ours(pixels, labels), dtype=torch.bfloat16)
 
 
 def _make_tutorial(pixels: torch.Tensor, labels: torch.Tensor) -> _Stepper:

@@ -1,5 +1,6 @@
 """The SQLite store of MLflow: whole for whoever sees it, whatever happens while it is created."""
 
+import re
 import subprocess
 import sys
 import time
@@ -73,6 +74,19 @@ def test_a_store_that_is_there_and_a_servers_are_left_as_they_are(tmp_path: Path
 def test_a_store_in_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"cannot be created .*No such file.*MLFLOW_TRACKING_URI"):
         create_store(store_uri(tmp_path / "nowhere"))
+
+
+def test_a_store_that_grows_too_large_for_the_disk_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+    limited = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)); " + CREATE
+    with pytest.raises(subprocess.CalledProcessError) as caught:
+        subprocess.run(
+            [sys.executable, "-c", limited, store_uri(tmp_path)], input="\n", capture_output=True, text=True, check=True
+        )
+    *_, last = caught.value.stderr.splitlines()
+    assert re.fullmatch(
+        r".*UsageError: the MLflow store at sqlite:.* cannot be created \(disk I/O error\): make room.*", last
+    )
+    assert not list(tmp_path.iterdir())
 
 
 def test_commands_that_only_read_create_no_store(tmp_path: Path) -> None:

@@ -23,12 +23,13 @@ def create_store(uri: str) -> None:
     of their own, which then gets the store's name; of several processes the first one's is taken.
 
     Raises:
-        UsageError: The folder cannot be written to.
+        UsageError: The folder cannot be written to, or is full.
     """
     if not is_absent(uri):
         return
     # Here, as MLflow does it: a server's clients need no SQLAlchemy.
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+    from sqlalchemy.exc import DBAPIError
 
     path = Path(uri.removeprefix(PREFIX))
     try:
@@ -37,9 +38,10 @@ def create_store(uri: str) -> None:
             SqlAlchemyStore(f"{PREFIX}{made}", "./mlruns").engine.dispose()  # type: ignore[no-untyped-call]
             with contextlib.suppress(FileExistsError):
                 os.link(made, path)
-    except OSError as error:
+    except (OSError, DBAPIError) as error:
+        reason = error.orig if isinstance(error, DBAPIError) else error  # without the SQL
         raise UsageError(
-            f"the MLflow store at {uri} cannot be created ({error}): name another by MLFLOW_TRACKING_URI"
+            f"the MLflow store at {uri} cannot be created ({reason}): make room, or name another by MLFLOW_TRACKING_URI"
         ) from error
 
 

@@ -25,6 +25,10 @@ def start_ray(config: TrainConfig) -> int:
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
     # By default 2 s: so long Ray Train does not notice that workers have failed, or are done.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    if config.min_workers:
+        # By default 60 s: so long Ray Train waits for the place of a worker whose node is gone but not yet known to be,
+        # before it tries with fewer. It tries any number of times.
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")
     if not sys.stdout.isatty():
         os.environ.setdefault("RAY_COLOR_PREFIX", "0")
     address = os.environ.get("RAY_ADDRESS", "local")

@@ -80,6 +80,7 @@ class Drills:
 
     def await_recovery(self, run: str, attempt: int = 2) -> float:
         """Returns the seconds until workers of a later attempt have finished a step."""
+        assert self.progress(run) < (attempt - 1, NUM_STEPS), f"{run} was through before it was disturbed"
         start = time.monotonic()
         until(lambda: self.progress(run) >= (attempt, 1), PATIENCE_SECONDS)
         return time.monotonic() - start
@@ -98,9 +99,22 @@ class Drills:
             time.sleep(pause_seconds)
 
     def kill_driver(self, run: str) -> None:
+        """Kills a training's driver in the middle.
+
+        Its workers look once a second whether they are alone, and would be through by then; so they sleep until that
+        look is the first thing they do.
+        """
         process = self.start(run)
+        workers = self.workers()
+        for worker in workers:
+            worker.suspend()
         process.kill()
         process.communicate()
+        until(lambda: len(self.project.alive()) == len(workers), 60)
+        time.sleep(2)
+        for worker in workers:
+            with suppress(psutil.NoSuchProcess):
+                worker.resume()
 
     def go_on(self, run: str, *options: str) -> tuple[Ended, float]:
         """Gives the same command again; returns how it ended and the seconds to its first step."""

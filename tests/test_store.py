@@ -97,3 +97,9 @@ def test_commands_that_only_read_create_no_store(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="there is no MLflow store"):
             read()
     assert not list(tmp_path.iterdir())
+
+
+def test_settings_behind_a_stores_path_are_no_part_of_it(tmp_path: Path) -> None:
+    create_store(store_uri(tmp_path))
+    assert not is_absent(f"{store_uri(tmp_path)}?timeout=60")
+    assert is_absent(f"{store_uri(tmp_path / 'other')}?timeout=60")

@@ -1,6 +1,5 @@
 """MLflow's SQLite store on one machine: there as a whole, or not at all."""
 
-import contextlib
 import os
 import tempfile
 from pathlib import Path
@@ -12,7 +11,7 @@ PREFIX = "sqlite:///"
 
 def is_absent(uri: str) -> bool:
     """Whether an MLflow store is a SQLite file that is not there: MLflow, asked for anything in it, would create it."""
-    return uri.startswith(PREFIX) and not Path(uri.removeprefix(PREFIX)).exists()
+    return uri.startswith(PREFIX) and not _path(uri).exists()
 
 
 def create_store(uri: str) -> None:
@@ -31,18 +30,33 @@ def create_store(uri: str) -> None:
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
     from sqlalchemy.exc import DBAPIError
 
-    path = Path(uri.removeprefix(PREFIX))
+    path = _path(uri)
     try:
         with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as folder:
             made = Path(folder) / path.name
             SqlAlchemyStore(f"{PREFIX}{made}", "./mlruns").engine.dispose()  # type: ignore[no-untyped-call]
-            with contextlib.suppress(FileExistsError):
-                os.link(made, path)
+            _publish(made, path)
     except (OSError, DBAPIError) as error:
         reason = error.orig if isinstance(error, DBAPIError) else error  # without the SQL
         raise UsageError(
             f"the MLflow store at {uri} cannot be created ({reason}): make room, or name another by MLFLOW_TRACKING_URI"
         ) from error
+
+
+def _path(uri: str) -> Path:
+    return Path(uri.removeprefix(PREFIX).partition("?")[0])
+
+
+def _publish(made: Path, path: Path) -> None:
+    """Gives a file its name, unless there is one of that name."""
+    try:
+        os.link(made, path)
+    except FileExistsError:
+        pass
+    except OSError:
+        # A file system without hard links; between these two lines another process could still be first.
+        if not path.exists():
+            made.rename(path)
 
 
 def check_store(uri: str) -> None:

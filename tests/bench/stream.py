@@ -105,7 +105,7 @@ def webdataset(urls: list[str]) -> Iterator[int]:
 def _decode(sample: dict[str, Any]) -> tuple[np.ndarray, int]:
     frames = np.stack([simplejpeg.decode_jpeg(sample[f"{number:03d}.jpg"], "RGB") for number in range(NUM_FRAMES)])
     place = Place(epoch=0, index=int.from_bytes(sample["__key__"].encode()[-6:]), weight=1.0)
-    return VIEW(frames, place), int(sample["cls"])
+    return VIEW(torch.from_numpy(frames), place).numpy(), int(sample["cls"])
 
 
 def _collate(samples: list[tuple[np.ndarray, int]]) -> tuple[torch.Tensor, torch.Tensor]:

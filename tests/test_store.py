@@ -1,5 +1,7 @@
 """The SQLite store of MLflow: whole for whoever sees it, whatever happens while it is created."""
 
+import errno
+import os
 import re
 import subprocess
 import sys
@@ -97,6 +99,16 @@ def test_commands_that_only_read_create_no_store(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="there is no MLflow store"):
             read()
     assert not list(tmp_path.iterdir())
+
+
+def test_a_store_is_created_where_there_are_no_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(made: Path, path: Path) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")  # what link(2) says on FAT
+
+    monkeypatch.setattr(os, "link", refuse)
+    create_store(store_uri(tmp_path))
+    assert MlflowClient(tracking_uri=store_uri(tmp_path)).get_experiment("0").name == "Default"
+    assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db"]
 
 
 def test_settings_behind_a_stores_path_are_no_part_of_it(tmp_path: Path) -> None:

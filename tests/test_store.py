@@ -63,6 +63,7 @@ def test_a_store_whose_creation_was_killed_is_created_anew(tmp_path: Path) -> No
         process.kill()
     assert is_absent(store_uri(tmp_path))
     create_store(store_uri(tmp_path))
+    assert not is_absent(store_uri(tmp_path))
     assert MlflowClient(tracking_uri=store_uri(tmp_path)).get_experiment("0").name == "Default"
 
 
@@ -107,6 +108,7 @@ def test_a_store_is_created_where_there_are_no_hard_links(tmp_path: Path, monkey
 
     monkeypatch.setattr(os, "link", refuse)
     create_store(store_uri(tmp_path))
+    assert not is_absent(store_uri(tmp_path))  # before MLflow is asked, which would create it
     assert MlflowClient(tracking_uri=store_uri(tmp_path)).get_experiment("0").name == "Default"
     assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db"]
 

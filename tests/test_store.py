@@ -5,7 +5,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from mlflow import MlflowClient
 
 from configs.load import UsageError
 from tests.registry import MLFLOW_WARNINGS, store_uri
+from tests.training import until
 from trainer.compare import compare
 from trainer.registry import Registry
 from trainer.store import create_store, is_absent
@@ -45,8 +45,7 @@ def test_processes_that_create_one_store_at_once_all_find_it_whole(tmp_path: Pat
     creators = [creator(tmp_path) for _ in range(3)]
     for process in creators:
         begin(process)
-    while is_absent(uri):
-        time.sleep(0.001)
+    until(lambda: not is_absent(uri), 60)
     experiment = MlflowClient(tracking_uri=uri).create_experiment("seen")  # at once: the others may be at it still
     for process in creators:
         with process:
@@ -58,8 +57,7 @@ def test_processes_that_create_one_store_at_once_all_find_it_whole(tmp_path: Pat
 def test_a_store_whose_creation_was_killed_is_created_anew(tmp_path: Path) -> None:
     with creator(tmp_path) as process:
         begin(process)
-        while not any(path.stat().st_size for path in tmp_path.rglob("mlflow.db")):
-            time.sleep(0.001)
+        until(lambda: any(path.stat().st_size for path in tmp_path.rglob("mlflow.db")), 60)
         process.kill()
     assert is_absent(store_uri(tmp_path))
     create_store(store_uri(tmp_path))

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from packer.manifest import read_manifest, read_samples
 from packer.report import class_table
 from packer.storage import Location, read_range
-from packer.verify import sample_members
+from packer.verify import stored_members
 
 _NUM_SIZES = 5
 _TILE_WIDTH_PX, _TILE_HEIGHT_PX = 96, 72
@@ -96,7 +96,7 @@ def draw_sheet(folder: Location, num_clips: int) -> Image.Image:
 
 
 def _tiles(folder: Location, row: dict[str, Any]) -> list[Image.Image]:
-    jpegs = sample_members(read_range(folder / row["shard"], row["offset"], row["num_bytes"]), row)[:-2]
+    jpegs = stored_members(read_range(folder / row["shard"], row["offset"], row["num_bytes"]), row)[:-2]
     last = len(jpegs) - 1
     tiles = []
     for number in (0, last // 2, last):

@@ -73,7 +73,7 @@ def _faults_of_rows(path: Path, shard: ShardSummary, rows: Sequence[Mapping[str,
                 yield Fault(shard.name, f"sample {row['key']}: {fault}")
 
 
-def sample_members(data: bytes, row: Mapping[str, Any]) -> list[bytes]:
+def stored_members(data: bytes, row: Mapping[str, Any]) -> list[bytes]:
     """Returns the members of a sample, the JPEGs first, from what its shard holds where its row of the index says.
 
     Raises:
@@ -88,7 +88,7 @@ def sample_members(data: bytes, row: Mapping[str, Any]) -> list[bytes]:
 
 def _fault_of_sample(data: bytes, row: Mapping[str, Any]) -> str | None:
     try:
-        members = sample_members(data, row)
+        members = stored_members(data, row)
     except ValueError as error:
         return str(error)
     *jpegs, label, _ = members

@@ -4,14 +4,13 @@ Every part's command goes through `parse`, so that `--help`, the YAML files, the
 validation errors look the same everywhere. It knows nothing about what the fields mean.
 """
 
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 from pydantic_settings import (
     BaseSettings,
     CliSettingsSource,
@@ -21,47 +20,13 @@ from pydantic_settings import (
     SettingsError,
 )
 
+from configs.home import resolve
+from configs.section import Section, UsageError, describe
+
 EXIT_USAGE = 2
-HOME_VARIABLE = "CLIPSTREAM_HOME"
-
-
-class UsageError(Exception):
-    """A command that cannot be carried out as given; its text is the one sentence that the user reads."""
-
-
-class Section(BaseModel):
-    """A frozen group of configuration fields that refuses unknown names."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 ConfigT = TypeVar("ConfigT", bound=Section)
-
-
-def home() -> Path:
-    """Returns the absolute folder that relative paths start from: CLIPSTREAM_HOME, else the current folder.
-
-    Raises:
-        UsageError: The folder lies inside a copy that Ray uploaded, which Ray deletes after the job.
-    """
-    folder = Path(os.environ.get(HOME_VARIABLE) or Path.cwd()).absolute()
-    if "_ray_pkg_" in str(folder):
-        raise UsageError(
-            f"{folder} is Ray's temporary copy of the working directory and is deleted after the job: start the "
-            f"cluster by `make cluster`, or set {HOME_VARIABLE} where `ray start` runs, to the project's folder"
-        )
-    return folder
-
-
-def resolve(path: str | Path) -> Path:
-    """Returns `path` as an absolute path; a relative one starts from `home()`."""
-    expanded = Path(path).expanduser()
-    return expanded if expanded.is_absolute() else home() / expanded
-
-
-def code_path() -> str:
-    """Returns the PYTHONPATH with which a process finds the same code as this one, wherever that was found."""
-    return os.pathsep.join(path for path in sys.path if path)
 
 
 def find_config(name: str | Path) -> Path:
@@ -95,26 +60,6 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UsageError(f"{path} holds a {type(values).__name__} at its top level: it must be a mapping of fields")
     return values
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Returns nested fields by their dotted names: `{"a": {"b": 1}}` gives `{"a.b": 1}`."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
-    return flat
-
-
-def describe(error: ValidationError) -> str:
-    """Returns a validation error as one readable line per field, with the field's dotted path."""
-    lines = []
-    for detail in error.errors():
-        field = ".".join(str(part) for part in detail["loc"]) or "configuration"
-        is_said = detail["type"] in {"missing", "extra_forbidden"} or isinstance(detail["input"], Mapping)
-        given = "" if is_said else f" (got {detail['input']!r})"
-        message = detail["msg"].removeprefix("Value error, ")
-        lines.append(f"{field}: {message}{given}")
-    return "\n".join(lines)
 
 
 def parse(

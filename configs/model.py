@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from configs.load import Section
+from configs.section import Section
 
 
 class ModelConfig(Section):

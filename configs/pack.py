@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import CliPositionalArg
 
-from configs.load import Section
+from configs.section import Section
 
 
 class ClipConfig(Section):

@@ -8,8 +8,8 @@ from typing import ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from configs.load import Section
 from configs.pack import DecodeLimits
+from configs.section import Section
 from configs.train import CHAMPION, REGISTERED_MODEL
 
 API_KEY_VARIABLE = "CLIPSTREAM_API_KEY"

@@ -1,19 +1,16 @@
 """Configuration of the trainer, and `ModelContract`: what a registered model tells the server that loads it."""
 
 import math
-import os
 from typing import Literal
 
 from pydantic import Field, model_validator
+from pydantic_settings import CliPositionalArg
 
-from configs.load import Section, home
 from configs.model import ModelConfig
-from configs.pack import ClipConfig
+from configs.section import Section
 
 REGISTERED_MODEL = "clipstream"
 CHAMPION = "champion"
-METADATA_KEY = "clipstream"
-"""Where a registered model keeps its contract, in its MLflow metadata."""
 
 
 class ViewConfig(Section):
@@ -228,37 +225,16 @@ class CvConfig(TrainConfig):
         ]
 
 
-class ModelContract(Section):
-    """What a registered model carries as metadata: enough to prepare a video exactly as in training.
+class PromoteConfig(Section):
+    """What `python -m trainer promote` can be told."""
 
-    Written by the trainer into the MLflow model's metadata under `METADATA_KEY`, read by the server.
-    """
-
-    format_version: Literal[1] = 1
-    """Raised when a field changes its meaning; a server refuses one it does not know."""
-    class_names: tuple[str, ...]
-    """Class names in the order of the logits."""
-    clip: ClipConfig
-    """How frames were picked, shrunk and compressed."""
-    view: ViewConfig
-    """How a stored frame becomes the model's picture."""
-    manifest_sha256: str
-    """Digest of the manifest that the model was trained on."""
-    val_sha256: str
-    """Digest of the val split that `val_metric` was measured on."""
-    select_by: str
-    """Name of the metric that chose this model."""
-    val_metric: float
-    """Its value on the val split."""
-    code_version: str
-    """Git commit (with `-dirty` where files were changed), or a digest of the package's sources."""
-
-    @property
-    def num_frames(self) -> int:
-        """Frames that the model reads, T."""
-        return self.view.num_frames_of(self.clip.num_frames)
+    registered_model: str = REGISTERED_MODEL
+    """Name in the MLflow registry."""
 
 
-def tracking_uri() -> str:
-    """Returns MLFLOW_TRACKING_URI, or the SQLite store in the home folder that `mlflow ui` opens there."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home() / 'mlflow.db'}"
+class AuditConfig(Section):
+    """What `python -m trainer audit` can be told."""
+
+    run: CliPositionalArg[str] = Field(description="Name of the run")
+    runs: str = "runs"
+    """Folder of all runs."""

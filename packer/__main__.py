@@ -5,8 +5,10 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from configs.load import EXIT_USAGE, ConfigT, UsageError, fail, parse, resolve
+from configs.home import resolve
+from configs.load import EXIT_USAGE, ConfigT, fail, parse
 from configs.pack import InspectConfig, PackConfig, RepairConfig, VerifyConfig
+from configs.section import UsageError
 
 PROG = "python -m packer"
 DESCRIPTION = """Packs a folder of videos (one folder per class) into WebDataset shards with a manifest and an index.
@@ -53,9 +55,9 @@ def _parse(model: type[ConfigT], arguments: Sequence[str], command: str = "", de
 
 def _pack(arguments: Sequence[str]) -> int:
     config = _parse(PackConfig, arguments, description=DESCRIPTION)
+    from packer.pack import PackError, pack
     from packer.prepare import prepare
     from packer.report import format_plan, format_report
-    from packer.run import PackError, pack
 
     try:
         prepared = prepare(config)
@@ -78,8 +80,8 @@ def _pack(arguments: Sequence[str]) -> int:
 
 def _verify(arguments: Sequence[str]) -> int:
     config = _parse(VerifyConfig, arguments, " verify")
-    from packer.manifest import ManifestError
-    from packer.storage import locate
+    from packer.shards.manifest import ManifestError
+    from packer.storage.location import locate
     from packer.verify import find_faults
 
     try:
@@ -99,9 +101,9 @@ def _verify(arguments: Sequence[str]) -> int:
 
 def _repair(arguments: Sequence[str]) -> int:
     config = _parse(RepairConfig, arguments, " repair")
+    from packer.pack import PackError
     from packer.repair import repair
-    from packer.run import PackError
-    from packer.storage import locate
+    from packer.storage.location import locate
 
     try:
         repaired = repair(locate(config.target), locate(config.source), config.workers)
@@ -114,8 +116,8 @@ def _repair(arguments: Sequence[str]) -> int:
 def _inspect(arguments: Sequence[str]) -> int:
     config = _parse(InspectConfig, arguments, " inspect")
     from packer.inspection import draw_sheet, format_inspection
-    from packer.manifest import ManifestError
-    from packer.storage import locate
+    from packer.shards.manifest import ManifestError
+    from packer.storage.location import locate
 
     target = locate(config.target)
     try:

@@ -9,10 +9,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image, ImageDraw, ImageFont
 
-from packer.manifest import read_manifest, read_samples
 from packer.report import class_table
-from packer.storage import Location, read_range
-from packer.verify import stored_members
+from packer.shards.manifest import read_manifest, read_samples
+from packer.shards.sample import stored_members
+from packer.storage.files import read_range
+from packer.storage.location import Location
 
 _NUM_SIZES = 5
 _TILE_WIDTH_PX, _TILE_HEIGHT_PX = 96, 72

@@ -1,29 +1,27 @@
 """Settles what a command is to do before anything is written: begin a pack, continue one, or append to one."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from configs.load import UsageError, resolve
-from configs.pack import PackConfig
-from packer.catalog import Catalog, find_videos
-from packer.lists import read_given
-from packer.manifest import SAMPLES
-from packer.plan import Plan, extend_plan, make_plan
-from packer.split import SPLITS
-from packer.storage import Location, local_copy, locate
-from packer.target import (
-    check_folders,
-    differing_settings,
-    differing_videos,
-    is_complete,
-    named,
-    plan_sha256,
-    read_plan,
-)
+from configs.home import resolve
+from configs.pack import PackConfig, PackRecipe
+from configs.section import UsageError, flatten
+from packer.planning.lists import read_given
+from packer.planning.plan import Plan, extend_plan, make_plan
+from packer.planning.split import SPLITS
+from packer.shards.manifest import SAMPLES, ManifestError, read_manifest
+from packer.shards.stored_plan import plan_sha256, read_plan
+from packer.storage.files import file_sha256, local_copy
+from packer.storage.location import Location, is_inside, locate
+from packer.storage.lock import RECORDS
+from packer.video.catalog import Catalog, find_videos
+from packer.video.clip import library_versions
+
+_NUM_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -103,3 +101,59 @@ def _known_sha256(target: Location) -> dict[str, str]:
     except (OSError, pa.ArrowInvalid):
         return {}  # those files are read again
     return dict(zip(table["source"].to_pylist(), table["source_sha256"].to_pylist(), strict=True))
+
+
+def check_folders(source: Location, target: Location) -> None:
+    """Raises UsageError where the one cannot be packed into the other."""
+    if not source.is_dir():
+        raise UsageError(f"{source} is not a folder: give the folder that holds one folder of videos per class")
+    if is_inside(target, source):
+        raise UsageError(f"{target} lies inside {source} and would be packed as a class: choose another target")
+    if target.exists() and not target.is_dir():
+        raise UsageError(f"{target} is a file: choose another target")
+    if target.exists() and not (target / RECORDS).exists() and any(target.glob("*")):
+        raise UsageError(f"{target} holds other files: choose an empty or a new folder")
+
+
+def is_complete(target: Location) -> bool:
+    """Tells whether the manifest is there and binds the index and the plan; a torn set is rebuilt from the records."""
+    try:
+        manifest = read_manifest(target)
+        return (manifest.samples_sha256, manifest.plan_sha256) == (file_sha256(target / SAMPLES), plan_sha256(target))
+    except (ManifestError, FileNotFoundError):
+        return False
+
+
+def differing_settings(plan: Plan, recipe: PackRecipe) -> list[str]:
+    """Returns how a recipe and the installed versions differ from a plan's: `clip.num_frames is 16 there ...`."""
+    there = flatten({**plan.recipe.model_dump(), "version of": plan.versions})
+    here = flatten({**recipe.model_dump(), "version of": library_versions()})
+    return [
+        f"{name} is {there.get(name)!r} there and {here.get(name)!r} here"
+        for name in sorted(there.keys() | here.keys())
+        if there.get(name) != here.get(name)
+    ]
+
+
+def differing_videos(plan: Plan, catalog: Catalog, given: Mapping[str, str] | None) -> dict[str, list[str]]:
+    """Returns the sources that differ between a plan and a data folder, by how: new, gone, changed, other split."""
+    found = {video.source for video in catalog.videos}
+    old = {video.source: (video, shard.split) for shard in plan.shards for video in shard.videos}
+    differing = {
+        "new": sorted(found - old.keys()),
+        "gone": sorted(old.keys() - found),
+        "changed": sorted(source for source, (video, _) in old.items() if not video.path and source in found),
+    }
+    if given is not None:
+        differing["in another split now"] = sorted(
+            source
+            for source, (_, split) in old.items()
+            if source in given and split not in ({given[source]} if given[source] else {"train", "val"})
+        )
+    return {how: sources for how, sources in differing.items() if sources}
+
+
+def named(sources: Sequence[str]) -> str:
+    """Returns a number of videos with the first of their names: `5 videos (a/x.mp4, a/y.mp4, a/z.mp4, ...)`."""
+    more = ", ..." * (len(sources) > _NUM_NAMED)
+    return f"{len(sources)} video{'s' * (len(sources) != 1)} ({', '.join(sources[:_NUM_NAMED])}{more})"

@@ -1,14 +1,15 @@
 """Packs the damaged shards of a complete pack again, and nothing else: the manifest stays as it is, and must hold."""
 
-from configs.load import UsageError
-from packer.catalog import find_videos
-from packer.manifest import SAMPLES, ManifestError, read_manifest, write_samples
-from packer.run import PackError, pack_shards
-from packer.shard import read_record, stored_record
-from packer.split import SPLITS
-from packer.storage import Location
-from packer.target import locked, plan_sha256, read_plan
+from configs.section import UsageError
+from packer.pack import PackError, pack_shards
+from packer.planning.split import SPLITS
+from packer.shards.manifest import SAMPLES, ManifestError, read_manifest, write_samples
+from packer.shards.shard import read_record, stored_record
+from packer.shards.stored_plan import plan_sha256, read_plan
+from packer.storage.location import Location
+from packer.storage.lock import locked
 from packer.verify import find_faults
+from packer.video.catalog import find_videos
 
 
 def repair(target: Location, source: Location, workers: int) -> list[str]:

@@ -4,9 +4,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from configs.pack import SplitConfig
+from packer.pack import PackResult
+from packer.planning.split import SPLITS
 from packer.prepare import Preparation
-from packer.run import PackResult
-from packer.split import SPLITS
 
 _NUM_NAMED = 5
 

@@ -19,7 +19,9 @@ from pydantic import Field
 from pydantic_settings import CliPositionalArg
 from tqdm import tqdm
 
-from configs.load import Section, UsageError, fail, parse, resolve
+from configs.home import resolve
+from configs.load import fail, parse
+from configs.section import Section, UsageError
 
 Codec = Literal["h264", "mpeg4"]
 FRAMES_PER_SECOND = 25

@@ -10,10 +10,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import simplejpeg
 
-from packer.manifest import SAMPLES, ManifestError, ShardSummary, file_sha256, read_manifest, read_samples
-from packer.sample import members_crc32
-from packer.storage import Location, local_copy
-from packer.target import plan_sha256
+from packer.shards.manifest import SAMPLES, ManifestError, ShardSummary, read_manifest, read_samples
+from packer.shards.sample import members_crc32, stored_members
+from packer.shards.stored_plan import plan_sha256
+from packer.storage.files import file_sha256, local_copy
+from packer.storage.location import Location
 
 
 @dataclass(frozen=True)
@@ -71,19 +72,6 @@ def _faults_of_rows(path: Path, shard: ShardSummary, rows: Sequence[Mapping[str,
         for row in rows:
             if fault := _fault_of_sample(os.pread(file.fileno(), row["num_bytes"], row["offset"]), row):
                 yield Fault(shard.name, f"sample {row['key']}: {fault}")
-
-
-def stored_members(data: bytes, row: Mapping[str, Any]) -> list[bytes]:
-    """Returns the members of a sample, the JPEGs first, from what its shard holds where its row of the index says.
-
-    Raises:
-        ValueError: The sample is not there.
-    """
-    if len(data) < row["num_bytes"] or not data.startswith(f"{row['key']}.000.jpg\0".encode()):
-        raise ValueError("it is not where the index says")
-    return [
-        data[offset : offset + size] for offset, size in zip(row["member_offsets"], row["member_sizes"], strict=True)
-    ]
 
 
 def _fault_of_sample(data: bytes, row: Mapping[str, Any]) -> str | None:

@@ -7,8 +7,6 @@ loopback as well; only the replicas' listen on every address whatever one says, 
 """
 
 import logging
-import os
-import secrets
 import signal
 import socket
 import sys
@@ -16,12 +14,13 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-from configs.load import UsageError, config_option, fail, find_config, parse, read_yaml
+from configs.load import config_option, fail, find_config, parse, read_yaml
 from configs.score import ScoreConfig
+from configs.section import UsageError
 from configs.serve import ServeCommand
-from serve.guard import LOOPBACK_NAMES, read_keys
-from serve.page import find_samples
-from serve.proxy import CALLBACK_VARIABLE, SET_UP
+from serve.gateway.auth import LOOPBACK_NAMES, read_keys
+from serve.gateway.page import find_samples
+from serve.local_ray import drain, start, stop
 
 PROG = "python -m serve"
 DESCRIPTION = """Serves the registered model over HTTP: POST a video to /v1/predict, or open the address in a browser.
@@ -36,9 +35,6 @@ every class (p_<class>), and, for a file that gives no clip, why (reason, messag
 for its true class (true_class) where the model has a class of that name: then the accuracy is printed too.
 Exit codes: 0 scored, 1 failed or more rejected than --max-rejected-fraction, 2 a wrong command, 130 Ctrl-C."""
 EXIT_INTERRUPTED = 130
-APPLICATION = "clipstream"
-PROXY_SECONDS = 15.0
-"""How much longer than the application Ray's proxy waits; a client can raise the proxy's time, but not the other."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -73,7 +69,7 @@ def _score(argv: Sequence[str]) -> int:
         if not argv:
             argv = ["--help"]
         config = parse(ScoreConfig, argv, prog=prog, description=SCORE_DESCRIPTION, env_prefix="CLIPSTREAM_SCORE_")
-        from serve.score import format_report, score  # here, for a fast --help
+        from serve.scoring.score import format_report, score  # here, for a fast --help
 
         result = score(config)
     except UsageError as error:
@@ -121,7 +117,7 @@ def _check_port(host: str, port: int) -> None:
 def _serve(command: ServeCommand) -> int:
     signal.signal(signal.SIGTERM, _raise_exit)
     try:
-        _start(command)
+        start(command)
         signal.signal(signal.SIGTERM, _raise_exit)  # Ray has put its own handler there
         logger = logging.getLogger("serve")
         logger.info(
@@ -134,62 +130,12 @@ def _serve(command: ServeCommand) -> int:
         try:
             threading.Event().wait()
         finally:
-            _drain(command.deadline_seconds)
+            drain(command.deadline_seconds)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     finally:
-        _stop()
+        stop()
     return 0
-
-
-def _start(command: ServeCommand) -> None:
-    os.environ["RAY_AUTH_MODE"] = "token"
-    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # else it tells of one request in place of many
-    os.environ[CALLBACK_VARIABLE] = SET_UP
-    if command.host in LOOPBACK_NAMES:
-        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # on Linux too: Ray's node takes the loopback address
-    import ray  # here, for a fast --help
-    from ray import serve as ray_serve
-
-    from serve.app import build
-
-    num_cpus = max(os.cpu_count() or 1, command.max_replicas * command.cpus_per_replica)
-    quiet = {"log_level": "WARNING"}  # Ray tells every request and every replica otherwise
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    ray.init(
-        address="local",
-        include_dashboard=False,
-        num_cpus=num_cpus,
-        logging_level=logging.WARNING,
-        _metrics_export_port=command.metrics_port,
-    )
-    ray_serve.start(
-        proxy_location="HeadOnly",
-        http_options={
-            "host": command.host,
-            "port": command.port,
-            "request_timeout_s": command.deadline_seconds + PROXY_SECONDS,
-        },
-        logging_config=quiet,
-    )
-    ray_serve.run(build(command), name=APPLICATION, logging_config=quiet)
-
-
-def _drain(deadline_seconds: float) -> None:
-    """Lets the gateways answer what they have; Ray's own shutdown ends its proxy, and every connection, at once."""
-    import ray
-    from ray import serve as ray_serve
-    from ray.serve.exceptions import RayServeException
-
-    try:
-        gateways = ray_serve.get_app_handle(APPLICATION)
-        gateways.broadcast("close").results(timeout_s=deadline_seconds)
-    except (KeyboardInterrupt, SystemExit):  # told again: now
-        return
-    except (RayServeException, ray.exceptions.RayError, TimeoutError) as error:
-        logging.getLogger("serve").warning("not_drained reason=%s", error)
 
 
 def _metrics_address() -> str:
@@ -197,17 +143,6 @@ def _metrics_address() -> str:
 
     (node,) = ray.nodes()  # type: ignore[no-untyped-call]
     return f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}"
-
-
-def _stop() -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C would leave processes behind
-    import ray
-    from ray import serve as ray_serve
-
-    if ray.is_initialized():
-        ray_serve.shutdown()  # type: ignore[no-untyped-call]
-    ray.shutdown(wait_for_processes=True)
 
 
 def _raise_exit(number: int, frame: object) -> None:

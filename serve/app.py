@@ -19,18 +19,18 @@ from ray.serve.config import AutoscalingConfig
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
-from configs.load import code_path
+from configs.home import code_path
 from configs.serve import ServeConfig
-from serve.admission import Admission
-from serve.classifier import Classifier, load_beside
-from serve.guard import read_keys
-from serve.http import make_app
-from serve.metrics import ModelMetrics, RequestMetrics
-from serve.page import find_samples
-from serve.refusal import OVERLOADED_SECONDS, Refusal, overloaded
-from serve.request_id import REQUEST_ID, log_to_stderr
-from serve.schema import Answer, Clips, ModelStatus, Scores
-from serve.watch import ModelDied
+from serve.gateway.admission import Admission
+from serve.gateway.auth import read_keys
+from serve.gateway.http import make_app
+from serve.gateway.page import find_samples
+from serve.messages.refusal import OVERLOADED_SECONDS, Refusal, overloaded
+from serve.messages.schema import Answer, Clips, ModelStatus, Scores
+from serve.replica.alias_watch import ModelDied
+from serve.replica.classifier import Classifier, load_beside
+from serve.request.metrics import ModelMetrics, RequestMetrics
+from serve.request.request_id import REQUEST_ID, log_to_stderr
 
 logger = logging.getLogger(__name__)
 

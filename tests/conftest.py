@@ -1,7 +1,6 @@
 """What every test shares: a scrubbed environment, the data for tests, the system's programs."""
 
 import os
-import shutil
 import signal
 import uuid
 from collections.abc import Iterator
@@ -11,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from packer.__main__ import main
-from tests.videos import write_classes
+from tests.support.videos import write_classes
 
 if TYPE_CHECKING:  # torch takes seconds, which tests of the packer need not
-    from tests.runs import MakeSpec
-    from trainer.spec import JobSpec
+    from tests.support.runs import MakeSpec
+    from trainer.worker.spec import JobSpec
 
 
 def pytest_configure() -> None:
@@ -74,7 +73,7 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def make_spec(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> "MakeSpec":
     """Makes runs of `packed` in one MLflow store."""
-    from tests.runs import spec_maker
+    from tests.support.runs import spec_maker
 
     return spec_maker(tmp_path_factory.mktemp("training"), packed)
 
@@ -82,7 +81,7 @@ def make_spec(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> "MakeSp
 @pytest.fixture(scope="module")
 def whole_run(make_spec: "MakeSpec") -> "tuple[JobSpec, dict[str, Any]]":
     """A run that nothing interrupted, and its outcome."""
-    from tests.runs import train_on_one_thread
+    from tests.support.runs import train_on_one_thread
 
     spec = make_spec()
     return spec, train_on_one_thread(spec)
@@ -91,31 +90,17 @@ def whole_run(make_spec: "MakeSpec") -> "tuple[JobSpec, dict[str, Any]]":
 @pytest.fixture(scope="session")
 def champion_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of an MLflow store with a champion, which answers how bright a video is; not to be changed."""
-    from tests.registry import register
+    from tests.support.registry import register
 
     folder = tmp_path_factory.mktemp("champion")
     register(folder)
     return folder
 
 
-def system_program(name: str, *folders: Path) -> str:
-    """Returns the path of a program, also looked for in some folders.
-
-    Without it the test is skipped, or fails where CLIPSTREAM_REQUIRE_SYSTEM=1.
-    """
-    path = shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", os.defpath), *map(str, folders)]))
-    if path is None:
-        message = f"the program {name} is not installed"
-        if os.environ.get("CLIPSTREAM_REQUIRE_SYSTEM") == "1":
-            pytest.fail(message)
-        pytest.skip(message)
-    return path
-
-
 @pytest.fixture(scope="session")
 def s3_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """A running S3 server, as environment variables."""
-    from tests.s3 import s3_server
+    from tests.support.s3 import s3_server
 
     with s3_server(tmp_path_factory.mktemp("s3") / "log") as environment:
         yield environment

@@ -23,7 +23,7 @@ from urllib.request import Request, urlopen
 
 import psutil
 
-from packer.manifest import read_samples
+from packer.shards.manifest import read_samples
 
 ROOT = Path(__file__).parent.parent
 HOME = ROOT / ".demo"

@@ -7,11 +7,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pydantic import Field
-from pydantic_settings import CliPositionalArg
-
-from configs.load import Section, UsageError, fail, parse, resolve
-from configs.train import REGISTERED_MODEL, CvConfig, TrainConfig, tracking_uri
+from configs.home import resolve, tracking_uri
+from configs.load import fail, parse
+from configs.section import UsageError
+from configs.train import AuditConfig, CvConfig, PromoteConfig, TrainConfig
 
 PROG = "python -m trainer"
 ENV_PREFIX = "CLIPSTREAM_TRAIN_"
@@ -29,21 +28,6 @@ are each test split's figures with bootstrap intervals, their mean and their ran
 trainings are. With the same --run, what was stopped goes on."""
 
 
-class PromoteConfig(Section):
-    """What `python -m trainer promote` can be told."""
-
-    registered_model: str = REGISTERED_MODEL
-    """Name in the MLflow registry."""
-
-
-class AuditConfig(Section):
-    """What `python -m trainer audit` can be told."""
-
-    run: CliPositionalArg[str] = Field(description="Name of the run")
-    runs: str = "runs"
-    """Folder of all runs."""
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code: 0 done, 1 failed, 2 a wrong command, 130 stopped by the user."""
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -58,16 +42,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = _parse(arguments)
         logging.info("trainer interpreter=%s package=%s", sys.executable, Path(__file__).parent)
         # Imported when they are needed: PyArrow, torch and Ray take time, which --help and a refusal should not.
-        from trainer.preflight import check
+        from trainer.driver.preflight import check
 
         for each in config.folds() if isinstance(config, CvConfig) else [config]:
             check(each)
         _prepare_imports()
         if isinstance(config, CvConfig):
-            from trainer.cv import cross_validate
+            from trainer.driver.cross_validation import cross_validate
 
             return cross_validate(config)
-        from trainer.job import train
+        from trainer.driver.job import train
 
         return train(config)
     except UsageError as error:
@@ -103,7 +87,7 @@ def _promote(arguments: list[str]) -> int:
     )
     if version is None:
         raise UsageError("promote needs a version: python -m trainer promote VERSION")
-    from trainer.registry import Registry
+    from trainer.tracking.registry import Registry
 
     print(Registry(tracking_uri(), config.registered_model).promote(version))
     return 0
@@ -113,7 +97,7 @@ def _compare(arguments: list[str]) -> int:
     if len(arguments) != 2 or any(argument.startswith("-") for argument in arguments):
         raise UsageError("compare needs two runs by name or id: python -m trainer compare RUN_A RUN_B")
     _prepare_imports()
-    from trainer.compare import compare
+    from trainer.tracking.compare import compare
 
     print(compare(tracking_uri(), arguments))
     return 0
@@ -127,7 +111,7 @@ def _audit(arguments: list[str]) -> int:
         description="Prove that a run used each sample once per epoch; exit code 1 if it did not.",
         env_prefix=ENV_PREFIX,
     )
-    from trainer.audit import AUDIT_FOLDER, replay
+    from trainer.worker.audit import AUDIT_FOLDER, replay
 
     shown = replay(resolve(config.runs) / config.run / AUDIT_FOLDER)
     print(shown)

@@ -15,7 +15,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from packer.clip import frame_indices
+from packer.video.sampling import frame_indices
 from tests.bench.frame_step import THIN
 from tests.bench.measure import Contender, Cost, Row, interleave
 from tests.bench.videos import H264_720P, H264_1080P, HMDB51, SURVEILLANCE, make_clip_sets

@@ -33,7 +33,7 @@ def to_rgb() -> Callable[[Any], Any]:
 
 def ours() -> Work:
     from configs.pack import ClipConfig, DecodeLimits
-    from packer.clip import pick_frames
+    from packer.video.clip import pick_frames
 
     def work(path: str, indices: Sequence[int]) -> Any:
         clip = ClipConfig(num_frames=len(indices))
@@ -45,14 +45,14 @@ def ours() -> Work:
 
 def ours_pick() -> Work:
     from configs.pack import ClipConfig, DecodeLimits
-    from packer.clip import pick_frames
+    from packer.video.clip import pick_frames
 
     return lambda path, indices: pick_frames(path, ClipConfig(), DecodeLimits(), lambda *_: None)
 
 
 def ours_clip(short_side_px: int, jpeg_quality: int) -> Work:
     from configs.pack import ClipConfig, DecodeLimits
-    from packer.clip import read_clip
+    from packer.video.clip import read_clip
 
     clip = ClipConfig(short_side_px=short_side_px, jpeg_quality=jpeg_quality)
     return lambda path, indices: read_clip(path, clip, DecodeLimits())
@@ -63,8 +63,8 @@ def limit() -> Work:
     import av
 
     from configs.pack import DecodeLimits
-    from packer import decode
-    from packer.pictures import spans_of
+    from packer.video import decode
+    from packer.video.packets import spans_of
 
     known: dict[str, list[list[int]]] = {}
 

@@ -1,7 +1,7 @@
 """Rows: the training step and the stream on one GPU, alone and together, against the card's own limit.
 
 How much of the card a step uses is told by its FLOPs, which torch counts, and by the card's fastest matrix product of
-this very run. Every line but CUDA's own runs on a CPU, too, with tiny sizes: tests/test_bench_gpu.py.
+this very run. Every line but CUDA's own runs on a CPU, too, with tiny sizes: tests/project/test_bench_gpu.py.
 """
 
 import math
@@ -22,15 +22,17 @@ from torch.utils.flop_counter import FlopCounterMode
 from configs.model import ModelConfig
 from configs.train import AugmentConfig, TrainConfig, ViewConfig
 from packer.__main__ import main as pack
-from packer.manifest import read_manifest
+from packer.shards.manifest import read_manifest
 from tests.bench.measure import Cost, interleave, spread, stopwatch
 from tests.bench.tutorial import FrameByFrame
 from tests.bench.videos import make_sets
-from trainer.index import SampleIndex
-from trainer.loop import Learner, Ranks, keep_freed_memory
-from trainer.spec import JobSpec
-from trainer.stream import Batch
-from trainer.transfer import on_device
+from trainer.learning.learner import Learner
+from trainer.learning.ranks import Ranks
+from trainer.stream.batch import Batch
+from trainer.stream.index import SampleIndex
+from trainer.stream.prefetch import on_device
+from trainer.worker.entry import keep_freed_memory
+from trainer.worker.spec import JobSpec
 
 NUM_UNMEASURED_STEPS = 4
 STEPS = ("eager", "channels_last", "compiled", "tutorial")

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from configs.load import find_config, read_yaml
 from configs.pack import ClipConfig, DecodeLimits
 from configs.train import TrainConfig
-from packer.clip import read_clip
-from packer.jpeg import decode_frames
 from packer.synthetic import MOTIONS
 from packer.synthetic import main as make_synthetic
-from trainer.model import CnnRnn
+from packer.video.clip import read_clip
+from packer.video.jpeg import decode_frames
+from trainer.model.cnn_rnn import CnnRnn
 
 NUM_TRAIN_PER_CLASS, NUM_TEST_PER_CLASS, SIZE_PX = 60, 45, 64
 BATCH, NUM_EPOCHS, LEARNING_RATE = 16, 8, 3e-3

@@ -1,7 +1,7 @@
 """Rows: the stream from a server that is far away and fails now and then, against WebDataset's own road over HTTP.
 
-The server is tests/web.py on this machine: every request waits 20 to 80 ms, one in a hundred is answered by 503. Ours
-makes a request for each clip, WebDataset one for each shard (`curl --retry 30 --retry-delay 2`).
+The server is tests/support/web.py on this machine: every request waits 20 to 80 ms, one in a hundred is answered by
+503. Ours makes a request for each clip, WebDataset one for each shard (`curl --retry 30 --retry-delay 2`).
 """
 
 import itertools
@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from packer.__main__ import main as pack
-from packer.storage import Location, RemotePath
+from packer.storage.location import Location, RemotePath
 from tests.bench.measure import spread
 from tests.bench.stream import BATCH, NUM_EPOCHS, UNMEASURED_BATCHES, ours, webdataset
 from tests.bench.videos import make_sets
-from tests.web import web_server
-from trainer.cache import ShardCache
-from trainer.index import SampleIndex
+from tests.support.web import web_server
+from trainer.stream.cache import ShardCache
+from trainer.stream.index import SampleIndex
 
 SERVER = ["--latency-ms", "20", "80", "--failing", "0.01"]
 STEP_FACTOR = 1.5

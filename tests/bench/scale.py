@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from configs.pack import PackRecipe
-from packer.manifest import Manifest, ShardSummary, SplitSummary, write_manifest
-from tests.videos import write_numbered_video
-from trainer.index import SampleIndex
+from packer.shards.manifest import Manifest, ShardSummary, SplitSummary, write_manifest
+from tests.support.videos import write_numbered_video
+from trainer.stream.index import SampleIndex
 
 NUM_FEW, NUM_MANY, NUM_CATALOG = 200, 5_000, 1_000_000
 NUM_CLASSES = 100
@@ -24,9 +24,9 @@ PLAN = f"""
 import sys, time
 from pathlib import Path
 from configs.pack import PackRecipe
-from packer.catalog import Catalog, Video
-from packer.plan import make_plan
-from packer.target import read_plan, write_plan
+from packer.video.catalog import Catalog, Video
+from packer.planning.plan import make_plan
+from packer.shards.stored_plan import read_plan, write_plan
 
 names = [f"class-{{number:03d}}" for number in range({NUM_CLASSES})]
 sources = sorted(f"{{names[number % {NUM_CLASSES}]}}/video {{number:07d}}.mp4" for number in range({NUM_CATALOG}))
@@ -44,7 +44,7 @@ NUM_ORDERED, NUM_INDEXED, SHARD_SIZE = 100_000_000, 10_000_000, 1000
 NUM_RANKS, CLIPS_PER_RANK = 1024, 32
 ORDER = f"""
 import time
-from trainer.schedule import Schedule, Shuffle
+from trainer.schedule.schedule import Schedule, Shuffle
 
 started = time.monotonic()
 shard_sizes = [{SHARD_SIZE}] * {NUM_ORDERED // SHARD_SIZE}
@@ -60,13 +60,13 @@ READ_INDEX = """
 import multiprocessing, sys, time
 from pathlib import Path
 from tests.bench.scale import say_memory
-from trainer.index import SampleIndex
+from trainer.stream.index import SampleIndex
 
 started = time.monotonic()
 index = SampleIndex.open(Path(sys.argv[1]), "train")
 opened = time.monotonic() - started
 context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(["trainer.stream"])
+context.set_forkserver_preload(["trainer.stream.loader"])
 taken = []
 for handed in (None, None, index):
     receiver, sender = context.Pipe(duplex=False)

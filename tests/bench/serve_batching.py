@@ -20,9 +20,9 @@ import ray
 from ray import serve as ray_serve
 from starlette.requests import Request
 
-from serve.batcher import GreedyBatcher
+from serve.replica.batcher import GreedyBatcher
 from tests.bench.serving import CONCURRENCIES, Contender, Goal, ServingRow, measure, running
-from tests.training import free_ports
+from tests.support.training import free_ports
 
 BATCH_SECONDS, ITEM_SECONDS = 0.05, 0.002
 MAX_BATCH_SIZE = 32

@@ -18,17 +18,18 @@ from numpy.typing import NDArray
 from configs.model import ModelConfig
 from configs.pack import ClipConfig, DecodeLimits
 from configs.serve import ServeConfig
-from configs.train import CHAMPION, ModelContract, ViewConfig
-from packer.clip import read_clip
-from packer.jpeg import decode_frames
+from configs.train import CHAMPION, ViewConfig
+from packer.video.clip import read_clip
+from packer.video.jpeg import decode_frames
 from tests.bench.serving import CONCURRENCIES, Contender, Goal, ServingRow, measure, running
 from tests.bench.videos import make_sets
-from tests.registry import store_uri
-from tests.serving import served
-from tests.training import free_ports
-from trainer.augment import eval_view
-from trainer.model import CnnRnn
-from trainer.registry import Registry
+from tests.support.registry import store_uri
+from tests.support.serving import served
+from tests.support.training import free_ports
+from trainer.model.cnn_rnn import CnnRnn
+from trainer.model.contract import ModelContract
+from trainer.tracking.registry import Registry
+from trainer.views.eval_view import eval_view
 
 NAME = "clipstream"
 CLASS_NAMES = tuple(f"class {number}" for number in range(51))

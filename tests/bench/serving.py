@@ -1,7 +1,7 @@
 """What the benches of the server share: contenders under load by turns, and a table of rates and latencies.
 
-The load comes from one process of its own (tests/load.py, closed loop). Contenders take turns at each concurrency,
-round by round, in alternating order; the others wait idle meanwhile.
+The load comes from one process of its own (tests/support/load.py, closed loop). Contenders take turns at each
+concurrency, round by round, in alternating order; the others wait idle meanwhile.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from multiprocessing import get_context
 from typing import Any
 
-from tests.load import Load, load
+from tests.support.load import Load, load
 
 CONCURRENCIES = (1, 8, 32)
 SECONDS = 8.0

@@ -14,15 +14,16 @@ from torch.utils.data import DataLoader
 from configs.pack import ClipConfig, DecodeLimits
 from configs.train import AugmentConfig, ViewConfig
 from packer.__main__ import main as pack
-from packer.clip import read_clip
+from packer.video.clip import read_clip
 from tests.bench.measure import Cost, Row, interleave, stopwatch
 from tests.bench.tutorial import FrameFolders
 from tests.bench.videos import make_sets
-from trainer.augment import TrainView
-from trainer.index import LocalReader, SampleIndex
-from trainer.schedule import Row as Place
-from trainer.schedule import Schedule, Shuffle
-from trainer.stream import make_loader
+from trainer.schedule.order import Shuffle
+from trainer.schedule.rows import Row as Place
+from trainer.schedule.schedule import Schedule
+from trainer.stream.index import LocalReader, SampleIndex
+from trainer.stream.loader import make_loader
+from trainer.views.train_view import TrainView
 
 BATCH, NUM_LOADER_WORKERS, NUM_FRAMES, SIZE_PX = 8, 2, 16, 112
 NUM_EPOCHS = 3

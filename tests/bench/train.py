@@ -22,15 +22,16 @@ from mlflow import MlflowClient
 from configs.load import find_config, read_yaml
 from configs.train import TrainConfig
 from packer.__main__ import main as pack
-from packer.manifest import read_manifest
+from packer.shards.manifest import read_manifest
 from packer.synthetic import main as make_synthetic
 from tests.bench.measure import Cost, Row, interleave, spread, stopwatch
-from trainer.index import SampleIndex
-from trainer.loop import Ranks, keep_freed_memory
-from trainer.spec import JobSpec
-from trainer.stream import Batch
-from trainer.tracking import open_run
-from trainer.training import Training
+from trainer.learning.ranks import Ranks
+from trainer.stream.batch import Batch
+from trainer.stream.index import SampleIndex
+from trainer.tracking.runs import open_run
+from trainer.worker.entry import keep_freed_memory
+from trainer.worker.spec import JobSpec
+from trainer.worker.training import Training
 
 ROOT = Path(__file__).parent.parent.parent
 NUM_UNMEASURED_STEPS, NUM_STEPS = 4, 60

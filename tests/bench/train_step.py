@@ -14,8 +14,9 @@ from configs.model import ModelConfig
 from configs.train import OptimizerConfig
 from tests.bench.measure import Contender, Cost, Row, interleave, stopwatch
 from tests.bench.tutorial import FrameByFrame
-from trainer.loop import autocast, keep_freed_memory, make_optimizer
-from trainer.model import CnnRnn
+from trainer.learning.learner import autocast, make_optimizer
+from trainer.model.cnn_rnn import CnnRnn
+from trainer.worker.entry import keep_freed_memory
 
 NUM_CLIPS, NUM_FRAMES, NUM_CLASSES, HIDDEN_SIZE = 8, 16, 51, 100
 STEPS_PER_ROUND = 2

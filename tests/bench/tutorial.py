@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from torchvision import models, transforms
 
-from trainer.backbone import IMAGENET_MEAN, IMAGENET_STD
+from trainer.model.backbone import IMAGENET_MEAN, IMAGENET_STD
 
 
 class FrameFolders(Dataset[tuple[Tensor, int]]):

@@ -17,8 +17,8 @@ from tests.drill import drills, rows
 from tests.drill.changes import CHANGES
 from tests.drill.faults import FAULTS
 from tests.drill.server import register_models
-from tests.training import Project, project
-from tests.videos import write_classes
+from tests.support.training import Project, project
+from tests.support.videos import write_classes
 
 SERVER_DRILLS = CHANGES | FAULTS
 TRAINING_HEADINGS = (

@@ -9,11 +9,10 @@ import yaml
 from configs.load import find_config
 from tests.drill.rows import Row, check, recovery_seconds, refused_well, row
 from tests.drill.server import MODEL_NAME, QUIET_SECONDS, RECOVERY_SECONDS, WARM_SECONDS, Server, served
-from tests.load import Load
-from tests.registry import store_uri
-from tests.test_trainer_jobs import CLUSTER
-from tests.training import ROOT, Project, free_ports, until
-from trainer.registry import Registry
+from tests.support.load import Load
+from tests.support.registry import store_uri
+from tests.support.training import CLUSTER, ROOT, Project, free_ports, until
+from trainer.tracking.registry import Registry
 
 NUM_SWAPS = 10
 SWAP_SECONDS = 10.0

@@ -8,11 +8,10 @@ from pathlib import Path
 from urllib.request import Request, urlopen
 
 from tests.drill.runs import FROZEN, MIDDLE, NEXT_EPOCH, RESIZED_TOLERANCE, Drills, Row
-from tests.mlflow_server import Server
-from tests.nodes import ray_nodes
-from tests.test_trainer_jobs import CLUSTER, ray_job
-from tests.training import Ended, Project, ended, until
-from trainer.checkpoint import CheckpointStore
+from tests.support.mlflow_server import Server
+from tests.support.nodes import ray_nodes
+from tests.support.training import CLUSTER, Ended, Project, ended, ray_job, until
+from trainer.worker.checkpoint import CheckpointStore
 
 
 def kill_worker(drills: Drills) -> Row:

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from tests.load import Load, Outcome
+from tests.support.load import Load, Outcome
 
 
 @dataclass(frozen=True)

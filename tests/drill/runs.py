@@ -11,9 +11,9 @@ import psutil
 import torch
 import yaml
 
-from tests.training import TINY, Ended, Project, ended, until
-from trainer.audit import replay
-from trainer.checkpoint import CheckpointStore
+from tests.support.training import TINY, Ended, Project, ended, until
+from trainer.worker.audit import replay
+from trainer.worker.checkpoint import CheckpointStore
 
 NUM_EPOCHS = 12
 NUM_STEPS = 84

@@ -14,14 +14,15 @@ import psutil
 
 from configs.model import ModelConfig
 from configs.pack import ClipConfig
-from configs.train import ModelContract, ViewConfig
-from tests.load import Load, read_outcomes
-from tests.registry import store_uri
-from tests.serving import Reply, ask
-from tests.training import Project, free_ports, until
-from tests.videos import write_numbered_video
-from trainer.model import CnnRnn
-from trainer.registry import Registry
+from configs.train import ViewConfig
+from tests.support.load import Load, read_outcomes
+from tests.support.registry import store_uri
+from tests.support.serving import Reply, ask
+from tests.support.training import Project, free_ports, until
+from tests.support.videos import write_numbered_video
+from trainer.model.cnn_rnn import CnnRnn
+from trainer.model.contract import ModelContract
+from trainer.tracking.registry import Registry
 
 MODEL_NAME = "clipstream"
 START_SECONDS = 120.0
@@ -58,11 +59,11 @@ def register_models(store: Path, num_versions: int = 2) -> None:
 
 
 class BackgroundLoad:
-    """`python -m tests.load` until it is stopped."""
+    """`python -m tests.support.load` until it is stopped."""
 
     def __init__(self, url: str, video: Path, *options: str) -> None:
         self._out = video.with_suffix(".jsonl")
-        command = [sys.executable, "-m", "tests.load", url, str(video), f"--out={self._out}", *options]
+        command = [sys.executable, "-m", "tests.support.load", url, str(video), f"--out={self._out}", *options]
         self.start = time.monotonic()
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
 
@@ -131,7 +132,7 @@ class Server:
         return [one for one in self.project.alive() if one not in replicas and "memfd:batch" in _maps(one)]
 
     def decoders(self) -> list[psutil.Process]:
-        return [one for one in self.project.alive() if "packer.pool" in _title(one)]
+        return [one for one in self.project.alive() if "packer.decoders.process" in _title(one)]
 
 
 class ServeCommand(Server):

@@ -15,8 +15,8 @@ import psutil
 
 from tests.fuzz.attack import MAX_GROWTH_BYTES, Report, attack, serving_processes
 from tests.fuzz.mutate import mutated, sources
-from tests.registry import register
-from tests.serving import ask, serving
+from tests.support.registry import register
+from tests.support.serving import ask, serving
 
 FINDINGS = Path("fuzz-findings")
 

@@ -15,7 +15,7 @@ LEAKS = re.compile(rb'Traceback|File \\?"|/(?:home|work|tmp|root|usr|app|build)/
 """What no answer may hold: a stack, a path of the machine, an address in memory."""
 MAX_GROWTH_BYTES = 48 * 2**20
 """Most that a process may grow from the second quarter to the last; its allocator never gives all back."""
-_SERVING = ("ray::ServeReplica", "ray::ProxyActor", "packer.pool", "multiprocessing.forkserver")
+_SERVING = ("ray::ServeReplica", "ray::ProxyActor", "packer.decoders.process", "multiprocessing.forkserver")
 _TIMEOUT_SECONDS = 120
 
 

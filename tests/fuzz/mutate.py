@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from random import Random
 
-from tests.videos import write_numbered_video
+from tests.support.videos import write_numbered_video
 
 MAX_SOURCE_BYTES = 400_000
 """Larger files take longer to send and to decode, and break in no other way."""

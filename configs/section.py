@@ -1,0 +1,36 @@
+"""What every configuration model is built from, and how its fields and errors are written."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+
+class UsageError(Exception):
+    """A command that cannot be carried out as given; its text is the one sentence that the user reads."""
+
+
+class Section(BaseModel):
+    """A frozen group of configuration fields that refuses unknown names."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns nested fields by their dotted names: `{"a": {"b": 1}}` gives `{"a.b": 1}`."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat
+
+
+def describe(error: ValidationError) -> str:
+    """Returns a validation error as one readable line per field, with the field's dotted path."""
+    lines = []
+    for detail in error.errors():
+        field = ".".join(str(part) for part in detail["loc"]) or "configuration"
+        is_said = detail["type"] in {"missing", "extra_forbidden"} or isinstance(detail["input"], Mapping)
+        given = "" if is_said else f" (got {detail['input']!r})"
+        message = detail["msg"].removeprefix("Value error, ")
+        lines.append(f"{field}: {message}{given}")
+    return "\n".join(lines)

@@ -1,0 +1,190 @@
+"""One decoder process: how it is driven from outside, and what runs inside it.
+
+It is a plain `python -m packer.decoders.process` at the end of a socket. `multiprocessing` (and pebble on top of it)
+was refused: a spawned worker first runs the caller's main script again, which in a Ray replica imports Ray into every
+decoder.
+"""
+
+import math
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import suppress
+from multiprocessing.connection import Connection, Pipe
+from typing import Protocol
+
+import psutil
+
+from configs.home import code_path
+from configs.pack import ClipConfig, DecodeLimits
+from packer.video.clip import Clip, read_clip
+from packer.video.container import VideoError
+
+CLOSED = "the decode pool is closed: it takes no more videos"
+_START_SECONDS = 60.0
+_PARENT_CHECK_SECONDS = 1.0
+_SURVEY_BYTES, _SURVEY_BYTES_PER_PIXEL = 96 * 2**20, 9
+"""What reading a video's header and packets may take, before its frames: FFmpeg decodes some to know the stream."""
+_DECODE_BYTES_PER_PIXEL = 120
+"""What decoding may take besides, per pixel of the header: 17 frames (H.264, H.265) in three planes of 16 bits."""
+
+
+class ClipDecoder(Protocol):
+    """A decoder process as its driving thread sees it."""
+
+    def read_clip(self, source: str | bytes, clip: ClipConfig) -> Clip:
+        """Returns the clip of a video, or raises VideoError."""
+        ...
+
+    def close(self) -> None:
+        """Ends the process, also while another thread waits for its answer."""
+        ...
+
+
+class ProcessDecoder:
+    """A decoder process on this machine; killed and started anew, ahead of the next video, when one has spoilt it."""
+
+    def __init__(self, limits: DecodeLimits) -> None:
+        """Takes what one video may cost."""
+        self._limits = limits
+        self._process: subprocess.Popen[bytes] | None = None
+        self._lock = threading.Lock()
+        self._closed = False
+        self._is_started = False
+        self._connection: Connection
+        self._start()
+
+    def read_clip(self, source: str | bytes, clip: ClipConfig) -> Clip:
+        """Returns the clip of a video.
+
+        Raises:
+            VideoError: The video gives no clip.
+            ChildProcessError: The process cannot be started.
+        """
+        if self._process is None or self._process.poll() is not None:
+            self._start()
+        self._wait_for_start()
+        try:
+            self._connection.send((source, clip, self._limits))
+            if not self._connection.poll(self._limits.timeout_seconds):
+                raise self._too_slow()
+            answer: Clip | VideoError = self._connection.recv()
+        except (EOFError, OSError) as error:
+            raise self._crash() from error
+        if isinstance(answer, VideoError):
+            raise answer
+        return answer
+
+    def close(self) -> None:
+        """Ends the process."""
+        self._closed = True
+        self._kill()
+
+    def _kill(self) -> None:
+        with self._lock:
+            if self._process is not None:
+                self._process.kill()
+                self._process.wait()
+                self._process, self._is_started = None, False
+                # The connection stays open until the next start: its thread may be waiting on it.
+
+    def _start(self) -> None:
+        ours, theirs = Pipe()
+        with self._lock:
+            if self._closed:
+                return
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "packer.decoders.process", str(theirs.fileno()), str(os.getpid())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, "PYTHONPATH": code_path()},
+            )
+        theirs.close()
+        self._connection, self._is_started = ours, False
+
+    def _wait_for_start(self) -> None:
+        if self._is_started:
+            return
+        with suppress(EOFError):
+            self._is_started = not self._closed and self._connection.poll(_START_SECONDS) and self._connection.recv()
+        if not self._is_started:  # no video is to blame: the whole pack must stop
+            self._kill()
+            if self._closed:
+                raise RuntimeError(CLOSED)
+            raise ChildProcessError("a decoder process did not start: its own message is above")
+
+    def _too_slow(self) -> VideoError:
+        self._kill()
+        self._start()
+        seconds = self._limits.timeout_seconds
+        return VideoError("timeout", f"the video took longer than {seconds:g} s (limits.timeout_seconds)")
+
+    def _crash(self) -> VideoError:
+        process = self._process
+        exit_code = process.wait() if process is not None else None
+        self._kill()
+        self._start()
+        if exit_code == -signal.SIGPROF:
+            return VideoError("timeout", "the video's header or packets took too long to read")
+        hint = ", perhaps for want of memory" if exit_code == -signal.SIGKILL else ""
+        return VideoError("decoder_crash", f"the decoder crashed on the video (exit code {exit_code}{hint})")
+
+
+def _serve(connection: Connection, parent: int) -> None:
+    """Runs in the decoder process: answers each video until the parent closes the connection or dies."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its decoders
+    threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    connection.send(True)
+    while True:
+        try:
+            source, clip, limits = connection.recv()
+        except EOFError:
+            return
+        answer = _read_clip(source, clip, limits)
+        _limit(math.inf, math.inf)
+        connection.send(answer)
+
+
+def _read_clip(source: str | bytes, clip: ClipConfig, limits: DecodeLimits) -> Clip | VideoError:
+    overhead_bytes = psutil.Process().memory_info().vms
+    # Tables of a few bytes that claim millions of frames, headers that are compressed, metadata without end: real
+    # videos of 32 MiB were seen to need a third of this before their first frame.
+    survey_bytes = _SURVEY_BYTES + _SURVEY_BYTES_PER_PIXEL * limits.max_pixels
+
+    def limit(num_bytes: int, cpu_seconds: float) -> None:
+        _limit(overhead_bytes + min(num_bytes, limits.memory_bytes), cpu_seconds)
+
+    def before_decode(num_pixels: int) -> None:
+        # Twice the time that the parent waits by the clock: should both end at once, the wrong one might be told.
+        limit(survey_bytes + _DECODE_BYTES_PER_PIXEL * num_pixels, 2 * limits.timeout_seconds)
+
+    limit(survey_bytes, limits.survey_share * limits.timeout_seconds)
+    try:
+        return read_clip(source, clip, limits, before_decode)
+    except VideoError as error:
+        return VideoError(error.reason, str(error))  # without the cause, which need not pickle
+
+
+def _limit(num_bytes: float, cpu_seconds: float) -> None:
+    """Sets the address space of this process, and the processor time after which SIGPROF kills it."""
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    soft = min(num_bytes, math.inf if hard == resource.RLIM_INFINITY else hard)
+    resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY if soft == math.inf else math.ceil(soft), hard))
+    # RLIMIT_CPU counts in whole seconds.
+    signal.setitimer(signal.ITIMER_PROF, 0 if cpu_seconds == math.inf else cpu_seconds)
+
+
+def _die_with(parent: int) -> None:
+    # A decoder in the middle of an endless video would not notice that its connection has closed.
+    while os.getppid() == parent:
+        time.sleep(_PARENT_CHECK_SECONDS)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    _serve(Connection(int(sys.argv[1])), int(sys.argv[2]))

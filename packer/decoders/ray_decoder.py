@@ -1,0 +1,86 @@
+"""Decoders on a Ray cluster: actors of one CPU each, each driving the same killable process as on this machine.
+
+Only decoding is spread: this process plans, and writes the shards, whose bytes are thus those of a local pack. Every
+machine of the cluster must have this version of clipstream and be able to read the source.
+"""
+
+import logging
+import re
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+
+from configs.pack import ClipConfig, DecodeLimits
+from configs.section import UsageError
+from packer.decoders.process import ProcessDecoder
+from packer.video.clip import Clip, library_versions
+from packer.video.container import VideoError
+
+_HOST_AND_PORT = re.compile(r"([^:/]+):([0-9]+)")
+_CONNECT_SECONDS = 10
+
+
+@contextmanager
+def joined(address: str) -> Iterator[int]:
+    """Joins a cluster for as long as the block runs and yields how many of its CPUs are free.
+
+    Raises:
+        UsageError: No cluster answers at the address.
+    """
+    try:
+        if match := _HOST_AND_PORT.fullmatch(address):  # Ray itself would try for many minutes
+            socket.create_connection((match[1], int(match[2])), _CONNECT_SECONDS).close()
+        ray.init(address=address, logging_level=logging.WARNING)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"no Ray cluster answers at {address} (--ray), or it asks for another token") from error
+    try:
+        yield max(1, int(ray.available_resources().get("CPU", 0)))  # type: ignore[no-untyped-call]
+    finally:
+        ray.shutdown()
+
+
+class ClusterDecoder:
+    """One actor, as the thread that drives it sees it; Ray starts it anew elsewhere if its machine is lost."""
+
+    def __init__(self, limits: DecodeLimits) -> None:
+        """Takes what one video may cost."""
+        self._actor: Any = ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=-1)(_Actor).remote(limits)
+        self._is_checked = False
+
+    def read_clip(self, source: str | bytes, clip: ClipConfig) -> Clip:
+        """Returns the clip of a video.
+
+        Raises:
+            VideoError: The video gives no clip.
+            UsageError: The machine has other versions of what decides the bytes.
+        """
+        if not self._is_checked:
+            there, here = ray.get(self._actor.versions.remote()), library_versions()
+            if there != here:
+                raise UsageError(f"a machine of the cluster has {there}, this one {here}: install the same on all")
+            self._is_checked = True
+        answer: Clip | VideoError = ray.get(self._actor.read_clip.remote(source, clip))
+        if isinstance(answer, VideoError):
+            raise answer
+        return answer
+
+    def close(self) -> None:
+        """Ends the actor and its decoder."""
+        ray.kill(self._actor)
+
+
+class _Actor:
+    def __init__(self, limits: DecodeLimits) -> None:
+        self._decoder = ProcessDecoder(limits)
+
+    def versions(self) -> dict[str, str]:
+        return library_versions()
+
+    def read_clip(self, source: str | bytes, clip: ClipConfig) -> Clip | VideoError:
+        try:
+            return self._decoder.read_clip(source, clip)
+        except VideoError as error:
+            return VideoError(error.reason, str(error))  # without the cause, which need not pickle

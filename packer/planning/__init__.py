@@ -1,0 +1,1 @@
+"""Which video belongs in which split and shard, decided before any work."""

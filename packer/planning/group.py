@@ -1,0 +1,82 @@
+"""Tells which videos belong together: cut from one recording, or of equal content. They must not be in two splits."""
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from packer.storage.files import read_many
+from packer.storage.location import is_url
+from packer.video.catalog import Video
+from packer.video.container import VideoError, fetched, source_sha256
+
+_HMDB51 = re.compile(r"(.+)_[hulf]_(?:cm|nm)_np\d+_(?:fr|ba|le|ri)_(?:goo|med|bad)_\d+")
+_UCF101 = re.compile(r"v_(.+_g\d+)_c\d+")
+"""Source: the READMEs of both datasets. UCF101's g01 begins anew in each class, so the class is part of the group."""
+
+
+def content_digests(videos: Sequence[Video], known_sha256: Mapping[str, str]) -> dict[str, str]:
+    """Returns the sha256, by source, of every video that may have a copy: of those whose size occurs twice.
+
+    Args:
+        videos: Others of them are not read.
+        known_sha256: By source, of files that need not be read again.
+    """
+    by_size = Counter(video.num_bytes for video in videos)
+    alike = [video for video in videos if video.num_bytes and by_size[video.num_bytes] > 1]
+    unknown = [video for video in alike if not known_sha256.get(video.source)]
+    paths = [video.path for video in unknown]
+    read = read_many(_sha256, paths, is_remote=any(map(is_url, paths)))
+    digests = {video.source: known_sha256.get(video.source) or next(read) for video in alike}
+    return {source: digest for source, digest in digests.items() if digest}
+
+
+def video_groups(videos: Sequence[Video], group_regex: str, digests: Mapping[str, str]) -> list[int]:
+    """Returns a group number per video, in order of first appearance; a chain of equal names or contents is one group.
+
+    Args:
+        videos: The videos.
+        group_regex: As in the configuration.
+        digests: Of contents, by source.
+    """
+    pattern = re.compile(group_regex) if group_regex else None
+    first: dict[str, int] = {}
+    parents = list(range(len(videos)))
+    for position, video in enumerate(videos):
+        for key in (_name_group(video, pattern), digests.get(video.source)):
+            if key is not None:
+                parents[_root(parents, position)] = _root(parents, first.setdefault(key, position))
+    numbers: dict[int, int] = {}
+    return [numbers.setdefault(_root(parents, position), len(numbers)) for position in range(len(videos))]
+
+
+def _root(parents: list[int], position: int) -> int:
+    while parents[position] != position:
+        parents[position] = position = parents[parents[position]]
+    return position
+
+
+def _name_group(video: Video, pattern: re.Pattern[str] | None) -> str | None:
+    """Returns what a video's name says it was cut from; None where it says nothing.
+
+    `wave/RATRACE_wave_f_nm_np1_fr_goo_37.avi` is cut from the film RATRACE, as clips of other classes may be;
+    `SoccerJuggling/v_SoccerJuggling_g23_c01.avi` from SoccerJuggling_g23.
+    """
+    if pattern is not None:
+        match = pattern.search(video.source)
+        return None if match is None else "name:" + "\n".join(group or "" for group in match.groups() or [match[0]])
+    name = video.source.rpartition("/")[2]
+    stem = name.rpartition(".")[0] or name
+    if match := _UCF101.fullmatch(stem):
+        return f"ucf101:{match[1]}"
+    if match := _HMDB51.fullmatch(stem):
+        return f"hmdb51:{match[1].removesuffix(f'_{video.class_name}')}"
+    return None
+
+
+def _sha256(path: str) -> str:
+    """Returns the digest of a file; empty where it cannot be read."""
+    try:
+        with fetched(path) as source:
+            return source_sha256(source)
+    except VideoError:
+        return ""

@@ -1,0 +1,130 @@
+"""Reads which split each video is to be in, where that is said: official lists, folders, or a CSV file.
+
+What they say is never altered. A video that they leave out is not packed, and one that the data folder lacks is
+counted: many have a part of a dataset only.
+"""
+
+import csv
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from configs.pack import SplitConfig
+from configs.section import UsageError
+from packer.planning.split import SPLITS
+from packer.video.catalog import Catalog
+
+_HMDB51_MARKS = {"0": "", "1": "train", "2": "test"}
+_WAY_OUT = "correct the list, or get it anew"
+
+
+@dataclass(frozen=True)
+class Given:
+    """What lists or folders say about the videos of a catalog."""
+
+    split_of: Mapping[str, str]
+    """By source; empty: train, out of which val is still to be taken. A video that is not here is not to be packed."""
+    num_absent: int
+    """Listed videos that the data folder lacks."""
+
+
+def read_given(catalog: Catalog, config: SplitConfig, lists: Path) -> Given | None:
+    """Returns what is said about the videos of a catalog; None where the fractions decide.
+
+    Args:
+        catalog: The videos.
+        config: Which lists.
+        lists: The folder of the official lists, or the CSV file.
+
+    Raises:
+        UsageError: A list is missing or damaged, has one clip in two splits, or has no video of the catalog.
+    """
+    if config.method == "folders":
+        listed = {video.source: video.source.partition("/")[0] for video in catalog.videos}
+    elif config.hmdb51:
+        listed = _listed(_hmdb51(lists, catalog.class_names, config.hmdb51))
+    elif config.ucf101:
+        listed = _listed(_ucf101(lists, config.ucf101))
+    elif config.method == "csv":
+        listed = _listed(_csv(lists))
+    else:
+        return None
+    name_of = {video.source: _name(video.source, config) for video in catalog.videos}
+    split_of = {source: split for source, name in name_of.items() if (split := listed.get(name))}
+    if not split_of:
+        raise UsageError(f"{lists} lists none of the videos: the lists are of other data, or name it otherwise")
+    if config.val_fraction and "val" not in listed.values():
+        split_of = {source: "" if split == "train" else split for source, split in split_of.items()}
+    absent = {name for name, split in listed.items() if split} - set(name_of.values())
+    return Given(split_of, len(absent))
+
+
+def _name(source: str, config: SplitConfig) -> str:
+    """Returns how the lists call a video: class/stem for the official ones, since many have other containers.
+
+    Letters' case is no matter: UCF101 has v_HandStandPushups_g01_c01.avi in HandstandPushups.
+    """
+    path = PurePosixPath(source)
+    return f"{path.parts[0]}/{path.stem}".casefold() if config.is_official else source
+
+
+def _listed(entries: Iterable[tuple[str, str, str]]) -> dict[str, str]:
+    """Returns the split by name, of entries (name, split, where it stands); an empty split: not used.
+
+    Raises:
+        UsageError: A name has two splits.
+    """
+    found: dict[str, str] = {}
+    for name, split, where in entries:
+        if found.setdefault(name, split) != split:
+            raise UsageError(
+                f"{where} has {name} as {split or 'unused'}, but it is listed as {found[name] or 'unused'} too: "
+                f"{_WAY_OUT}"
+            )
+    return found
+
+
+def _hmdb51(lists: Path, class_names: Iterable[str], number: int) -> Iterator[tuple[str, str, str]]:
+    for class_name in class_names:
+        for words, where in _lines(lists / f"{class_name}_test_split{number}.txt"):
+            if len(words) != 2 or words[1] not in _HMDB51_MARKS:
+                raise UsageError(f"{where} must be a file name and 0, 1 or 2: {_WAY_OUT}")
+            yield f"{class_name}/{PurePosixPath(words[0]).stem}".casefold(), _HMDB51_MARKS[words[1]], where
+
+
+def _ucf101(lists: Path, number: int) -> Iterator[tuple[str, str, str]]:
+    for split in ("train", "test"):
+        for words, where in _lines(lists / f"{split}list{number:02d}.txt"):
+            path = PurePosixPath(words[0])
+            if len(path.parts) != 2:
+                raise UsageError(f"{where} must be class/file name: {_WAY_OUT}")
+            yield f"{path.parts[0]}/{path.stem}".casefold(), split, where
+
+
+def _lines(path: Path) -> Iterator[tuple[list[str], str]]:
+    """Yields the words of each line that has any: the name, and the number behind it where there is one."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"{path} cannot be read ({getattr(error, 'strerror', None) or 'it is not text'}): --lists must be the "
+            "folder with the official lists, one for each class folder"
+        ) from error
+    for number, line in enumerate(text.splitlines(), start=1):
+        if line.strip():
+            yield line.rsplit(maxsplit=1), f"{path}:{number}"
+
+
+def _csv(path: Path) -> Iterator[tuple[str, str, str]]:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = csv.DictReader(file)
+            if not {"source", "split"} <= set(rows.fieldnames or ()):
+                raise UsageError(f"{path} must begin with a line that names the columns source and split")
+            for row in rows:
+                where = f"{path}:{rows.line_num}"
+                if row["split"] not in (*SPLITS, ""):
+                    raise UsageError(f"{where} has split {row['split']!r}: it must be train, val, test or empty")
+                yield row["source"], row["split"], where
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UsageError(f"{path} cannot be read as CSV: {error}") from error

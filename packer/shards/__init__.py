@@ -1,0 +1,1 @@
+"""What a pack is on disk: samples, shards, manifest, index, stored plan."""

@@ -1,0 +1,206 @@
+"""Reads and writes what describes a pack: `manifest.json`, `samples.parquet` and the list of rejected videos.
+
+The manifest is written last, so its presence means that the pack is complete; it binds the index by its sha256.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from itertools import islice
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+from pydantic import ValidationError
+
+from configs.pack import ClipConfig, PackRecipe
+from configs.section import Section, describe
+from packer.shards.sample import SampleRow
+from packer.storage.files import file_sha256, local_copy, open_sha256, write_atomically
+from packer.storage.location import Location
+from packer.video.catalog import Video
+from packer.video.container import VideoError
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+SAMPLES = "samples.parquet"
+REJECTED = "rejected"
+
+_ROWS_PER_GROUP = 2048
+"""Rows of the index that are in memory at once, some 10 MiB."""
+
+_SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("split", pa.string()),
+        ("shard", pa.string()),
+        ("offset", pa.int64()),
+        ("num_bytes", pa.int64()),
+        ("member_offsets", pa.list_(pa.int64())),
+        ("member_sizes", pa.list_(pa.int64())),
+        ("crc32", pa.uint32()),
+        ("class_index", pa.int32()),
+        ("class_name", pa.string()),
+        ("source", pa.string()),
+        ("source_sha256", pa.string()),
+        ("num_frames", pa.int32()),
+        ("num_frames_claimed", pa.int64()),
+        ("num_bad_packets", pa.int32()),
+        ("fps", pa.float64()),
+        ("duration_seconds", pa.float64()),
+        ("source_width_px", pa.int32()),
+        ("source_height_px", pa.int32()),
+        ("width_px", pa.int32()),
+        ("height_px", pa.int32()),
+        ("frame_indices", pa.list_(pa.int32())),
+        ("decode_road", pa.string()),
+    ]
+)
+_REJECTED_SCHEMA = pa.schema([(name, pa.string()) for name in ("source", "class_name", "split", "reason", "message")])
+
+
+class ManifestError(ValueError):
+    """A folder that holds no complete pack that this version can read; the text is one sentence."""
+
+
+class ShardSummary(Section):
+    """One tar file."""
+
+    name: str
+    num_samples: int
+    num_bytes: int
+    sha256: str
+
+
+class SplitSummary(Section):
+    """One split."""
+
+    num_samples: int
+    num_per_class: dict[str, int]
+    shards: tuple[ShardSummary, ...]
+
+
+class RejectedRow(Section):
+    """One video that gave no clip."""
+
+    source: str
+    class_name: str
+    split: str
+    reason: str
+    message: str
+
+
+def rejected_row(video: Video, split: str, error: VideoError) -> RejectedRow:
+    """Returns the row for a video; the split is empty for what was set aside before the split."""
+    return RejectedRow(
+        source=video.source, class_name=video.class_name, split=split, reason=error.reason, message=str(error)
+    )
+
+
+class Manifest(Section):
+    """A complete pack."""
+
+    format_version: int = FORMAT_VERSION
+    class_names: tuple[str, ...]
+    """In the order of the class indices."""
+    sampling_rule: str
+    config: PackRecipe
+    versions: dict[str, str]
+    """Of this package and of the libraries that decide the bytes."""
+    num_videos: int
+    """Candidates that were found."""
+    rejected: dict[str, int]
+    """How many of them gave no clip, by reason."""
+    splits: dict[str, SplitSummary]
+    samples_sha256: str
+    """Of samples.parquet."""
+    plan_sha256: str = ""
+    """Of the plan in .pack; empty in packs without one."""
+
+    @property
+    def clip(self) -> ClipConfig:
+        """What one clip is."""
+        return self.config.clip
+
+    @property
+    def seed(self) -> int:
+        """The seed of the split and of the order of samples."""
+        return self.config.seed
+
+
+def read_manifest(folder: Location) -> Manifest:
+    """Returns the manifest of the pack in `folder`.
+
+    Raises:
+        ManifestError: There is none, it is damaged, or a newer version wrote it.
+    """
+    path = folder / MANIFEST
+    try:
+        values = json.loads(path.read_bytes())
+        version = values["format_version"]
+    except FileNotFoundError:
+        raise ManifestError(
+            f"{folder} holds no complete pack ({MANIFEST} is missing): run `python -m packer data/ {folder}`, again if "
+            "it was stopped"
+        ) from None
+    except OSError as error:
+        raise ManifestError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ManifestError(f"{path} is not a manifest: pack again into an empty folder") from error
+    if version != FORMAT_VERSION:
+        raise ManifestError(f"{path} has format {version}, this version reads {FORMAT_VERSION}: update clipstream")
+    try:
+        return Manifest.model_validate(values)
+    except ValidationError as error:
+        raise ManifestError(f"{path} is damaged: {'; '.join(describe(error).splitlines())}") from error
+
+
+def manifest_sha256(folder: Location) -> str:
+    """Returns the sha256 of the manifest's bytes: equal digests mean equal packs."""
+    return file_sha256(folder / MANIFEST)
+
+
+def read_samples(folder: Location, split: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """Returns the index rows of one split, in the order of shards and, within a shard, of the tar.
+
+    Args:
+        folder: A complete pack.
+        split: Name of the split; one that the pack lacks has no rows.
+        columns: Only these columns, such as `("shard", "offset", "num_bytes")`, and of those the ones that the pack has
+            (an older one lacks `crc32`); all by default.
+
+    Raises:
+        ManifestError: The index is missing or is no index.
+    """
+    path = folder / SAMPLES
+    try:
+        with local_copy(path) as file:
+            held = pq.read_schema(file).names
+            names = [name for name in columns or held if name in held]
+            return pq.read_table(file, columns=names, filters=[("split", "==", split)], memory_map=True)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise ManifestError(f"{path} cannot be read: run the packer again, it rebuilds the index") from error
+
+
+def write_samples(folder: Location, rows: Iterable[SampleRow]) -> str:
+    """Writes the index and returns its sha256."""
+    waiting = iter(rows)
+    with write_atomically(folder / SAMPLES) as file:
+        with pq.ParquetWriter(file, _SCHEMA) as writer:
+            while some := [row.model_dump() for row in islice(waiting, _ROWS_PER_GROUP)]:
+                writer.write_table(pa.Table.from_pylist(some, _SCHEMA))
+        return open_sha256(file)
+
+
+def write_rejected(folder: Location, rows: Iterable[RejectedRow]) -> None:
+    """Writes the rejected videos as parquet and as CSV; with none, the files hold the header alone."""
+    table = pa.Table.from_pylist([row.model_dump() for row in rows], _REJECTED_SCHEMA)
+    with write_atomically(folder / f"{REJECTED}.parquet") as file:
+        pq.write_table(table, file)
+    with write_atomically(folder / f"{REJECTED}.csv") as file:
+        pyarrow.csv.write_csv(table, file)
+
+
+def write_manifest(folder: Location, manifest: Manifest) -> None:
+    """Writes the manifest, which declares the pack complete."""
+    with write_atomically(folder / MANIFEST) as file:
+        file.write(manifest.model_dump_json(indent=2).encode() + b"\n")

@@ -1,0 +1,164 @@
+"""Writes one shard: its tar files, each whole or absent, then the record that says the shard is done."""
+
+import io
+import tarfile
+from contextlib import ExitStack
+from io import BufferedRandom
+from types import TracebackType
+
+from pydantic import ValidationError
+
+from configs.section import Section
+from packer.planning.plan import PlannedShard
+from packer.shards.manifest import RejectedRow, ShardSummary, rejected_row
+from packer.shards.sample import SampleRow, clip_facts, members_crc32, sample_members
+from packer.storage.files import file_sha256, open_sha256, write_atomically
+from packer.storage.location import Location
+from packer.storage.lock import RECORDS
+from packer.video.catalog import Video
+from packer.video.clip import Clip
+from packer.video.container import VideoError
+
+
+class ShardRecord(Section):
+    """What one planned shard became; more than one tar where `max_bytes` did not hold all samples."""
+
+    shards: tuple[ShardSummary, ...]
+    rows: tuple[SampleRow, ...]
+    rejected: tuple[RejectedRow, ...]
+
+
+class ShardWriter:
+    """Writes the samples of one planned shard in order; the record is written where the block ends well.
+
+    Attributes:
+        record: What the shard became, once the block has ended well.
+    """
+
+    record: ShardRecord
+
+    def __init__(self, folder: Location, planned: PlannedShard, max_bytes: int) -> None:
+        """Takes the pack's folder and the most bytes in one tar, which nevertheless holds at least one sample."""
+        self._folder = folder
+        self._planned = planned
+        self._max_bytes = max_bytes
+        self._open = ExitStack()
+        self._file: BufferedRandom
+        self._tar: tarfile.TarFile | None = None
+        self._tar_rows: list[SampleRow] = []
+        self._shards: list[ShardSummary] = []
+        self._rows: list[SampleRow] = []
+        self._rejected: list[RejectedRow] = []
+
+    def add(self, video: Video, class_index: int, clip: Clip) -> None:
+        """Appends a sample."""
+        members = sample_members(video, class_index, clip)
+        num_bytes = sum(tarfile.BLOCKSIZE + _padded(len(data)) for _, data in members)
+        tar = self._tar_with_room(num_bytes)
+        offset = tar.offset
+        key = video.key
+        member_offsets = []
+        for extension, data in members:
+            member_offsets.append(tar.offset - offset + tarfile.BLOCKSIZE)
+            tar.addfile(_member(f"{key}.{extension}", len(data)), io.BytesIO(data))
+        self._tar_rows.append(
+            SampleRow.model_validate(
+                {
+                    "key": key,
+                    "split": self._planned.split,
+                    "shard": self._tar_name,
+                    "offset": offset,
+                    "num_bytes": num_bytes,
+                    "member_offsets": member_offsets,
+                    "member_sizes": [len(data) for _, data in members],
+                    "crc32": members_crc32(data for _, data in members),
+                    "class_index": class_index,
+                    "class_name": video.class_name,
+                    "source": video.source,
+                    **clip_facts(clip),
+                }
+            )
+        )
+
+    def reject(self, video: Video, error: VideoError) -> None:
+        """Lists a video that gave no clip."""
+        self._rejected.append(rejected_row(video, self._planned.split, error))
+
+    def __enter__(self) -> "ShardWriter":
+        """Returns the writer."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Closes the last tar and writes the record; after an error, leaves neither."""
+        if error is not None:
+            self._open.__exit__(kind, error, trace)
+            return
+        self._close_tar()
+        self.record = ShardRecord(shards=tuple(self._shards), rows=tuple(self._rows), rejected=tuple(self._rejected))
+        with write_atomically(_record_path(self._folder, self._planned)) as file:
+            file.write(self.record.model_dump_json().encode())
+
+    @property
+    def _tar_name(self) -> str:
+        part = len(self._shards)
+        return f"{self._planned.name}_{part}.tar" if part else f"{self._planned.name}.tar"
+
+    def _tar_with_room(self, num_bytes: int) -> tarfile.TarFile:
+        if self._tar is not None and self._tar.offset + num_bytes + tarfile.RECORDSIZE > self._max_bytes:
+            self._close_tar()
+        if self._tar is None:
+            self._file = self._open.enter_context(write_atomically(self._folder / self._tar_name))
+            self._tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
+        return self._tar
+
+    def _close_tar(self) -> None:
+        if self._tar is None:
+            return
+        with self._open:
+            self._tar.close()
+            shard = ShardSummary(
+                name=self._tar_name,
+                num_samples=len(self._tar_rows),
+                sha256=open_sha256(self._file),
+                num_bytes=self._file.tell(),
+            )
+        self._shards.append(shard)
+        self._rows += self._tar_rows
+        self._tar, self._tar_rows = None, []
+
+
+def read_record(folder: Location, planned: PlannedShard) -> ShardRecord | None:
+    """Returns the record of a shard that is done; None where a tar or the record is missing or not as recorded."""
+    try:
+        record = stored_record(folder, planned)
+        whole = all(file_sha256(folder / shard.name) == shard.sha256 for shard in record.shards)
+    except (FileNotFoundError, ValidationError):
+        return None
+    return record if whole else None
+
+
+def stored_record(folder: Location, planned: PlannedShard) -> ShardRecord:
+    """Returns the record of a shard as it is stored, without a look at the tars.
+
+    Raises:
+        FileNotFoundError: There is none.
+        ValidationError: It is damaged.
+    """
+    return ShardRecord.model_validate_json(_record_path(folder, planned).read_bytes())
+
+
+def _record_path(folder: Location, planned: PlannedShard) -> Location:
+    return folder / RECORDS / f"{planned.name}.json"
+
+
+def _member(name: str, num_bytes: int) -> tarfile.TarInfo:
+    member = tarfile.TarInfo(name)  # its time, owner and group are 0: the same input gives the same bytes
+    member.size = num_bytes
+    member.mode = 0o644
+    return member
+
+
+def _padded(num_bytes: int) -> int:
+    return -(-num_bytes // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE

@@ -1,0 +1,96 @@
+"""What a target holds: its lock, the plan that it is bound to, and whether the pack is complete.
+
+The plan is stored, rather than made anew, so that a pack goes on as it was begun, and so that one of other videos,
+settings or versions can be refused by saying what differs.
+"""
+
+from collections.abc import Sequence
+
+from pydantic import ValidationError
+
+from configs.pack import PackRecipe
+from configs.section import Section, UsageError
+from packer.planning.plan import Plan, PlannedShard
+from packer.storage.files import file_sha256, write_atomically
+from packer.storage.location import Location
+from packer.storage.lock import RECORDS
+from packer.video.catalog import Video
+
+_PLAN = "plan.json"
+
+
+class _StoredShard(Section):
+    name: str
+    split: str
+    videos: tuple[tuple[str, str, int], ...]
+    """Source, class name and number of bytes of each."""
+
+
+class _StoredPlan(Section):
+    recipe: PackRecipe
+    versions: dict[str, str]
+    class_names: tuple[str, ...]
+    shards: tuple[_StoredShard, ...]
+    leaks: tuple[str, ...]
+    copies: dict[str, str]
+
+
+def plan_sha256(target: Location) -> str:
+    """Returns the sha256 of the stored plan; empty where there is none."""
+    try:
+        return file_sha256(target / RECORDS / _PLAN)
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+
+
+def write_plan(target: Location, plan: Plan) -> None:
+    """Binds the target to a plan."""
+    shards = [
+        _StoredShard(
+            name=shard.name,
+            split=shard.split,
+            videos=tuple((video.source, video.class_name, video.num_bytes) for video in shard.videos),
+        )
+        for shard in plan.shards
+    ]
+    stored = _StoredPlan(
+        recipe=plan.recipe,
+        versions=dict(plan.versions),
+        class_names=plan.class_names,
+        shards=tuple(shards),
+        leaks=plan.leaks,
+        copies=dict(plan.copies),
+    )
+    with write_atomically(target / RECORDS / _PLAN) as file:
+        file.write(stored.model_dump_json().encode())
+
+
+def read_plan(target: Location, videos: Sequence[Video]) -> Plan | None:
+    """Returns the plan that a target is bound to; None where it is bound to none.
+
+    Args:
+        target: The folder of the pack.
+        videos: Those of the data folder; a video of the plan that is not among them as it was has no path.
+
+    Raises:
+        UsageError: The plan is damaged, or another version wrote it.
+    """
+    path = target / RECORDS / _PLAN
+    try:
+        stored = _StoredPlan.model_validate_json(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        if any((target / RECORDS).glob("*-*.json")):
+            raise UsageError(f"{target} has lost the plan of its shards: delete it to pack anew") from None
+        return None
+    except ValidationError as error:
+        raise UsageError(f"{path} is damaged: delete {target} to pack anew") from error
+    paths = {(video.source, video.num_bytes): video.path for video in videos}
+    shards = tuple(
+        PlannedShard(
+            shard.name,
+            shard.split,
+            tuple(Video(paths.get((source, size), ""), source, name, size) for source, name, size in shard.videos),
+        )
+        for shard in stored.shards
+    )
+    return Plan(stored.recipe, stored.versions, stored.class_names, shards, stored.leaks, stored.copies)

@@ -1,0 +1,1 @@
+"""Files at a path or an address: read, list, write whole, lock."""

@@ -1,0 +1,209 @@
+"""Where files lie: a local path, or an address that fsspec understands, with one set of operations for both."""
+
+import errno
+import os
+import random
+import re
+import time
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import unquote
+
+from configs.home import resolve
+from configs.section import UsageError
+
+_URL = re.compile(r"[a-z][a-z0-9+.-]*://")
+_RETRY_SECONDS = (0.1, 0.5, 1.0, 2.0, 4.0)
+"""The first is short: a single request that fails is common, and batches wait for it."""
+_FINAL = {FileNotFoundError: errno.ENOENT, PermissionError: errno.EACCES, FileExistsError: errno.EEXIST}
+"""Errors that trying again does not mend."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a folder holds under one name."""
+
+    name: str
+    path: str
+    """May hold surrogate escapes where a local name is not UTF-8."""
+    kind: Literal["folder", "file", "other"]
+    num_bytes: int
+    """0 for what is no file or cannot be asked."""
+
+
+@dataclass(frozen=True)
+class RemotePath:
+    """A file or folder at an address; the methods are those of `pathlib.Path`, and raise OSError as they do."""
+
+    url: str
+
+    def __str__(self) -> str:
+        """Returns the address."""
+        return self.url
+
+    def __truediv__(self, name: str) -> "RemotePath":
+        """Returns what lies below this folder."""
+        return RemotePath(f"{self.url}/{name}")
+
+    @property
+    def name(self) -> str:
+        """The last part of the address."""
+        return self.url.rpartition("/")[2]
+
+    def exists(self) -> bool:
+        """Tells whether anything is there."""
+        return bool(self._try("exists"))
+
+    def is_dir(self) -> bool:
+        """Tells whether it is a folder: in object stores, whether anything lies below it."""
+        return bool(self._try("isdir"))
+
+    def glob(self, pattern: str) -> list["RemotePath"]:
+        """Returns what lies in this folder under a name like `pattern`."""
+        try:
+            return [self / entry.name for entry in self.entries() if fnmatchcase(entry.name, pattern)]
+        except FileNotFoundError:
+            return []
+
+    def entries(self) -> list[Entry]:
+        """Returns what lies in this folder."""
+        found = [item for item in self._try("ls", detail=True) if item["name"].rstrip("/") != self._fs_path()]
+        return [self._entry(item) for item in found]
+
+    def read_bytes(self) -> bytes:
+        """Returns the file's bytes."""
+        return bytes(self._try("cat_file"))
+
+    def read_range(self, offset: int, num_bytes: int) -> bytes:
+        """Returns `num_bytes` bytes from `offset`; fewer only where the file ends."""
+        data = bytes(self._try("cat_file", start=offset, end=offset + num_bytes))
+        return data if len(data) <= num_bytes else data[offset : offset + num_bytes]  # the server ignores ranges
+
+    def write_bytes(self, data: bytes, mode: Literal["overwrite", "create"] = "overwrite") -> None:
+        """Writes a small file; with `create`, raises FileExistsError where there is one and the store can tell."""
+        self._try("pipe_file", data, mode=mode)
+
+    def unlink(self, missing_ok: bool = False) -> None:
+        """Deletes the file."""
+        try:
+            self._try("rm_file")
+        except FileNotFoundError:
+            if not missing_ok:
+                raise
+
+    def download(self, path: Path) -> None:
+        """Copies the file to a local one."""
+        self._try("get_file", str(path))
+
+    def upload(self, path: Path) -> None:
+        """Makes the file what a local one is; large ones go up in parts."""
+        self._try("put_file", str(path), local_first=True)
+
+    def _entry(self, item: dict[str, Any]) -> Entry:
+        name = item["name"].rstrip("/").rpartition("/")[2]
+        path = self / name
+        if item["type"] == "directory":
+            return Entry(_shown(self.url, name), path.url, "folder", 0)
+        size = item["size"]
+        if size is None:  # pages of web servers list names alone
+            size = path._try("size") or 0
+        return Entry(_shown(self.url, name), path.url, "file", size)
+
+    def _fs_path(self) -> str:
+        return str(_file_system(self.url)[1]).rstrip("/")
+
+    def _try(self, method: str, *arguments: Any, local_first: bool = False, **options: Any) -> Any:
+        """Returns what a method of the file system gives, trying again for as long as its error may pass."""
+        system, path = _file_system(self.url)
+        arguments = (*arguments, path) if local_first else (path, *arguments)
+        for delay in (*_RETRY_SECONDS, None):
+            try:
+                return getattr(system, method)(*arguments, **options)
+            except tuple(_FINAL) as error:
+                code = next(code for kind, code in _FINAL.items() if isinstance(error, kind))
+                raise OSError(code, os.strerror(code), self.url) from error
+            except Exception as error:  # every store's library has errors of its own, without a common base
+                if delay is None:
+                    raise OSError(errno.EIO, " ".join(f"{type(error).__name__}: {error}".split()), self.url) from error
+            time.sleep(delay * random.uniform(0.5, 1.5))
+
+
+Location = Path | RemotePath
+"""Where a file or a folder lies."""
+
+
+def is_url(name: str) -> bool:
+    """Tells an address from the name of a local file."""
+    return _URL.match(name) is not None
+
+
+def at(path: str) -> Location:
+    """Returns where an absolute path or an address leads."""
+    return RemotePath(path) if is_url(path) else Path(path)
+
+
+def locate(name: str) -> Location:
+    """Returns what a command's argument names: an address as it is, a relative path from `home()`.
+
+    Raises:
+        UsageError: There is no way to this kind of address.
+    """
+    if not is_url(name):
+        return resolve(name)
+    try:
+        _file_system(name)
+    except (ImportError, ValueError) as error:
+        raise UsageError(f"{name} cannot be opened: {error}; `pip install 'clipstream[s3]'` is for s3://") from error
+    return RemotePath(name.rstrip("/"))
+
+
+def list_folder(folder: Location) -> list[Entry]:
+    """Returns what a folder holds, by name.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    if isinstance(folder, RemotePath):
+        entries = folder.entries()
+    else:
+        with os.scandir(folder) as found:
+            entries = [_local_entry(entry) for entry in found]
+    return sorted(entries, key=lambda entry: entry.name)
+
+
+def relative_name(path: str, folder: Location) -> str:
+    """Returns the path of a file relative to a folder above it, with / between folders."""
+    if isinstance(folder, RemotePath):
+        return _shown(folder.url, path.removeprefix(f"{folder.url}/"))
+    return os.path.relpath(path, folder).replace(os.sep, "/")
+
+
+def is_inside(location: Location, folder: Location) -> bool:
+    """Tells whether one lies in the other, or is it."""
+    if isinstance(location, Path) and isinstance(folder, Path):
+        return location.resolve().is_relative_to(folder.resolve())
+    return f"{location}/".startswith(f"{folder}/")
+
+
+def _file_system(url: str) -> tuple[Any, str]:
+    import fsspec
+
+    # Its instances are kept by fsspec itself. A list that is kept would hide what was written meanwhile.
+    system, path = fsspec.core.url_to_fs(url, use_listings_cache=False)
+    return system, path
+
+
+def _shown(folder_url: str, name: str) -> str:
+    return unquote(name) if folder_url.startswith(("http://", "https://")) else name
+
+
+def _local_entry(entry: os.DirEntry[str]) -> Entry:
+    try:
+        if entry.is_dir():
+            return Entry(entry.name, entry.path, "folder", 0)
+        return Entry(entry.name, entry.path, "file" if entry.is_file() else "other", entry.stat().st_size)
+    except OSError:
+        # A link that leads nowhere, or to itself, is a candidate, and rejected as unreadable.
+        return Entry(entry.name, entry.path, "file" if entry.is_symlink() else "other", 0)

@@ -1,0 +1,134 @@
+"""Turns one video into one clip: T equally spaced frames, exact, as JPEGs.
+
+Packing and serving both call `read_clip`, so a served video is sampled, turned, shrunk and compressed just as a packed
+one. The number of frames is what a full decode gives, never what the container states: that is wrong in every genuine
+HMDB51 clip we have.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Generic
+
+from configs.pack import ClipConfig, DecodeLimits
+from packer.video.container import fetched, open_source, source_sha256, translated_errors
+from packer.video.decode import Decoded, Decoder, Keep, KeptT
+from packer.video.jpeg import encode
+from packer.video.planes import Resizer
+from packer.video.sampling import frame_indices
+
+
+@dataclass(frozen=True)
+class Clip:
+    """T frames of one video, and what is known about the video."""
+
+    jpegs: tuple[bytes, ...]
+    """The frames in display order, all of one size."""
+    height_px: int
+    width_px: int
+    source_height_px: int
+    """Height of the first frame as coded: before rotation, squaring of the pixels and shrinking."""
+    source_width_px: int
+    source_sha256: str
+    """Of the video's bytes."""
+    num_frames: int
+    """Frames that a full decode gives."""
+    num_frames_claimed: int
+    """Frames that the container states; 0: it states none."""
+    num_bad_packets: int
+    """Packets that could not be decoded and were passed over; 0 for an undamaged video."""
+    fps: float
+    """Mean frames per second as the container states them; 0: it states none."""
+    duration_seconds: float
+    frame_indices: tuple[int, ...]
+    """Which of the `num_frames` frames the clip holds."""
+    decode_road: str
+    """How the frames were reached; `full`: every frame was decoded; `needed`: those that the clip needs."""
+
+
+@dataclass(frozen=True)
+class Picked(Generic[KeptT]):
+    """The frames that the sampling rule wants of one video, and the video's facts."""
+
+    frames: tuple[KeptT, ...]
+    frame_indices: tuple[int, ...]
+    video: Decoded[KeptT]
+
+
+def read_clip(
+    source: str | Path | bytes,
+    clip: ClipConfig,
+    limits: DecodeLimits,
+    before_decode: Callable[[int], None] | None = None,
+) -> Clip:
+    """Returns the clip of one video: a file's path or address, or the file's bytes; they give the same clip.
+
+    Args:
+        source: The video.
+        clip: What of it is wanted.
+        limits: Frames and pixels that a video may have.
+        before_decode: Called with the pixels that a frame has by the header, once header and packets were read, before
+            the video's frames may take time and memory.
+
+    Raises:
+        VideoError: The video gives no clip.
+    """
+    resizer = Resizer(clip.short_side_px)
+    with fetched(source) as fetched_source:
+        sha256 = source_sha256(fetched_source)
+        picked = pick_frames(fetched_source, clip, limits, resizer, before_decode)
+    video = picked.video
+    with translated_errors():
+        jpegs = [encode(planes, clip.jpeg_quality) for planes in picked.frames]
+    height_px, width_px = picked.frames[0][0].shape
+    return Clip(
+        jpegs=tuple(jpegs),
+        height_px=height_px,
+        width_px=width_px,
+        source_height_px=resizer.source_size[0],
+        source_width_px=resizer.source_size[1],
+        source_sha256=sha256,
+        num_frames=video.num_frames,
+        num_frames_claimed=video.num_frames_claimed,
+        num_bad_packets=video.num_bad_packets,
+        fps=video.fps,
+        duration_seconds=video.duration_seconds or (video.num_frames / video.fps if video.fps else 0.0),
+        frame_indices=picked.frame_indices,
+        decode_road=video.road,
+    )
+
+
+def pick_frames(
+    source: str | Path | bytes,
+    clip: ClipConfig,
+    limits: DecodeLimits,
+    keep: Keep[KeptT],
+    before_decode: Callable[[int], None] | None = None,
+) -> Picked[KeptT]:
+    """Returns the frames of the sampling rule.
+
+    Args:
+        source: The file's path, or the file's bytes.
+        clip: How many frames are wanted, and whether packets that they do not need may be left out.
+        limits: Frames and pixels that a video may have.
+        keep: What to keep of a frame, given its index; called for frame 0 and for every frame that may be wanted, and
+            once more from frame 0 on where a road proves wrong.
+        before_decode: See `read_clip`.
+
+    Raises:
+        VideoError: The video gives no clip.
+    """
+
+    def choose(num_frames_available: int) -> tuple[int, ...]:
+        return frame_indices(num_frames_available, clip.num_frames)
+
+    with open_source(source) as file, translated_errors():
+        decoded = Decoder(limits, choose, keep, before_decode).decode(file, may_skip=clip.decode == "auto")
+    indices = choose(decoded.num_frames)
+    return Picked(tuple(decoded.kept[index] for index in indices), indices, decoded)
+
+
+def library_versions() -> dict[str, str]:
+    """Returns the versions of this package and of the libraries that decide the bytes."""
+    return {name: version(name) for name in ("clipstream", "av", "simplejpeg")}

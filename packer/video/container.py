@@ -1,0 +1,199 @@
+"""Opens a video that nobody vouches for.
+
+Only real video containers are opened, from an open file and never from a name or an address: FFmpeg would take a text
+file for a video (tty), and a text that lists other files would make it read those (concat, hls). Whatever PyAV raises
+becomes a `VideoError`.
+"""
+
+import hashlib
+import io
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import av
+from av.container import InputContainer
+from av.stream import Disposition
+from av.video.stream import VideoStream
+
+from configs.pack import DecodeLimits
+from packer.storage.files import local_copy
+from packer.storage.location import at, is_url
+
+CONTAINERS = (
+    "3gp,asf,av1,avi,dirac,dv,flv,gif,h261,h263,h264,hevc,ivf,m4v,matroska,mjpeg,mov,mp4,mpeg,mpegts,mpegvideo,mxf,nut,nuv,"
+    "obu,ogg,rm,vc1,vvc,webm,wtv,yuv4mpegpipe"
+)
+"""The FFmpeg demuxers that may read a file."""
+
+_REASONS_OF_A_CUT = frozenset({"not_a_video", "no_video_stream", "undecodable"})
+_MAX_BOXES = 1000
+_READ_BYTES = 1 << 16  # 32 KiB cost as much, 256 KiB 0.3 ms more per short video
+_PYAV_ERRORS = (av.FFmpegError, ValueError, LookupError, AttributeError, EOFError, OverflowError, TypeError)
+
+
+class VideoError(ValueError):
+    """A video that gives no clip.
+
+    Attributes:
+        reason: A stable code: not_a_video, no_video_stream, truncated, undecodable, unreadable, too_large, timeout,
+            out_of_memory or decoder_crash; and in a pack's lists also duplicate.
+    """
+
+    def __init__(self, reason: str, sentence: str) -> None:
+        """Takes the code and one sentence, without paths, for the user."""
+        super().__init__(reason, sentence)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        """Returns the sentence."""
+        return str(self.args[1])
+
+
+@contextmanager
+def fetched(source: str | Path | bytes) -> Iterator[str | Path | bytes]:
+    """Yields the video where it is at hand: one at an address as a temporary copy, any other as it is.
+
+    A copy, since every byte is read anyhow, for the digest, and some bytes three times.
+
+    Raises:
+        VideoError: It cannot be fetched, though tried again several times.
+    """
+    if not (isinstance(source, str) and is_url(source)):
+        yield source
+        return
+    with translated_errors(), local_copy(at(source)) as path:
+        yield path
+
+
+def source_sha256(source: str | Path | bytes) -> str:
+    """Returns the digest of a video that is at hand.
+
+    Raises:
+        VideoError: The file cannot be read, or is empty.
+    """
+    with open_source(source) as file, translated_errors():
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def open_source(source: str | Path | bytes) -> Iterator[io.BytesIO | io.FileIO]:
+    """Yields the video as a file without a name, so that FFmpeg judges by content whatever road the video came.
+
+    Raises:
+        VideoError: The file cannot be read, or is empty; or the block raises one, and the file lacks its end.
+    """
+    try:
+        file = io.BytesIO(source) if isinstance(source, bytes) else os.fdopen(os.open(source, os.O_RDONLY), "rb", 0)
+    except (OSError, ValueError) as error:
+        raise VideoError("unreadable", f"the file cannot be read: {_plain(error)}") from error
+    with file:
+        if not file.seek(0, io.SEEK_END):
+            raise VideoError("not_a_video", "the file is empty")
+        file.seek(0)
+        try:
+            yield file
+        except VideoError as error:
+            if error.reason in _REASONS_OF_A_CUT and _is_cut_mp4(file):
+                sentence = "the file ends before its index does: it was not recorded or copied to its end"
+                raise VideoError("truncated", sentence) from error
+            raise
+
+
+@contextmanager
+def open_container(file: BinaryIO) -> Iterator[InputContainer]:
+    """Yields the container in `file`.
+
+    Raises:
+        VideoError: It is none of `CONTAINERS`, or its header is damaged.
+    """
+    file.seek(0)
+    options = {"format_whitelist": CONTAINERS, "protocol_whitelist": ""}
+    with translated_errors("not_a_video", "no known video container, or its header is missing or damaged"):
+        # Real HMDB51 clips have metadata that is not UTF-8: without "ignore" they cannot be opened.
+        container = av.open(file, "r", options=options, metadata_errors="ignore", buffer_size=_READ_BYTES)
+    with container:
+        yield container
+
+
+def _is_cut_mp4(file: BinaryIO) -> bool:
+    """Tells whether an MP4 has its data but not, or not whole, its index (ISO/IEC 14496-12, 4.2)."""
+    end = file.seek(0, io.SEEK_END)
+    position, has_data = 0, False
+    for _ in range(_MAX_BOXES):
+        file.seek(position)
+        header = file.read(16)
+        kind = header[4:8]
+        size = int.from_bytes(header[:4], "big")
+        size = int.from_bytes(header[8:], "big") if size == 1 else size
+        if position == 0 and kind != b"ftyp":
+            return False
+        if kind in (b"moov", b"meta"):
+            return position + size > end
+        has_data |= kind == b"mdat"
+        if size < 8:  # 0: the box goes on to the end of the file
+            break
+        position += size
+    return has_data
+
+
+def video_stream(container: InputContainer, limits: DecodeLimits) -> VideoStream:
+    """Returns the first video stream that is not a cover picture, set to decode on one thread.
+
+    Raises:
+        VideoError: There is none, its codec is unknown, or its frames are too large.
+    """
+    pictures = Disposition.attached_pic
+    stream = next((stream for stream in container.streams.video if not stream.disposition & pictures), None)
+    if stream is None:
+        raise VideoError("no_video_stream", "the file holds no video stream")
+    context = stream.codec_context
+    if context is None:
+        raise VideoError("undecodable", "there is no decoder for the video's codec")
+    check_pixels(context.width, context.height, limits)
+    # For a size that changes later, before there is a picture; a codec's blocks may stand out beyond the frame.
+    context.options = {"max_pixels": str(2 * limits.max_pixels)}
+    context.thread_count = 1  # one process per core decodes more videos per second than threads do
+    return stream
+
+
+def is_picture(container: InputContainer, num_frames: int) -> bool:
+    """Tells whether a container that holds videos and pictures alike (GIF, and MP4's cousins AVIF and HEIC) is one."""
+    brand = container.metadata.get("major_brand")
+    return num_frames == 1 and (container.format.name == "gif" or brand in {"avif", "heic", "heix", "mif1"})
+
+
+def check_num_frames(num_frames: int, limits: DecodeLimits) -> None:
+    """Raises VideoError where a video has more frames than it may have."""
+    if num_frames > limits.max_frames:
+        raise VideoError("too_large", f"the video has more than {limits.max_frames} frames (limits.max_frames)")
+
+
+def check_pixels(width_px: int, height_px: int, limits: DecodeLimits) -> None:
+    """Raises VideoError where a frame has more pixels than it may have."""
+    if width_px * height_px > limits.max_pixels:
+        raise VideoError(
+            "too_large",
+            f"a frame has {width_px} x {height_px} pixels, more than {limits.max_pixels} (limits.max_pixels)",
+        )
+
+
+@contextmanager
+def translated_errors(reason: str = "undecodable", sentence: str = "the video cannot be decoded") -> Iterator[None]:
+    """Turns whatever PyAV raises into a VideoError; on mutated files it was seen to raise each of these."""
+    try:
+        yield
+    except VideoError:
+        raise
+    except MemoryError as error:
+        raise VideoError("out_of_memory", "decoding the video takes more memory than allowed") from error
+    except _PYAV_ERRORS as error:
+        raise VideoError(reason, f"{sentence}: {_plain(error)}") from error
+    except OSError as error:
+        raise VideoError("unreadable", f"the file cannot be read: {_plain(error)}") from error
+
+
+def _plain(error: Exception) -> str:
+    return getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__

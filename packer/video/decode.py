@@ -1,0 +1,253 @@
+"""Two roads to some frames of a video: decode all of it, or only the packets that those frames need.
+
+Which packets are needed is read from their headers (`h264.py`, `mpeg4.py`), for the few combinations of container and
+codec that were proved against a full decode. Any doubt, before or while decoding, leads to the full decode, so that
+both roads give the same frames. Damage in packets that are never decoded goes unseen.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from typing import BinaryIO, Generic, Literal, TypeVar
+
+import av
+from av.container import InputContainer
+from av.video.stream import VideoStream
+
+from configs.pack import DecodeLimits
+from packer.video import h264, mpeg4
+from packer.video.container import VideoError, check_num_frames, check_pixels, is_picture, open_container, video_stream
+from packer.video.packets import Doubt, Packet, Picture, Reader, spans_of
+
+KeptT = TypeVar("KeptT")
+Keep = Callable[[av.VideoFrame, VideoStream, int], KeptT]
+"""What to keep of a frame, given its index: called in display order, for frame 0 and each that may be wanted."""
+Choose = Callable[[int], Sequence[int]]
+"""Returns the wanted frames' indices, given the number of frames."""
+
+_H264_TAGS = {("mov,mp4,m4a,3gp,3g2,mj2", "h264"): "avc1", ("matroska,webm", "h264"): "\0\0\0\0"}
+_PACKET_BYTES = 1000  # what a packet takes besides its data, about
+_HELD_BYTES = 64 * 2**20  # 1080p, 60 s; the packets of a longer video are read again instead of being held
+
+
+@dataclass
+class Decoded(Generic[KeptT]):
+    """What one decode of a video gave."""
+
+    road: Literal["full", "needed"]
+    """full: every frame was decoded; needed: those that the wanted ones depend on."""
+    num_frames_claimed: int
+    fps: float
+    duration_seconds: float
+    num_frames: int = 0
+    num_bad_packets: int = 0
+    kept: dict[int, KeptT] = field(default_factory=dict)
+    """By the index of the frame."""
+
+
+@dataclass
+class _Survey:
+    """What is known of a video before it is decoded."""
+
+    num_packets: int = 0
+    pictures: list[Picture] = field(default_factory=list)
+    """What the packets show; empty: that is in doubt."""
+    packets: list[Packet] | None = field(default_factory=list)
+    """The packets themselves; None: they are too many to be held."""
+
+
+@dataclass(frozen=True)
+class Decoder(Generic[KeptT]):
+    """Gets the chosen frames of a video."""
+
+    limits: DecodeLimits
+    """Frames and pixels that the video may have."""
+    choose: Choose
+    keep: Keep[KeptT]
+    """Called anew, from frame 0 on, where a first decode proves to be the wrong one."""
+    before_decode: Callable[[int], None] | None = None
+    """Called with the pixels that a frame has by the header, once the packets are counted."""
+
+    def decode(self, file: BinaryIO, may_skip: bool) -> Decoded[KeptT]:
+        """Returns the chosen frames; `may_skip`: packets that they do not need may be left out.
+
+        Raises:
+            VideoError: The video gives no clip.
+        """
+        with open_container(file) as container:
+            stream = video_stream(container, self.limits)
+            survey = _survey(container, stream, self.limits, may_skip)
+            if not survey.num_packets:
+                raise _no_frame()
+            if self.before_decode is not None:
+                self.before_decode(stream.codec_context.width * stream.codec_context.height)
+            decoded = None
+            if survey.pictures and survey.packets is not None:
+                decoded = self._needed(container, stream, survey.packets, survey.pictures)
+        if survey.packets is None and survey.pictures:
+            with open_container(file) as container:
+                stream = video_stream(container, self.limits)
+                decoded = self._needed(container, stream, _packets(container.demux(stream), stream), survey.pictures)
+        return decoded or self._full(file, survey.num_packets)
+
+    def _needed(
+        self,
+        container: InputContainer,
+        stream: VideoStream,
+        packets: Iterable[Packet],
+        pictures: list[Picture],
+    ) -> Decoded[KeptT] | None:
+        decoded: Decoded[KeptT] = _facts("needed", container, stream)
+        decoded.num_frames = sum(picture.position is not None for picture in pictures)
+        wanted = {0, *self.choose(decoded.num_frames)}
+        try:
+            for frame in _needed_frames(stream, packets, pictures, wanted):
+                check_pixels(frame.width, frame.height, self.limits)
+                if frame.pts in wanted:
+                    decoded.kept[frame.pts] = self.keep(frame, stream, frame.pts)
+        except av.error.MemoryError:
+            raise
+        except (Doubt, av.FFmpegError):
+            return None
+        return decoded
+
+    def _full(self, file: BinaryIO, num_packets: int) -> Decoded[KeptT]:
+        # Real files have as many frames as packets or one fewer (DivX packed bitstreams), so that most frames can be
+        # dropped at once; only another number costs a second decode.
+        guesses = {max(1, num_packets), max(1, num_packets - 1)}
+        decoded = self._all(file, {0}.union(*(self.choose(guess) for guess in guesses)))
+        if not decoded.num_frames:
+            raise _no_frame()
+        chosen = {0, *self.choose(decoded.num_frames)}
+        return decoded if decoded.kept.keys() >= chosen else self._all(file, chosen)
+
+    def _all(self, file: BinaryIO, wanted: set[int]) -> Decoded[KeptT]:
+        with open_container(file) as container:
+            stream = video_stream(container, self.limits)
+            decoded: Decoded[KeptT] = _facts("full", container, stream)
+            for frame in _all_frames(container, stream, decoded):
+                check_pixels(frame.width, frame.height, self.limits)
+                if decoded.num_frames in wanted:
+                    decoded.kept[decoded.num_frames] = self.keep(frame, stream, decoded.num_frames)
+                decoded.num_frames += 1
+                check_num_frames(decoded.num_frames, self.limits)
+            if is_picture(container, decoded.num_frames):
+                raise VideoError("not_a_video", "the file is a picture")
+        return decoded
+
+
+def _no_frame() -> VideoError:
+    return VideoError("undecodable", "not one frame of the video can be decoded")
+
+
+def _survey(container: InputContainer, stream: VideoStream, limits: DecodeLimits, may_skip: bool) -> _Survey:
+    survey = _Survey()
+
+    def counted() -> Iterator[Packet]:
+        for packet in container.demux(stream):
+            survey.num_packets += bool(packet.size) and not packet.is_discard
+            check_num_frames(survey.num_packets, limits)
+            yield packet
+
+    raw = counted()
+    try:
+        try:
+            if may_skip:
+                _read_pictures(survey, container, stream, raw)
+        except Doubt:
+            survey.packets = None
+        for _ in raw:
+            pass
+    except av.error.MemoryError:
+        raise
+    except av.FFmpegError:
+        survey.pictures = []  # a full decode meets the same damage, and counts it
+    return survey
+
+
+def _read_pictures(survey: _Survey, container: InputContainer, stream: VideoStream, raw: Iterable[Packet]) -> None:
+    reader = _reader(container, stream)
+    num_bytes = 0
+    for packet in _packets(raw, stream):
+        if packet.is_discard or packet.is_corrupt or any(True for _ in packet.iter_sidedata()):
+            raise Doubt("a packet is damaged, or not to be shown, or changes the stream")
+        reader.read(packet)
+        num_bytes += packet.size + _PACKET_BYTES
+        if num_bytes > _HELD_BYTES:
+            survey.packets = None
+        elif survey.packets is not None:
+            survey.packets.append(packet)
+    survey.pictures = reader.pictures()
+
+
+def _reader(container: InputContainer, stream: VideoStream) -> Reader:
+    context = stream.codec_context
+    kind = container.format.name, context.name
+    if kind in _H264_TAGS and context.codec_tag == _H264_TAGS[kind]:
+        return h264.H264Reader(bytes(context.extradata or b""))
+    if kind == ("avi", "mpeg4"):
+        return mpeg4.Mpeg4Reader(bytes(context.extradata or b""))
+    raise Doubt("this kind of video was not proved against a full decode")
+
+
+def _packets(raw: Iterable[Packet], stream: VideoStream) -> Iterator[Packet]:
+    packets = (packet for packet in raw if packet.size)
+    return mpeg4.unpacked(packets, stream) if stream.codec_context.name == "mpeg4" else packets
+
+
+def _needed_frames(
+    stream: VideoStream, packets: Iterable[Packet], pictures: Sequence[Picture], wanted: set[int]
+) -> Iterator[av.VideoFrame]:
+    """Yields frames in display order, the wanted ones among them, with their index as `pts`."""
+    unread, num_read = iter(packets), 0
+    for span in spans_of(pictures, wanted):
+        part = islice(unread, span.start - num_read, span.stop - num_read)
+        num_read = span.stop
+        if span.start:
+            stream.codec_context.flush_buffers()
+        sent: list[int] = []
+        came: list[int] = []
+        for packet in chain(_stamped(zip(pictures[span.start : span.stop], part, strict=False), wanted, sent), (None,)):
+            for frame in stream.decode(packet):
+                if frame.is_corrupt or frame.pts is None:
+                    raise Doubt("a frame is damaged")
+                came.append(frame.pts)
+                yield frame
+        if came != sorted(sent):
+            raise Doubt("other frames came back than were sent")
+
+
+def _stamped(part: Iterable[tuple[Picture, Packet]], wanted: set[int], sent: list[int]) -> Iterator[Packet]:
+    for picture, packet in part:
+        if picture.is_reference or picture.position in wanted:
+            packet.pts = packet.dts = picture.position
+            if picture.position is not None:
+                sent.append(picture.position)
+            yield packet
+
+
+def _all_frames(container: InputContainer, stream: VideoStream, decoded: Decoded[KeptT]) -> Iterator[av.VideoFrame]:
+    packets = container.demux(stream)
+    ended = False
+    while not ended:
+        try:
+            packet = next((packet for packet in packets if packet.size), None)
+            ended = packet is None
+            yield from stream.decode(packet)
+        except av.error.EOFError:
+            return
+        except av.error.MemoryError:
+            raise
+        except av.FFmpegError:
+            # Damage is passed over, as the ffmpeg program does: one bad packet does not cost the video.
+            decoded.num_bad_packets += 1
+
+
+def _facts(road: Literal["full", "needed"], container: InputContainer, stream: VideoStream) -> Decoded[KeptT]:
+    return Decoded(road, stream.frames, float(stream.average_rate or 0), _duration_seconds(container, stream))
+
+
+def _duration_seconds(container: InputContainer, stream: VideoStream) -> float:
+    if stream.duration and stream.time_base:
+        return float(stream.duration * stream.time_base)
+    return container.duration / av.time_base if container.duration else 0.0

@@ -1,0 +1,171 @@
+"""The Open Inference Protocol, version 2, beside our own routes: the same model, batches, limits and key.
+
+A batch is answered whole or not at all, since the protocol knows no error per clip, and by one version of the model.
+
+Source: https://github.com/kserve/open-inference-protocol/blob/main/specification/protocol/inference_rest.md
+"""
+
+import asyncio
+from importlib.metadata import version as installed_version
+from typing import Annotated
+
+from fastapi import FastAPI, Header, Request, Response
+from pydantic import BaseModel, Field
+
+from configs.serve import ServeConfig
+from serve.gateway.deadline import Deadline
+from serve.gateway.openapi import INFERENCE, INFERRED, errors
+from serve.gateway.upload import read_body
+from serve.messages.refusal import Refusal
+from serve.messages.schema import ModelFacts, VideoClassifier
+from serve.messages.tensors import JSON_LENGTH, parse_request, render_response
+from serve.request.facts import note_answer
+
+
+class ServerLive(BaseModel):
+    """The server is alive."""
+
+    live: bool
+
+
+class ServerReady(BaseModel):
+    """A model is loaded."""
+
+    ready: bool
+
+
+class ModelReady(ServerReady):
+    """This model is loaded."""
+
+    name: str = Field(examples=["clipstream"])
+
+
+class ServerMetadata(BaseModel):
+    """What the server is."""
+
+    name: str = "clipstream"
+    version: str
+    extensions: list[str] = ["binary_tensor_data", "classification"]
+
+
+class TensorMetadata(BaseModel):
+    """What a tensor is; -1 stands for the number of clips."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+
+
+class ModelMetadata(BaseModel):
+    """What the model takes and gives; the input may also be BYTES [-1], video files."""
+
+    name: str = Field(examples=["clipstream"])
+    versions: list[str] = Field(examples=[["3"]])
+    platform: str = Field(examples=["pytorch_exportedprogram"])
+    inputs: list[TensorMetadata]
+    outputs: list[TensorMetadata]
+
+
+class OpenInference:
+    """The handlers, around one classifier.
+
+    Args:
+        classifier: Where the answers come from.
+        config: Limits and the model's name.
+    """
+
+    def __init__(self, classifier: VideoClassifier, config: ServeConfig) -> None:
+        self._classifier = classifier
+        self._config = config
+
+    def add_to(self, app: FastAPI) -> None:
+        """Adds the protocol's routes to `app`."""
+        model, version = "/v2/models/{model_name}", "/versions/{model_version}"
+        app.add_api_route("/v2", self.metadata)
+        app.add_api_route("/v2/health/live", self.live)
+        app.add_api_route("/v2/health/ready", self.ready)
+        for path in (model, model + version):
+            app.add_api_route(path, self.model, responses=errors(404))
+            app.add_api_route(f"{path}/ready", self.model_ready, responses=errors(404))
+            app.add_api_route(
+                f"{path}/infer",
+                self.infer,
+                methods=["POST"],
+                openapi_extra={"requestBody": INFERENCE},
+                responses={**INFERRED, **errors(400, 404, 408, 413, 415, 422)},
+            )
+
+    async def metadata(self) -> ServerMetadata:
+        """Tells what the server is."""
+        return ServerMetadata(version=installed_version("clipstream"))
+
+    async def live(self) -> ServerLive:
+        """Says that the server is alive."""
+        return ServerLive(live=True)
+
+    async def ready(self, request: Request) -> ServerReady:
+        """Says whether a model is loaded."""
+        await self._facts(request)
+        return ServerReady(ready=True)
+
+    async def model(self, request: Request) -> ModelMetadata:
+        """Tells what the model takes and gives."""
+        facts = await self._facts(request)
+        shape = [-1, facts.num_frames, 3, facts.size_px, facts.size_px]
+        return ModelMetadata(
+            name=facts.name,
+            versions=[facts.version],
+            platform="pytorch_exportedprogram",
+            inputs=[TensorMetadata(name="clips", datatype="UINT8", shape=shape)],
+            outputs=[TensorMetadata(name="probabilities", datatype="FP32", shape=[-1, len(facts.class_names)])],
+        )
+
+    async def model_ready(self, request: Request) -> ModelReady:
+        """Says whether the model is loaded."""
+        facts = await self._facts(request)
+        return ModelReady(name=facts.name, ready=True)
+
+    async def infer(
+        self,
+        request: Request,
+        json_length: Annotated[
+            str | None, Header(alias=JSON_LENGTH, description="bytes of JSON, where a tensor's bytes follow it")
+        ] = None,
+    ) -> Response:
+        """Classifies a batch of videos, or of clips as the model sees them.
+
+        One input, `clips`: `BYTES` [N], video files, or `UINT8` [N, T, 3, S, S], RGB frames as `/v2/models/{name}`
+        tells their shape. One output, `probabilities`: `FP32` [N, K] in the order of `/v1/model`'s class names; with
+        the parameter `classification` the best classes by name. A clip that cannot be used refuses the batch.
+        """
+        self._check_name(request)
+        deadline = Deadline(self._config.deadline_seconds)
+        async with deadline.of_body():
+            body = await read_body(request, self._config.max_body_bytes)
+        message, clips = await asyncio.to_thread(parse_request, body, json_length, self._config.max_files)
+        async with deadline.of_answer():
+            scores = await self._classifier.infer(clips)
+        note_answer(scores)
+        _check_version(request, scores.model.version)
+        header, binary = render_response(message, scores)
+        if not binary:
+            return Response(header, media_type="application/json")
+        return Response(header + binary, headers={JSON_LENGTH: str(len(header))}, media_type="application/octet-stream")
+
+    def _check_name(self, request: Request) -> None:
+        name = self._config.registered_model
+        if request.path_params.get("model_name", name) != name:
+            raise Refusal(404, "unknown_model", f"the model {name} alone is served here")
+
+    async def _facts(self, request: Request) -> ModelFacts:
+        self._check_name(request)
+        status = await self._classifier.status()
+        if status.model is None:
+            raise Refusal(503, "no_model", str(status.problem), retry_after_seconds=10)
+        _check_version(request, status.model.version)
+        return status.model
+
+
+def _check_version(request: Request, served: str) -> None:
+    if request.path_params.get("model_version", served) != served:
+        raise Refusal(404, "unknown_version", f"version {served} alone is served now: the alias points at it")

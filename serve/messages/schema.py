@@ -1,0 +1,136 @@
+"""The JSON that the server answers with, as `/openapi.json` tells it, and what the routes need to make it."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+from serve.messages.refusal import Refusal
+
+Clips = Sequence[bytes | NDArray[np.uint8]]
+"""A batch: video files, or of each clip the frames as the model sees them, `(T, 3, S, S) uint8 RGB`."""
+
+
+class ModelName(BaseModel):
+    """The registered model that gave an answer."""
+
+    name: str = Field(examples=["clipstream"])
+    version: str = Field(examples=["3"])
+
+
+class ClassProbability(BaseModel):
+    """A class and the probability that the model gives it."""
+
+    model_config = ConfigDict(serialize_by_alias=True)
+
+    class_name: str = Field(alias="class", examples=["wave"])
+    probability: float = Field(ge=0, le=1, examples=[0.97])
+
+
+class ClipFacts(BaseModel):
+    """What the server saw of the video."""
+
+    num_frames: int = Field(description="frames that the video decodes to", examples=[120])
+    frame_indices: list[int] = Field(description="frames that the model saw, in display order, from 0")
+    fps: float = Field(examples=[30.0])
+    duration_seconds: float = Field(examples=[4.0])
+    width_px: int = Field(examples=[640])
+    height_px: int = Field(examples=[360])
+    decode_road: str = Field(examples=["needed"])
+
+
+class Timing(BaseModel):
+    """Where the time of one video went, once the server had all of it."""
+
+    decode_seconds: float = Field(ge=0, description="decoding, and making the view", examples=[0.021])
+    queue_seconds: float = Field(ge=0, description="waiting for a free decoder, and for the model", examples=[0.004])
+    model_seconds: float = Field(ge=0, description="the forward pass of its batch", examples=[0.035])
+
+
+class Answer(BaseModel):
+    """The classes of one video, most probable first; over all classes the probabilities sum to 1."""
+
+    model: ModelName
+    predictions: list[ClassProbability]
+    clip: ClipFacts
+    timing: Timing
+    frames: list[str] | None = Field(None, description="with `?frames=1`: the frames that were seen, base64 JPEGs")
+
+
+class ErrorDetail(BaseModel):
+    """Why a request or a file was refused."""
+
+    code: str = Field(description="stable name of the reason", examples=["not_a_video"])
+    message: str = Field(description="one sentence for people")
+
+
+class ErrorAnswer(BaseModel):
+    """The answer to a refused request, and the result of a refused file."""
+
+    error: ErrorDetail
+
+    @classmethod
+    def of(cls, refusal: Refusal) -> "ErrorAnswer":
+        """Returns the answer that tells a refusal."""
+        return cls(error=ErrorDetail(code=refusal.code, message=refusal.message))
+
+
+class OipError(BaseModel):
+    """The answer of the Open Inference Protocol to a refused request."""
+
+    error: str = Field(description="one sentence for people", examples=["clip 0: the file is no video"])
+
+
+class Results(BaseModel):
+    """One result per file, in the order of the files."""
+
+    results: list[Answer | ErrorAnswer]
+
+
+class ModelFacts(ModelName):
+    """What is served now."""
+
+    alias: str = Field(examples=["champion"])
+    class_names: list[str] = Field(description="in the order of the logits")
+    num_frames: int = Field(description="frames that the model sees of a video", examples=[16])
+    size_px: int = Field(description="side of the square picture that the model sees", examples=[112])
+    select_by: str = Field(description="the val metric that chose this model", examples=["macro_f1"])
+    val_metric: float = Field(examples=[0.91])
+    code_version: str = Field(description="the code that trained it")
+
+
+class ModelStatus(BaseModel):
+    """Whether a model is served, and what keeps the newest one from it."""
+
+    model: ModelFacts | None = None
+    problem: str | None = None
+
+
+class Scores(BaseModel):
+    """The probabilities of a batch, all by one version of the model."""
+
+    model: ModelName
+    class_names: list[str]
+    probabilities: list[list[float]] = Field(description="one row per clip, one column per class")
+
+
+class VideoClassifier(Protocol):
+    """What the routes need: `serve.classifier.Classifier` in this process, or a Ray deployment of it."""
+
+    async def classify(self, video: bytes, top_k: int, with_frames: bool) -> Answer:
+        """Returns the answer for one video, or raises Refusal."""
+
+    async def infer(self, clips: Clips) -> Scores:
+        """Returns the probabilities of a batch, or raises Refusal."""
+
+    async def status(self) -> ModelStatus:
+        """Returns whether a model is served, or raises Refusal."""
+
+
+class Health(BaseModel):
+    """State of the server."""
+
+    status: str = Field(examples=["ready"])
+    problem: str | None = Field(None, description="why the newest model is not served, though an older one is")

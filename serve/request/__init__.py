@@ -1,0 +1,1 @@
+"""What is known and noted of one request: id, facts, metrics, log line, error answer."""

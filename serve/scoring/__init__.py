@@ -1,0 +1,1 @@
+"""A folder of videos to a table of predictions, without a server."""

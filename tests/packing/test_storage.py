@@ -1,0 +1,86 @@
+"""A store that fails for a moment costs nothing; one that fails for good costs the video that it does not give."""
+
+import functools
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+from configs.pack import ClipConfig, DecodeLimits
+from packer.storage import location
+from packer.storage.location import RemotePath, is_inside, is_url, locate
+from packer.video.clip import read_clip
+from packer.video.container import VideoError
+from tests.support.packs import assert_same_pack, run
+from tests.support.videos import write_classes
+
+
+class _Flaky(SimpleHTTPRequestHandler):
+    """Fails the first request for every file, and each for `gone.mp4`; knows no ranges."""
+
+    num_requests: ClassVar[Counter[str]] = Counter()
+
+    def do_GET(self) -> None:
+        self.num_requests[self.path] += 1
+        if self.num_requests[self.path] == 1 or self.path.endswith("gone.mp4"):
+            self.send_error(503)
+        else:
+            super().do_GET()
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@contextmanager
+def web_server(folder: Path) -> Iterator[str]:
+    _Flaky.num_requests.clear()
+    with ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Flaky, directory=str(folder))) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.integration
+def test_videos_of_a_web_server_that_fails_now_and_then(tmp_path: Path) -> None:
+    data = write_classes(tmp_path / "data", {"a b": 4, "c#": 3}, 4)
+    (data / "c#/notes.txt").write_text("no video")
+    with web_server(tmp_path) as url:
+        for source, target in ((f"{url}/data", "remote"), (data, "local")):
+            assert run(source, tmp_path / target, "--clip.num-frames=2", "--workers=1") == 0
+    assert_same_pack(tmp_path / "remote", tmp_path / "local")
+
+
+def test_a_video_is_rejected_after_the_retries_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(location, "_RETRY_SECONDS", (0.01, 0.01))
+    data = write_classes(tmp_path / "data", {"a": 1}, 4)
+    (data / "gone.mp4").touch()
+    with web_server(data) as url:
+        clip = read_clip(f"{url}/a/video%200.mp4", ClipConfig(), DecodeLimits())
+        assert clip == read_clip(data / "a/video 0.mp4", ClipConfig(), DecodeLimits())
+        with pytest.raises(VideoError, match="the file cannot be read: ClientResponseError: 503") as caught:
+            read_clip(f"{url}/gone.mp4", ClipConfig(), DecodeLimits())
+        assert caught.value.reason == "unreadable"
+        assert _Flaky.num_requests["/gone.mp4"] == 3
+        with pytest.raises(FileNotFoundError, match="No such file"):
+            RemotePath(f"{url}/no.mp4").read_bytes()
+        assert _Flaky.num_requests["/no.mp4"] == 2
+        assert RemotePath(f"{url}/a/video%200.mp4").read_range(4, 4) == b"ftyp"
+
+
+def test_addresses_are_told_from_paths() -> None:
+    assert [is_url(name) for name in ("s3://b/x", "s3:/b/x", "/a://b", "x")] == [True, False, False, False]
+    assert locate("http://b/x/") == RemotePath("http://b/x")
+    assert locate("/a://b") == Path("/a://b")
+
+
+def test_what_lies_in_a_folder_is_known() -> None:
+    assert is_inside(RemotePath("s3://b/data/x"), RemotePath("s3://b/data"))
+    assert not is_inside(RemotePath("s3://b/data2"), RemotePath("s3://b/data"))
+    assert not is_inside(Path("/b/data"), RemotePath("s3://b/data"))

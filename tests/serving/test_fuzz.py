@@ -1,0 +1,50 @@
+"""A few hundred damaged videos of `make fuzz`, to the application in this process."""
+
+import hashlib
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+from configs.serve import ServeConfig
+from tests.fuzz.attack import MAX_GROWTH_BYTES, attack
+from tests.fuzz.mutate import mutated, sources
+from tests.support.registry import MLFLOW_WARNINGS, register, store_uri
+from tests.support.serving import served
+
+pytestmark = MLFLOW_WARNINGS
+
+NUM_FILES = 300
+
+
+@pytest.fixture(scope="module")
+def videos() -> list[bytes]:
+    return sources()
+
+
+@pytest.fixture(scope="module")
+def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    store = tmp_path_factory.mktemp("store")
+    register(store)
+    with served(ServeConfig(tracking_uri=store_uri(store), allow_unauthenticated=True, decoder_processes=2)) as port:
+        yield port
+
+
+def decoders() -> dict[str, psutil.Process]:
+    children = psutil.Process().children()
+    return {f"decoder {child.pid}": child for child in children if "packer.decoders.process" in child.cmdline()}
+
+
+def test_damaged_videos_get_200_or_4xx_and_leak_nothing(port: int, videos: list[bytes]) -> None:
+    report = attack(port, lambda number: mutated(videos, 1, number), iter(range(NUM_FILES)), 3, decoders)
+    assert not report.findings
+    assert report.codes.total() == NUM_FILES
+    assert report.codes["200"]
+    assert report.codes["422 not_a_video"]
+    assert max(report.growth.values(), default=0) < MAX_GROWTH_BYTES
+
+
+def test_a_damaged_video_can_be_made_again(videos: list[bytes]) -> None:
+    digests = [hashlib.sha256(mutated(videos, 1, number)).digest() for number in range(50)]
+    assert digests == [hashlib.sha256(mutated(videos, 1, number)).digest() for number in range(50)]
+    assert len(set(digests)) > 40

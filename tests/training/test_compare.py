@@ -1,0 +1,90 @@
+"""Two runs side by side, in a real MLflow store."""
+
+from pathlib import Path
+
+import pytest
+from scipy.stats import binomtest
+
+from configs.section import UsageError
+from configs.train import OptimizerConfig, TrainConfig
+from tests.support.registry import MLFLOW_WARNINGS, store_uri
+from trainer.__main__ import main
+from trainer.tracking.compare import compare, mcnemar
+from trainer.tracking.run_log import RunLog
+from trainer.tracking.runs import open_run
+
+pytestmark = MLFLOW_WARNINGS
+
+HEADER = "key,source,true,predicted\n"
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("compared")
+
+
+def add_run(store: Path, name: str, learning_rate: float, predictions: str | None, top1: float = 0.5) -> str:
+    config = TrainConfig(run=name, optimizer=OptimizerConfig(learning_rate=learning_rate))
+    run_id = open_run(store_uri(store), config, store / "artifacts")
+    log = RunLog(store_uri(store), run_id)
+    log.metrics({"test_top1": top1, "train_loss": 1.0}, 3)
+    if predictions is not None:
+        log.artifact("evaluation/test/predictions.csv", HEADER + predictions)
+    log.close()
+    return run_id
+
+
+def test_settings_figures_and_clips_are_compared(
+    store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = add_run(store, "one", 0.1, "k1,s,a,a\nk2,s,a,b\nk3,s,b,b\n", 2 / 3)
+    other = add_run(store, "other", 0.2, "k1,s,a,a\nk2,s,a,a\nk3,s,b,a\n", 2 / 3)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store_uri(store))
+    capsys.readouterr()
+    assert main(["compare", "one", other]) == 0
+    text, other_output = capsys.readouterr()
+    assert other_output == ""
+    settings, figures = text.split("\n\n")[:2]
+    assert settings.splitlines()[1].split() == ["optimizer.learning_rate", "0.1", "0.2"]
+    assert len(settings.splitlines()) == 2
+    assert figures.splitlines()[1].split() == ["test_top1", "0.6667", "0.6667"]
+    assert len(figures.splitlines()) == 2
+    assert f"test, best epoch: of 3 clips only one gets 1 right, only {other} 1;" in text
+    assert f"clips that {other} gets right, more or fewer: a +1, b -1" in text
+    assert f'compare-runs?runs=["{one}","{other}"]' in text
+
+
+def test_equal_runs_and_runs_without_predictions_have_nothing_to_judge(store: Path) -> None:
+    add_run(store, "finished", 0.1, "k1,s,a,a\n")
+    add_run(store, "unfinished", 0.1, None)
+    text = compare(store_uri(store), ["finished", "unfinished"])
+    assert "  nothing\n" in text
+    assert "best epoch" not in text
+
+
+def test_figures_of_other_clips_do_not_compare(store: Path) -> None:
+    add_run(store, "k1", 0.1, "k1,s,a,a\n")
+    add_run(store, "k2", 0.1, "k2,s,a,a\n")
+    text = compare(store_uri(store), ["k1", "k2"])
+    assert "test: the two runs were measured on different clips; their figures do not compare" in text
+
+
+def test_unknown_and_ambiguous_names_are_refused(
+    store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ids = [add_run(store, "twice", 0.1, None) for _ in range(2)]
+    with pytest.raises(UsageError, match="there is no run absent in sqlite"):
+        compare(store_uri(store), ["absent", ids[0]])
+    with pytest.raises(UsageError, match="2 runs are called twice: give one of the ids") as refused:
+        compare(store_uri(store), [ids[0], "twice"])
+    assert all(one in str(refused.value) for one in ids)
+    assert "nothing" in compare(store_uri(store), ids)
+    assert main(["compare", "one"]) == 2
+    assert "compare needs two runs by name or id" in capsys.readouterr().err
+
+
+def test_chance_is_that_of_the_binomial_test() -> None:
+    for one in range(12):
+        for other in range(12):
+            wanted = binomtest(one, one + other).pvalue if one + other else 1.0
+            assert mcnemar(one, other) == pytest.approx(wanted)

@@ -1,0 +1,239 @@
+"""Exporting, registering and crowning a model in a real MLflow store."""
+
+import json
+import logging
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+import torch
+from mlflow.exceptions import MlflowException
+from torch import Tensor, nn
+
+from configs.home import tracking_uri
+from configs.model import ModelConfig
+from configs.pack import ClipConfig
+from configs.section import UsageError
+from configs.train import CHAMPION, ViewConfig
+from tests.support.registry import CLIP, MLFLOW_WARNINGS, VIEW, Brightness, contract, store_uri
+from trainer.model.cnn_rnn import CnnRnn
+from trainer.model.contract import ModelContract
+from trainer.tracking.registry import Registry
+
+pytestmark = [*MLFLOW_WARNINGS, pytest.mark.usefixtures("one_thread")]
+
+CONTRACT = contract()
+
+
+class Store:
+    """A registry with one exported model, whose val figure is 0.5, and a run to export more into."""
+
+    def __init__(self, folder: Path) -> None:
+        self.uri = store_uri(folder)
+        client = Registry(self.uri, "any").client
+        experiment_id = client.create_experiment("test", artifact_location=(folder / "artifacts").as_uri())
+        self.run_id = client.create_run(experiment_id).info.run_id
+        self.model_uri = Registry(self.uri, "any").export(Brightness().eval(), self.run_id, CONTRACT)
+
+    def registry(self, name: str, num_versions: int) -> Registry:
+        """A registered model of its own with some versions of the exported model."""
+        registry = Registry(self.uri, name)
+        versions = [registry.register(self.model_uri, self.run_id, CONTRACT) for _ in range(num_versions)]
+        assert versions == [str(number + 1) for number in range(num_versions)]
+        return registry
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return Store(tmp_path_factory.mktemp("registry"))
+
+
+def champion(registry: Registry) -> str | None:
+    version = registry.champion()
+    return str(version.version) if version else None
+
+
+def changed(**values: object) -> ModelContract:
+    return CONTRACT.model_copy(update=values)
+
+
+def never(model: nn.Module, held: ModelContract) -> float:
+    raise AssertionError("figures that can be compared are not measured again")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"backbone": "narrow", "temporal_shift": True, "differences": True, "bidirectional": True},
+        {"backbone": "narrow", "rnn": "none", "pooling": "attention", "grid": 2, "batch_norm": "frozen"},
+        {"backbone": "resnet50", "num_layers": 2},
+        {"backbone": "mobilenet_v3_small"},
+        {"backbone": "efficientnet_b0"},
+        {"backbone": "convnext_tiny"},
+        {"backbone": "mc3_18", "rnn": "none", "pooling": "mean"},
+        {"backbone": "r2plus1d_18", "rnn": "gru"},
+    ],
+    ids=lambda values: values["backbone"],
+)
+def test_an_exported_model_answers_like_the_original_at_any_batch_size(store: Store, values: dict[str, object]) -> None:
+    config = ModelConfig(width=8, weights="none", hidden_size=8, **values)
+    model = CnnRnn(config, num_classes=3, num_frames=CLIP.num_frames).eval()
+    registry = Registry(store.uri, "answers")
+    wanted = changed(view=ViewConfig(short_side_px=32, size_px=32))
+    uri = registry.export(model, store.run_id, wanted)
+    exported, held = registry.load(uri)
+    assert held == wanted
+    for size in (1, 2, 3, 7):
+        clips = torch.randint(0, 256, (size, CLIP.num_frames, 3, 32, 32), dtype=torch.uint8)
+        with torch.no_grad():
+            assert torch.allclose(exported(clips), model(clips), atol=1e-4, rtol=0)
+    signature = mlflow.models.get_model_info(uri).signature
+    (inputs,) = signature.inputs.inputs
+    assert (inputs.type, inputs.shape) == (np.dtype(np.uint8), (-1, CLIP.num_frames, 3, 32, 32))
+    assert signature.outputs.inputs[0].shape == (-1, 3)
+
+
+def test_mlflow_itself_scores_what_is_sent_as_json(store: Store) -> None:
+    from mlflow.pyfunc.scoring_server import infer_and_parse_data  # here, since it warns when it is imported
+
+    clips = np.random.default_rng(0).integers(0, 256, (2, CLIP.num_frames, 3, VIEW.size_px, VIEW.size_px), np.uint8)
+    body = json.dumps({"inputs": clips.tolist()})  # of `mlflow models serve`, whose parser this is
+    model = mlflow.pyfunc.load_model(store.model_uri)
+    parsed = infer_and_parse_data(json.loads(body), model.metadata.get_input_schema())
+    np.testing.assert_allclose(model.predict(parsed), Brightness()(torch.from_numpy(clips)), atol=1e-4)
+
+
+class OtherInside(Brightness):
+    """Answers differently once it is exported."""
+
+    def forward(self, frames_BTCHW: Tensor) -> Tensor:
+        logits: Tensor = super().forward(frames_BTCHW)
+        return logits + 1 if torch.compiler.is_exporting() else logits
+
+
+class NotANumber(Brightness):
+    def forward(self, frames_BTCHW: Tensor) -> Tensor:
+        logits: Tensor = super().forward(frames_BTCHW)
+        return logits * float("nan")
+
+
+@pytest.mark.parametrize(("model", "difference"), [(OtherInside(), "1"), (NotANumber(), "nan")])
+def test_an_export_that_answers_differently_is_not_used(store: Store, model: nn.Module, difference: str) -> None:
+    message = rf"the exported model's logits differ by {difference} at batch 1, more than 0.001: it was not registered"
+    with pytest.raises(RuntimeError, match=message):
+        Registry(store.uri, "differs").export(model.eval(), store.run_id, CONTRACT)
+
+
+def test_a_pickled_model_is_refused(store: Store) -> None:
+    mlflow.set_tracking_uri(store.uri)
+    with mlflow.start_run(run_id=store.run_id):
+        logged = mlflow.pytorch.log_model(
+            Brightness(),
+            name="pickled",
+            serialization_format="pickle",
+            pip_requirements=["torch"],
+            metadata={"clipstream": CONTRACT.model_dump(mode="json")},
+        )
+    with pytest.raises(MlflowException, match=r"(?i)pickle"):
+        Registry(store.uri, "pickled").load(logged.model_uri)
+
+
+def test_a_version_carries_its_figure_its_code_and_its_contract(store: Store) -> None:
+    registry = store.registry("carries", 1)
+    version = registry.client.get_model_version("carries", "1")
+    assert version.tags == {"val_metric": "macro_f1=0.5000", "code": "test"}
+    assert version.run_id == store.run_id
+    assert registry.load("models:/carries/1")[1] == CONTRACT
+
+
+def test_no_registered_model_or_alias_is_no_champion(store: Store) -> None:
+    assert Registry(store.uri, "unknown").champion() is None
+    assert store.registry("uncrowned", 1).champion() is None
+
+
+def test_the_first_version_becomes_champion(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    registry = store.registry("first", 1)
+    with caplog.at_level(logging.INFO):
+        assert registry.crown("1", CONTRACT, never)
+    assert champion(registry) == "1"
+    assert "champion set model=first version=1 reason=there was none" in caplog.text
+
+
+@pytest.mark.parametrize(("value", "crowned"), [(0.6, True), (0.5, False), (0.4, False), (float("nan"), False)])
+def test_only_a_better_version_takes_over(
+    store: Store, value: float, crowned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    registry = store.registry(f"better-{value}", 2)
+    registry.crown("1", CONTRACT, never)
+    with caplog.at_level(logging.INFO):
+        assert registry.crown("2", changed(val_metric=value), never) is crowned
+    assert champion(registry) == ("2" if crowned else "1")
+    said = f"champion {'moved' if crowned else 'kept'} model={registry.name} version={2 if crowned else 1} "
+    assert said + f"macro_f1={value:.4f} former_version=1 former_macro_f1=0.5000" in caplog.text
+
+
+@pytest.mark.parametrize("values", [{"val_sha256": "1" * 64}, {"select_by": "top1"}])
+@pytest.mark.parametrize(("judged", "crowned"), [(0.7, True), (0.8, False), (0.9, False)])
+def test_a_champion_measured_otherwise_is_measured_first(
+    store: Store, values: dict[str, str], judged: float, crowned: bool
+) -> None:
+    registry = store.registry(f"measured-{judged}-{next(iter(values))}", 2)
+    registry.crown("1", CONTRACT, never)
+    measured = []
+
+    def judge(model: nn.Module, held: ModelContract) -> float:
+        white = torch.full((1, CLIP.num_frames, 3, VIEW.size_px, VIEW.size_px), 255, dtype=torch.uint8)
+        measured.append((int(model(white).argmax()), held))
+        return judged
+
+    assert registry.crown("2", changed(val_metric=0.8, **values), judge) is crowned
+    assert champion(registry) == ("2" if crowned else "1")
+    assert measured == [(CONTRACT.class_names.index("bright"), CONTRACT)]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"class_names": ("dark", "bright", "middle")},
+        {"class_names": ("dark", "bright")},
+        {"clip": ClipConfig(num_frames=8, short_side_px=32)},
+        {"clip": ClipConfig(num_frames=4, short_side_px=64)},
+    ],
+)
+def test_a_champion_of_other_classes_or_clips_stays_and_the_way_out_is_said(
+    store: Store, values: dict[str, object], caplog: pytest.LogCaptureFixture, request: pytest.FixtureRequest
+) -> None:
+    registry = store.registry(request.node.callspec.id, 2)
+    registry.crown("1", CONTRACT, never)
+    assert registry.crown("2", changed(val_metric=0.99, **values), never) is False
+    assert champion(registry) == "1"
+    assert "version 2 has other classes or another clip contract" in caplog.text
+    assert f"python -m trainer promote 2 --registered-model {registry.name}" in caplog.text
+
+
+def test_promote_moves_the_alias_forward_and_back(store: Store) -> None:
+    registry = store.registry("promoted", 3)
+    assert registry.promote("2") == f"promoted@{CHAMPION} is now version 2 (before: none)"
+    assert registry.promote("3") == f"promoted@{CHAMPION} is now version 3 (before: version 2)"
+    assert registry.promote("1") == f"promoted@{CHAMPION} is now version 1 (before: version 3)"
+    assert champion(registry) == "1"
+
+
+@pytest.mark.parametrize("version", ["9", "0", "latest", "-1"])
+def test_an_unknown_version_is_not_promoted(store: Store, version: str) -> None:
+    registry = store.registry(f"unpromoted-{version}", 1)
+    registry.promote("1")
+    message = f"unpromoted-{version} has no version {version} in {store.uri}: look with `mlflow ui`"
+    with pytest.raises(UsageError, match=message):
+        registry.promote(version)
+    assert champion(registry) == "1"
+    with pytest.raises(UsageError, match="gone has no version 1"):
+        Registry(store.uri, "gone").promote("1")
+
+
+def test_the_store_is_where_mlflow_ui_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLIPSTREAM_HOME", str(tmp_path))
+    assert tracking_uri() == f"sqlite:///{tmp_path / 'mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracking:5000")
+    assert tracking_uri() == "http://tracking:5000"

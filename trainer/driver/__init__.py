@@ -1,0 +1,1 @@
+"""What runs once per training: checks, Ray, the run's life, registration."""

@@ -1,0 +1,248 @@
+"""What is checked before workers start: a run that cannot succeed is refused in seconds, not in its first hour.
+
+Each check runs as soon as it can: `check` before torch and Ray are imported, `model_problems` before Ray starts,
+`spread_problems` and `shared_memory_problems` once the cluster is known. Each failure is one sentence with the way out,
+and what fails together is told together.
+"""
+
+import os
+import shutil
+import ssl
+import sysconfig
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from urllib.error import HTTPError, URLError
+from urllib.parse import urlsplit
+from urllib.request import urlopen
+
+from configs.home import resolve, tracking_uri
+from configs.section import UsageError
+from configs.train import TrainConfig
+from packer.shards.manifest import SAMPLES, Manifest, ManifestError, read_manifest
+from packer.storage.files import file_sha256
+from packer.storage.location import Location, is_url, locate
+
+TRACKING_TIMEOUT_SECONDS = 2.0
+SHARED_MEMORY = Path("/dev/shm")
+_NUM_LOADERS = 2
+"""The train split's waits with its batches ready while the val split's works."""
+_NUM_PREFETCHED = 2
+"""Batches that each loader process makes ahead: the default of torch's DataLoader."""
+
+
+def refuse(problems: Iterable[str]) -> None:
+    """Raises UsageError with one line for each problem, if there are any."""
+    if text := "\n".join(problems):
+        raise UsageError(text)
+
+
+def check(config: TrainConfig) -> None:
+    """Checks what needs neither torch nor Ray: the pack, the cache, the batch, and MLflow's store.
+
+    Raises:
+        UsageError: The run cannot succeed; the text has one line per reason.
+    """
+    problems = list(share_problems(config.num_workers or 1, config.global_batch))
+    try:
+        shards = locate(config.shards)
+        manifest = read_manifest(shards)
+        problems += [*_pack_problems(config, manifest, shards), *_cache_problems(config, manifest)]
+    except (ManifestError, UsageError) as error:
+        problems.append(str(error))
+    refuse([*problems, *tracking_problems(tracking_uri())])
+
+
+def share_problems(num_workers: int, global_batch: int) -> Iterator[str]:
+    """Yields what keeps a global batch from being shared by so many workers."""
+    if num_workers > global_batch:
+        yield (
+            f"num_workers ({num_workers}) must be at most global_batch ({global_batch}), a clip for each: give "
+            f"--num-workers {global_batch} or --global-batch {num_workers}"
+        )
+
+
+def model_problems(config: TrainConfig, manifest: Manifest, folder: Path) -> Iterator[str]:
+    """Yields what keeps a model from being compiled, and its checkpoints from being written to `folder`.
+
+    The folder need not exist yet.
+
+    Raises:
+        UsageError: There is no such model.
+    """
+    import torch
+
+    if config.compile:
+        yield from _compiler_problems()
+    from trainer.model.cnn_rnn import CnnRnn
+    from trainer.worker.checkpoint import NUM_KEPT
+
+    with torch.device("meta"):
+        num_frames = config.view.num_frames_of(manifest.clip.num_frames)
+        model = CnnRnn(config.model, len(manifest.class_names), num_frames)
+    # The weights, AdamW's two moments, an average; of checkpoints the newest, the best, and the one being written.
+    num_copies = 4 if config.optimizer.ema_decay else 3
+    num_bytes = (NUM_KEPT + 2) * num_copies * sum(one.numel() * one.element_size() for one in model.parameters())
+    free = shutil.disk_usage(_existing(folder)).free
+    if free < num_bytes:
+        yield (
+            f"runs ({config.runs}) has {_gigabytes(free)} free, the checkpoints of this model take "
+            f"{_gigabytes(num_bytes)}: make room, or give --runs a folder with more"
+        )
+
+
+def _compiler_problems() -> Iterator[str]:
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    header = Path(sysconfig.get_path("include"), "Python.h")
+    try:
+        get_cpp_compiler()
+        missing = "" if header.exists() else f"Python's own headers, and there is no {header}"
+    except InvalidCxxCompiler:
+        missing = "a C++ compiler, and neither g++ nor what CXX names is one"
+    if missing:
+        yield f"compile needs {missing}: install it, or leave --compile out"
+
+
+def spread_problems(config: TrainConfig, store: str) -> Iterator[str]:
+    """Yields the paths that workers on other nodes cannot reach, unless the configuration says that they can.
+
+    Args:
+        config: With absolute paths.
+        store: MLflow's tracking URI.
+    """
+    if config.shared_filesystem:
+        return
+    shared = "or --shared-filesystem if every node sees the folder under this path"
+    if not is_url(config.shards):
+        yield f"shards ({config.shards}) may not be on the cluster's other nodes: give an address (s3://...), {shared}"
+    yield f"runs ({config.runs}) may not be on the cluster's other nodes: give a folder on shared storage, {shared}"
+    if store.startswith("sqlite:"):
+        yield (
+            f"the MLflow store at {store} may not be on the cluster's other nodes: set MLFLOW_TRACKING_URI to an "
+            f"`mlflow server`, {shared}"
+        )
+
+
+def shared_memory_problems(
+    config: TrainConfig, num_frames: int, num_workers: int, num_loader_workers: int
+) -> Iterator[str]:
+    """Yields what keeps the loader processes of this machine from handing over their batches.
+
+    Args:
+        config: Its global batch and view give a batch's size.
+        num_frames: Frames of a clip.
+        num_workers: Training workers, taken to be all on this machine.
+        num_loader_workers: Loader processes of each.
+    """
+    if not num_loader_workers or not SHARED_MEMORY.exists():
+        return
+    num_rows = -(-config.global_batch // num_workers)
+    batch_bytes = num_rows * num_frames * 3 * config.view.size_px**2
+    needed = num_workers * _NUM_LOADERS * (num_loader_workers * _NUM_PREFETCHED + 1) * batch_bytes
+    free = shutil.disk_usage(SHARED_MEMORY).free
+    if free < needed:
+        yield (
+            f"{SHARED_MEMORY} has {_gigabytes(free)} free, the batches of {num_workers} workers with loader_workers "
+            f"({num_loader_workers}) each take {_gigabytes(needed)}: lower --loader-workers or --global-batch, or give "
+            "the container more (docker run --shm-size)"
+        )
+
+
+def _pack_problems(config: TrainConfig, manifest: Manifest, shards: Location) -> Iterator[str]:
+    for split in ("train", "val"):
+        if not manifest.splits.get(split) or not manifest.splits[split].num_samples:
+            yield f"{shards} has no sample in its {split} split: pack again with another --split"
+    if len(manifest.class_names) < 2:
+        yield f"{shards} holds one class ({manifest.class_names[0]}): a classifier needs at least two"
+    stored_px = manifest.clip.short_side_px
+    if stored_px and stored_px < config.view.size_px:
+        yield (
+            f"view.size_px ({config.view.size_px}) is more than the {stored_px} px that {shards} holds: give "
+            f"--view.size-px {stored_px} --view.short-side-px {stored_px}, or pack again with --clip.short-side-px "
+            f"{config.view.short_side_px}"
+        )
+    num_packed = manifest.clip.num_frames
+    num_read = config.view.num_frames_of(num_packed)
+    if num_read > num_packed:
+        yield (
+            f"view.num_frames ({num_read}) must be at most {num_packed}, the frames of a clip in {shards}: pack again "
+            "with more --clip.num-frames"
+        )
+    if num_read == 1 and (config.model.temporal_shift or config.model.differences):
+        yield (
+            f"the model reads 1 frame of each clip in {shards}, model.temporal_shift and model.differences need 2: "
+            "leave them off, or give more frames (--view.num-frames, and the packer's --clip.num-frames)"
+        )
+    try:
+        is_bound = file_sha256(shards / SAMPLES) == manifest.samples_sha256
+    except OSError as error:
+        yield f"{shards / SAMPLES} cannot be read ({error.strerror}): run the packer again, it rebuilds the index"
+    else:
+        if not is_bound:
+            yield (
+                f"{shards / SAMPLES} is not the index of this pack (its sha256 is not the manifest's): run the packer "
+                "again, it rebuilds the index, or copy the whole pack again"
+            )
+
+
+def _cache_problems(config: TrainConfig, manifest: Manifest) -> Iterator[str]:
+    if config.cache is None:
+        return
+    if not is_url(config.shards):
+        yield f"cache ({config.cache}) is for shards at an address, not for {config.shards}: leave --cache out"
+    if not _is_writable(resolve(config.cache)):
+        yield f"cache ({config.cache}) cannot be written: give --cache another folder, or leave it out"
+    split = manifest.splits.get("train")
+    if split is None or not split.shards:
+        return
+    num_mixed = config.shuffle_block * len(split.shards) // max(1, split.num_samples) + 2
+    sizes = sorted((shard.num_bytes for shard in split.shards), reverse=True)
+    if config.cache_bytes < (needed := sum(sizes[:num_mixed])):
+        yield (
+            f"cache_bytes ({config.cache_bytes}) must hold the {num_mixed} shards that are read at a time ({needed} "
+            "bytes): raise --cache-bytes, or leave --cache out"
+        )
+
+
+def tracking_problems(uri: str) -> Iterator[str]:
+    """Yields what keeps MLflow's store from being used: a server that does not answer, a file that cannot be."""
+    if uri.startswith("sqlite:////"):
+        if not _is_writable(Path(uri.removeprefix("sqlite:///")).parent):
+            yield f"the MLflow store at {uri} cannot be written: set MLFLOW_TRACKING_URI to a place that can"
+        return
+    parts = urlsplit(uri)
+    address = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl().rstrip("/")  # without a password
+    if parts.scheme in ("http", "https") and (reason := _no_answer(address)):
+        yield (
+            f"the MLflow server at {address} does not answer ({reason}): start it, or unset MLFLOW_TRACKING_URI to "
+            "track in a local mlflow.db"
+        )
+
+
+def _no_answer(address: str) -> str | None:
+    """Returns why a server does not answer; None where it does, whatever it says: MLflow itself tries for minutes."""
+    try:
+        urlopen(f"{address}/health", timeout=TRACKING_TIMEOUT_SECONDS).close()
+    except HTTPError as error:
+        error.close()
+        return str(error) if error.code >= 500 else None
+    except OSError as error:
+        reason = error.reason if isinstance(error, URLError) else error
+        # It answers; MLflow has settings of its own for whom to trust.
+        return None if isinstance(reason, ssl.SSLError) else str(reason) or type(reason).__name__
+    return None
+
+
+def _is_writable(folder: Path) -> bool:
+    existing = _existing(folder)
+    return existing.is_dir() and os.access(existing, os.W_OK)
+
+
+def _existing(path: Path) -> Path:
+    """Returns the path, or the nearest above it that exists."""
+    return next(each for each in (path, *path.parents) if each.exists())
+
+
+def _gigabytes(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:.3g} GB"

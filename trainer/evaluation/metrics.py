@@ -1,0 +1,174 @@
+"""What a model said of every sample of a split, and the figures that follow from it.
+
+Ranks exchange one small record per sample rather than sums: so the figures do not depend on how many ranks there were,
+and it can be shown later which samples went wrong.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+NUM_RESAMPLES = 1000
+LEVEL = 0.95
+FIGURES = ("top1", "macro_f1", "mean_class_accuracy")
+"""Figures that the confusion matrix alone decides."""
+
+TOP_K = 5
+NUM_BINS = 15
+"""Equal bins of probability in the calibration error. Source: Guo et al. 2017, "On Calibration of Modern Neural
+Networks"."""
+
+PREDICTION = np.dtype(
+    [
+        ("sample", np.int64),  # its number in the split's index
+        ("label", np.int32),
+        ("predicted", np.int32),
+        ("probability", np.float32),  # of the predicted class
+        ("loss", np.float32),  # cross entropy in nats: minus the logarithm of the label's probability
+        ("in_top_k", np.bool_),
+    ]
+)
+"""A sample's record, 25 bytes."""
+
+
+class ClassFigures(NamedTuple):
+    """Figures of each class, arrays of one entry per class; a figure without any sample to judge it by is 0."""
+
+    precision: NDArray[np.float64]
+    recall: NDArray[np.float64]
+    f1: NDArray[np.float64]
+    support: NDArray[np.int64]
+    """Samples of the class."""
+
+
+class Reliability(NamedTuple):
+    """How often the model was right when it was how sure, arrays of one entry per bin of probability."""
+
+    num_samples: NDArray[np.int64]
+    probability: NDArray[np.float64]
+    """Mean probability of the predicted class; 0 in an empty bin."""
+    accuracy: NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What a model did on one split, every sample counted once."""
+
+    predictions: NDArray[np.void]
+    """`(N,)` records of `PREDICTION`, in the order of the split's index."""
+    num_classes: int
+    """K."""
+    num_bad: int = 0
+    """Samples that could not be read; they are in no figure."""
+
+    @classmethod
+    def unpack(cls, packed: Tensor, num_classes: int) -> "Evaluation":
+        """Returns the evaluation that `packed` was made of, without its count of bad samples."""
+        return cls(packed.numpy().view(PREDICTION), num_classes)
+
+    def packed(self) -> Tensor:
+        """Returns the predictions as bytes, `(N * 25,) uint8`: what a checkpoint may hold."""
+        return torch.from_numpy(self.predictions.view(np.uint8))
+
+    @property
+    def num_samples(self) -> int:
+        """Samples that were judged."""
+        return len(self.predictions)
+
+    @cached_property
+    def confusion(self) -> NDArray[np.int64]:
+        """`(K, K)` counts: row = true class, column = predicted class."""
+        cells = self.predictions["label"].astype(np.int64) * self.num_classes + self.predictions["predicted"]
+        return np.bincount(cells, minlength=self.num_classes**2).reshape(self.num_classes, self.num_classes)
+
+    def figures(self) -> dict[str, float]:
+        """Returns the named figures: fractions in 0..1, and the mean loss in nats.
+
+        `mean_class_accuracy` and `macro_f1` are means over the classes that the split has samples of. `ece` is the
+        expected calibration error: how far the stated probability is, on average, from the share that was right.
+
+        Raises:
+            ValueError: No sample could be judged.
+        """
+        if not self.num_samples:
+            raise ValueError(f"no sample of the split could be judged: {self.num_bad} could not be read")
+        bins = self.reliability()
+        of_classes = confusion_figures(self.confusion)
+        return {
+            "top1": of_classes.pop("top1"),
+            "top5": float(self.predictions["in_top_k"].mean()),
+            **of_classes,
+            "loss": float(self.predictions["loss"].mean(dtype=np.float64)),
+            "ece": float(np.abs(bins.accuracy - bins.probability) @ bins.num_samples / self.num_samples),
+        }
+
+    def per_class(self) -> ClassFigures:
+        """Returns precision, recall, F1 and support of each class."""
+        return class_figures(self.confusion)
+
+    def reliability(self) -> Reliability:
+        """Returns stated probability against accuracy in `NUM_BINS` equal bins of probability."""
+        probability = self.predictions["probability"].astype(np.float64)
+        bins = (np.ceil(probability * NUM_BINS) - 1).clip(0, NUM_BINS - 1).astype(np.int64)
+        is_right = self.predictions["label"] == self.predictions["predicted"]
+        num_samples, sum_of_probability, num_right = (
+            np.bincount(bins, weights, minlength=NUM_BINS) for weights in (None, probability, is_right)
+        )
+        divisor = num_samples.clip(min=1)
+        return Reliability(num_samples, sum_of_probability / divisor, num_right / divisor)
+
+    def worst_mistakes(self, num_samples: int) -> NDArray[np.void]:
+        """Returns the records of the wrong predictions of the highest probability, the highest first."""
+        wrong = self.predictions[self.predictions["label"] != self.predictions["predicted"]]
+        surest_first: NDArray[np.void] = wrong[np.argsort(-wrong["probability"], kind="stable")]
+        return surest_first[:num_samples]
+
+
+def class_figures(confusion: NDArray[np.int64]) -> ClassFigures:
+    """Returns precision, recall, F1 and support of each class, from `(K, K)` counts by true and predicted class."""
+    right = np.diag(confusion)
+    actual, predicted = confusion.sum(axis=1), confusion.sum(axis=0)
+    return ClassFigures(
+        precision=right / predicted.clip(min=1),
+        recall=right / actual.clip(min=1),
+        f1=2 * right / (actual + predicted).clip(min=1),
+        support=actual,
+    )
+
+
+def confusion_figures(confusion: NDArray[np.int64]) -> dict[str, float]:
+    """Returns the figures that the confusion matrix decides: top1, mean_class_accuracy and macro_f1, as fractions."""
+    classes = class_figures(confusion)
+    present = classes.support > 0
+    return {
+        "top1": float(np.trace(confusion) / confusion.sum()),
+        "mean_class_accuracy": float(classes.recall[present].mean()),
+        "macro_f1": float(classes.f1[present].mean()),
+    }
+
+
+def intervals(confusion: NDArray[np.int64]) -> dict[str, tuple[float, float]]:
+    """Returns the 95 % interval, (low, high), of each of `FIGURES`, the same for the same `(K, K)` confusion matrix.
+
+    A resample draws as many samples, with replacement. What it gives depends on how many fall into each cell of the
+    confusion matrix, so the cells are drawn instead. The interval tells how the figure might differ on other samples
+    like these, taken one by one; it tells nothing of other trainings, and clips of one recording are not independent.
+
+    Source: Efron and Tibshirani 1993, "An Introduction to the Bootstrap", chapter 13.
+    """
+    generator = np.random.default_rng(0)
+    filled = np.nonzero(confusion)
+    num_samples = confusion.sum()
+    values = []
+    for _ in range(NUM_RESAMPLES):
+        resampled = np.zeros_like(confusion)
+        resampled[filled] = generator.multinomial(num_samples, confusion[filled] / num_samples)
+        figures = confusion_figures(resampled)
+        values.append([figures[name] for name in FIGURES])
+    lows, highs = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0).tolist()
+    return dict(zip(FIGURES, zip(lows, highs, strict=True), strict=True))

@@ -1,0 +1,1 @@
+"""Train and evaluation steps in plain torch, over one or more ranks."""

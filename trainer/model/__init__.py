@@ -1,0 +1,1 @@
+"""The CNN-RNN, its backbones and first weights, and its contract."""

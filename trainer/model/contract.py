@@ -1,0 +1,41 @@
+"""What a registered model promises about its input and output; stored with each registered version."""
+
+from typing import Literal
+
+from configs.pack import ClipConfig
+from configs.section import Section
+from configs.train import ViewConfig
+
+METADATA_KEY = "clipstream"
+"""Where a registered model keeps its contract, in its MLflow metadata."""
+
+
+class ModelContract(Section):
+    """What a registered model carries as metadata: enough to prepare a video exactly as in training.
+
+    Written by the trainer into the MLflow model's metadata under `METADATA_KEY`, read by the server.
+    """
+
+    format_version: Literal[1] = 1
+    """Raised when a field changes its meaning; a server refuses one it does not know."""
+    class_names: tuple[str, ...]
+    """Class names in the order of the logits."""
+    clip: ClipConfig
+    """How frames were picked, shrunk and compressed."""
+    view: ViewConfig
+    """How a stored frame becomes the model's picture."""
+    manifest_sha256: str
+    """Digest of the manifest that the model was trained on."""
+    val_sha256: str
+    """Digest of the val split that `val_metric` was measured on."""
+    select_by: str
+    """Name of the metric that chose this model."""
+    val_metric: float
+    """Its value on the val split."""
+    code_version: str
+    """Git commit (with `-dirty` where files were changed), or a digest of the package's sources."""
+
+    @property
+    def num_frames(self) -> int:
+        """Frames that the model reads, T."""
+        return self.view.num_frames_of(self.clip.num_frames)

@@ -1,0 +1,32 @@
+"""One row of a batch, how a sample is chosen for it, and its random generator."""
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a batch: which sample of which epoch, and what it weighs (0 for padding)."""
+
+    epoch: int
+    index: int
+    weight: float
+    draw: int = 0
+    """How often the epoch used the sample before: above 0 in balanced sampling only."""
+
+
+class Choice(IntEnum):
+    """What is chosen at random for a row, each from random numbers of its own."""
+
+    VIEW = 0
+    FRAMES = 1
+    PARTNER = 2
+    MIX = 3
+
+
+def generator_of(seed: int, row: Row, choice: Choice) -> np.random.Generator:
+    """Returns the random numbers of one choice for one row, the same wherever and whenever the row is used."""
+    key = [seed, row.epoch, row.index, *([row.draw] if row.draw else [])]
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(key, spawn_key=(choice,) if choice else ())))

@@ -1,0 +1,74 @@
+"""Decodes, crops and mixes the training clips of a batch on the GPU."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import torch
+
+from packer.video.jpeg import encode
+from trainer.stream.index import Sample
+from trainer.stream.stages import Stage, first_line, not_decoded
+
+
+class DecoderError(RuntimeError):
+    """A device that decodes no JPEG."""
+
+
+@dataclass(frozen=True)
+class DeviceDecoder:
+    """Decodes what `inspect` left of the samples on a device, and takes them through the stages that follow.
+
+    Raises:
+        DecoderError: The device decodes no JPEG at all; else each of them would be counted as bad.
+    """
+
+    steps: Iterable[list[Sample]]
+    """What `gather` gathered."""
+    device: torch.device
+    stages: Sequence[Stage]
+
+    def __post_init__(self) -> None:
+        """Decodes one picture to see."""
+        luma, chroma = (np.full((side, side), 128, np.uint8) for side in (16, 8))
+        grey = encode((luma, chroma, chroma), 90)
+        (clip,) = self._clips([[grey]])
+        if isinstance(clip, RuntimeError):
+            raise DecoderError(
+                f"decode_on (device): {self.device} decodes no JPEG ({first_line(clip)}): give --decode-on loader"
+            )
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yields what the last stage does."""
+        samples: Iterator[Any] = chain.from_iterable(self._decoded(step) for step in self.steps)
+        for stage in self.stages:
+            samples = stage(samples)
+        return samples
+
+    def _decoded(self, samples: list[Sample]) -> list[Sample]:
+        good = [sample for sample in samples if "__error__" not in sample]
+        clips = self._clips([sample.pop("jpegs") for sample in good])
+        for sample, clip in zip(good, clips, strict=True):
+            if isinstance(clip, RuntimeError):
+                sample["__error__"] = not_decoded(sample, clip)
+            else:
+                sample["clip"] = clip
+        return samples
+
+    def _clips(self, clips: list[list[bytes]]) -> list[torch.Tensor | RuntimeError]:
+        """Returns the frames of each clip, `(T, H, W, 3) uint8`, or why it has none."""
+        from torchvision.io import ImageReadMode, decode_jpeg  # here, not above: loader processes need no torchvision
+
+        jpegs = [torch.frombuffer(bytearray(jpeg), dtype=torch.uint8) for clip in clips for jpeg in clip]
+        try:
+            if self.device.type == "cuda":
+                # nvJPEG writes on a stream of its own into memory that work queued on this one may still read.
+                torch.cuda.current_stream(self.device).synchronize()
+            frames = iter(decode_jpeg(jpegs, ImageReadMode.RGB, self.device) if jpegs else [])
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # which of them it was is not said
+            return [self._clips([clip])[0] for clip in clips] if len(clips) > 1 else [error]
+        return [torch.stack([next(frames) for _ in clip]).permute(0, 2, 3, 1) for clip in clips]

@@ -1,0 +1,155 @@
+"""Two runs side by side: what was set otherwise, what came of it, and whether that could be chance.
+
+MLflow's page shows settings and curves next to each other. It cannot say whether the clips that only one of two runs
+gets right are more than luck; the predictions that each run keeps can, where both were measured on the same clips.
+"""
+
+import csv
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+
+from configs.section import UsageError
+from trainer.tracking.store import check_store
+
+NUM_CLASSES_SHOWN = 10
+_OWN_PARAMS = {"run", "runs"}
+"""Params that every run has a value of its own for."""
+
+Answers = Mapping[str, tuple[str, str]]
+"""True and predicted class by the sample's key."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One of the two runs."""
+
+    run: Run
+    answers: Mapping[str, Answers]
+    """By split; empty for a run that did not come to its end."""
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """The run's params, its code and its data."""
+        params = {name: value for name, value in self.run.data.params.items() if name not in _OWN_PARAMS}
+        datasets = self.run.inputs.dataset_inputs if self.run.inputs else []
+        digests = [f"{one.dataset.name} {one.dataset.digest[:12]}" for one in datasets]
+        return params | {"code": self.run.data.tags.get("code_version", ""), "data": ", ".join(digests)}
+
+    @property
+    def figures(self) -> dict[str, str]:
+        """The run's last figures on each split."""
+        metrics = sorted(self.run.data.metrics.items())
+        return {name: f"{value:.4f}" for name, value in metrics if name.startswith(("val_", "test_"))}
+
+
+def compare(uri: str, names: Sequence[str]) -> str:
+    """Returns the comparison of two runs, as the text that the user reads.
+
+    Args:
+        uri: MLflow's store.
+        names: Names or ids of the two runs.
+
+    Raises:
+        UsageError: There is no store, it does not answer, or has not exactly one run of such a name.
+    """
+    check_store(uri)
+    client = MlflowClient(tracking_uri=uri)
+    try:
+        one, other = (_open(client, _find(client, name)) for name in names)
+    except MlflowException as error:
+        raise UsageError(f"the MLflow store at {uri} does not answer: {error.message}") from error
+    lines = [
+        *_side_by_side("set otherwise", names, one.settings, other.settings, differing_only=True),
+        *_side_by_side("figures (val: of the last epoch)", names, one.figures, other.figures),
+    ]
+    for split in ("val", "test"):
+        lines += _judge(split, names, one.answers.get(split, {}), other.answers.get(split, {}))
+    ids = f'["{one.run.info.run_id}","{other.run.info.run_id}"]&experiments=["{one.run.info.experiment_id}"]'
+    page = uri if uri.startswith("http") else "`mlflow ui`, then http://127.0.0.1:5000"
+    return "\n".join([*lines, f"curves: {page}/#/compare-runs?runs={ids}"])
+
+
+def mcnemar(num_only_one: int, num_only_other: int) -> float:
+    """Returns how probable it is that two equally good runs differ at least as much (exact McNemar test, two-sided).
+
+    Args:
+        num_only_one: Clips that only the first run gets right; 10 against 2 gives 0.039.
+        num_only_other: Clips that only the second one gets right.
+
+    Source: McNemar 1947; exact by the binomial distribution.
+    """
+    total = num_only_one + num_only_other
+    tail = sum(math.comb(total, count) for count in range(min(num_only_one, num_only_other) + 1))
+    return min(1.0, 2 * tail / (1 << total))
+
+
+def _find(client: MlflowClient, name: str) -> Run:
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    filters = (f"attributes.{field} = '{name}'" for field in ("run_name", "run_id"))
+    runs = [run for condition in filters for run in client.search_runs(experiments, condition)]
+    if not runs:
+        raise UsageError(f"there is no run {name} in {client.tracking_uri}: `mlflow ui` lists them")
+    if len(runs) > 1:
+        ids = ", ".join(run.info.run_id for run in runs)
+        raise UsageError(f"{len(runs)} runs are called {name}: give one of the ids {ids}")
+    return runs[0]
+
+
+def _open(client: MlflowClient, run: Run) -> Compared:
+    answers = {}
+    for split in ("val", "test"):
+        path = f"evaluation/{split}/predictions.csv"
+        if path in {file.path for file in client.list_artifacts(run.info.run_id, f"evaluation/{split}")}:
+            with TemporaryDirectory() as folder:
+                text = Path(client.download_artifacts(run.info.run_id, path, folder)).read_text(encoding="utf-8")
+            rows = csv.DictReader(text.splitlines())
+            answers[split] = {row["key"]: (row["true"], row["predicted"]) for row in rows}
+    return Compared(run, answers)
+
+
+def _side_by_side(
+    head: str, names: Sequence[str], one: Mapping[str, str], other: Mapping[str, str], differing_only: bool = False
+) -> list[str]:
+    fields = [name for name in {**one, **other} if not differing_only or one.get(name) != other.get(name)]
+    rows = [(f"  {field}", one.get(field, "-"), other.get(field, "-")) for field in fields]
+    return [*_columns([(head, *names), *rows]), *([] if rows else ["  nothing"]), ""]
+
+
+def _judge(split: str, names: Sequence[str], one: Answers, other: Answers) -> list[str]:
+    if not one or not other:
+        return []
+    if {key: true for key, (true, _) in one.items()} != {key: true for key, (true, _) in other.items()}:
+        return [f"{split}: the two runs were measured on different clips; their figures do not compare", ""]
+    only_one, only_other = (
+        [key for key in one if _is_right(first[key]) and not _is_right(second[key])]
+        for first, second in ((one, other), (other, one))
+    )
+    probability = mcnemar(len(only_one), len(only_other))
+    lines = [
+        f"{split}, best epoch: of {len(one)} clips only {names[0]} gets {len(only_one)} right, only {names[1]} "
+        f"{len(only_other)}; two equally good runs differ as much or more with a probability of {probability:.2g}"
+    ]
+    gains = {true: 0 for true, _ in one.values()}
+    for keys, step in ((only_one, -1), (only_other, 1)):
+        for key in keys:
+            gains[one[key][0]] += step
+    most = sorted((name for name in gains if gains[name]), key=lambda name: -abs(gains[name]))[:NUM_CLASSES_SHOWN]
+    changes = ", ".join(f"{name} {gains[name]:+d}" for name in most)
+    return [*lines, *([f"  clips that {names[1]} gets right, more or fewer: {changes}"] if changes else []), ""]
+
+
+def _is_right(answer: tuple[str, str]) -> bool:
+    return answer[0] == answer[1]
+
+
+def _columns(rows: Iterable[Sequence[str]]) -> list[str]:
+    rows = list(rows)
+    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -1,0 +1,127 @@
+"""One MLflow run for one training, however often it is stopped and resumed.
+
+The driver opens the run and ends it; rank 0 logs its curves by global step, in batches from a background thread, and
+never logs a step twice after a restart. A tracking server that does not answer never ends nor delays the training:
+see `trainer.tracking.delivery`.
+"""
+
+import json
+import logging
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import yaml
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric
+
+from configs.train import TrainConfig
+from packer.shards.manifest import Manifest
+from trainer.evaluation.metrics import Evaluation
+from trainer.evaluation.tables import balance_table, class_table, confusion_table
+from trainer.tracking.delivery import Delivery
+
+logger = logging.getLogger(__name__)
+
+Point = tuple[str, float, int, int]
+"""Name, value, time in ms, global step."""
+
+
+class RunLog:
+    """What one process logs to a run; open it again after a restart and it adds what the run's curves lack.
+
+    Args:
+        tracking_uri: MLflow's store.
+        run_id: The run.
+        undelivered: What `undelivered` returned when the checkpoint was written that the run goes on from.
+        is_superseded: Tells whether another process logs the run's points now; those of this one are then dropped.
+    """
+
+    def __init__(
+        self,
+        tracking_uri: str,
+        run_id: str,
+        undelivered: Sequence[Point] = (),
+        is_superseded: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._client = MlflowClient(tracking_uri=tracking_uri)
+        self._run_id = run_id
+        self._is_superseded = is_superseded
+        self._held_steps: dict[str, set[int]] = {}
+        self._delivery = Delivery(self._send)
+        self._delivery.add([Metric(*point) for point in undelivered])
+
+    def metrics(self, figures: Mapping[str, float], step: int) -> None:
+        """Logs figures at a global step; those that the run already holds for this step are left as they are."""
+        now_ms = int(time.time() * 1000)
+        self._delivery.add([Metric(name, value, now_ms, step) for name, value in figures.items()])
+
+    def flush(self) -> None:
+        """Waits a while until all that was logged has arrived; what the server refuses is tried again later."""
+        self._delivery.flush()
+
+    def undelivered(self) -> list[Point]:
+        """Returns the points that have not arrived, in a form that a checkpoint can hold."""
+        return [(point.key, point.value, point.timestamp, point.step) for point in self._delivery.undelivered()]
+
+    def close(self, seconds: float = 60.0) -> None:
+        """Delivers what is left, trying for at most `seconds`, and says how much was lost."""
+        self._delivery.close(seconds)
+
+    def evaluation(self, split: str, evaluation: Evaluation, class_names: tuple[str, ...]) -> None:
+        """Puts a split's confusion matrix and per-class figures among the run's artifacts, as CSV."""
+        self.artifact(f"evaluation/{split}/confusion.csv", confusion_table(evaluation, class_names))
+        self.artifact(f"evaluation/{split}/per_class.csv", class_table(evaluation, class_names))
+
+    def artifact(self, path: str, content: str | bytes) -> None:
+        """Puts a file among the run's artifacts, over the one that may be there, from the thread that sends."""
+        data = content.encode() if isinstance(content, str) else content
+        self._delivery.add_file(path, partial(self._upload, path, data))
+
+    def description(self, config: TrainConfig, manifest: Manifest, digest: str, code_version: str) -> None:
+        """Logs what the run is made of: effective config, classes, the data's digest and balance, the code's version.
+
+        Args:
+            config: Put there as YAML.
+            manifest: Of the pack.
+            digest: Of the manifest's file.
+            code_version: Git commit, or a digest of the sources.
+        """
+        self.artifact("config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+        self.artifact("classes.json", json.dumps({"class_names": list(manifest.class_names)}, indent=2))
+        self.artifact("data/class_balance.csv", balance_table(manifest))
+        set_version = partial(self._client.set_tag, self._run_id, "code_version", code_version)
+        self._delivery.add_file("code_version", set_version)
+        counts = {f"num_{split}": summary.num_samples for split, summary in manifest.splits.items()}
+        dataset = Dataset(
+            name=Path(config.shards).name,
+            digest=digest[:36],
+            source_type="clipstream",
+            source=yaml.safe_dump({"shards": config.shards, "manifest_sha256": digest}),
+            profile=yaml.safe_dump(counts | {"num_classes": len(manifest.class_names)}),
+        )
+        inputs = [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])]
+        self._delivery.add_file("dataset", partial(self._client.log_inputs, self._run_id, inputs))
+
+    def _upload(self, path: str, content: bytes) -> None:
+        folder, _, name = path.rpartition("/")
+        with tempfile.TemporaryDirectory() as writing:
+            file = Path(writing) / name
+            file.write_bytes(content)
+            self._client.log_artifact(self._run_id, str(file), folder or None)
+
+    def _send(self, points: list[Metric]) -> None:
+        if self._is_superseded():  # the other process takes these steps again: each would stand there twice
+            return
+        lacking = [point for point in points if point.step not in self._steps_held(point.key)]
+        self._client.log_batch(self._run_id, metrics=lacking)
+
+    def _steps_held(self, name: str) -> set[int]:
+        # Not the last step alone: a kill may leave gaps. As they were before this process sent any: a point that it
+        # sends again is one and the same to MLflow.
+        if name not in self._held_steps:
+            history = self._client.get_metric_history(self._run_id, name)
+            self._held_steps[name] = {point.step for point in history}
+        return self._held_steps[name]

@@ -1,0 +1,238 @@
+"""Checkpoints on shared storage: written whole or not at all, found by looking at the storage itself.
+
+A checkpoint is a folder `step-<global step>` with `state.pt` and `COMPLETE.json`, which lists the file's size and
+sha256. It counts only where both match, so a kill, a full disk or a torn copy at any moment leaves the one before it as
+the newest. Only tensors and plain values are stored: `torch.load(weights_only=True)` reads them.
+
+Workers whose driver was killed live on for seconds, beside those of the same run started again. So each driver holds
+the checkpoints by a folder of its own among them, and every change is one rename into it or out of it: a driver that
+takes the folders of others away ends their changes at that moment, whatever they were doing.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from configs.section import UsageError
+from packer.storage.files import sync_folder
+from trainer.learning.ranks import Ranks
+
+logger = logging.getLogger(__name__)
+
+STATE_FILE = "state.pt"
+COMPLETE_FILE = "COMPLETE.json"
+HOLD = ".writing"
+NUM_KEPT = 2
+RETRY_SECONDS = 5.0
+
+State = dict[str, Any]
+
+
+class SupersededError(RuntimeError):
+    """Another holder has taken the checkpoints over."""
+
+    def __str__(self) -> str:
+        """Returns the sentence that a user reads."""
+        return "another command has taken the run over and trains it now"
+
+
+class CheckpointStore:
+    """The checkpoints of one run, in `<folder>/step-<global step>`.
+
+    Args:
+        folder: Holds them.
+        holder: Name of the driver on whose behalf they are changed, different for each start of the command.
+    """
+
+    def __init__(self, folder: Path, holder: str = "") -> None:
+        self.folder = folder
+        self._hold = folder / f"{HOLD}{holder}"
+
+    def take(self) -> None:
+        """Makes this holder the only one that can change the checkpoints.
+
+        Raises:
+            OSError: The storage refused.
+        """
+        self._hold.mkdir(parents=True, exist_ok=True)
+        for other in self._other_holds():
+            other.rename(self._hold / other.name)
+            shutil.rmtree(self._hold / other.name, ignore_errors=True)  # its process may be writing into it
+
+    def is_superseded(self) -> bool:
+        """Tells whether another holder took the checkpoints over; a storage that fails does not say so."""
+        return not os.path.exists(self._hold) and bool(self._other_holds())  # noqa: PTH110  # it raises nothing
+
+    def save(self, state: State, global_step: int, best_step: int | None) -> Path:
+        """Writes a checkpoint and returns its folder; then deletes all but the newest two and the best.
+
+        Args:
+            state: Tensors, numbers, strings, lists and dicts.
+            global_step: Optimizer steps that the run has taken.
+            best_step: Global step of the checkpoint that must be kept too.
+
+        Raises:
+            OSError: The storage refused; the checkpoints before this one are untouched.
+            SupersededError: Another holder took the checkpoints over.
+        """
+        target = self.folder / _name(global_step)
+        writing = self._clear_hold() / "new"
+        writing.mkdir()
+        with (writing / STATE_FILE).open("wb") as file:
+            try:
+                torch.save(state, file)
+            except RuntimeError as error:  # torch's own, raised while it handles the OSError of the write
+                raise OSError(f"{target} could not be written: {error.__context__ or error}") from error
+            file.flush()
+            os.fsync(file.fileno())
+        complete = {STATE_FILE: _describe(writing / STATE_FILE)}
+        with (writing / COMPLETE_FILE).open("w", encoding="utf-8") as file:
+            json.dump(complete, file)
+            file.flush()
+            os.fsync(file.fileno())
+        if target.exists():  # the same step again, after a restart from an earlier checkpoint
+            self._delete(target)
+        writing.rename(target)
+        sync_folder(self.folder)
+        self._delete_old(global_step, best_step)
+        return target
+
+    def steps(self) -> list[int]:
+        """Returns the global steps that a checkpoint folder exists for, newest first, whole or not."""
+        try:
+            names = [path.name for path in self.folder.iterdir()]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return sorted((int(name.partition("-")[2]) for name in names if name.startswith("step-")), reverse=True)
+
+    def load_newest(self) -> State | None:
+        """Returns the state of the newest whole checkpoint, or None; broken ones are named in the log.
+
+        Raises:
+            OSError: None can be read because the storage fails: a run begun anew would throw away what is there.
+        """
+        failure: OSError | None = None
+        for step in self.steps():
+            try:
+                state = self._load_if_whole(step)
+            except OSError as error:
+                logger.warning("checkpoint not read path=%s reason=%s", self.folder / _name(step), error)
+                failure = error
+            else:
+                if state is not None:
+                    return state
+        if failure:
+            raise failure
+        return None
+
+    def load(self, global_step: int) -> State:
+        """Returns the state of one checkpoint.
+
+        Raises:
+            UsageError: It is not there, or it is broken.
+            OSError: The storage fails.
+        """
+        state = self._load_if_whole(global_step)
+        if state is None:
+            raise UsageError(f"{self.folder / _name(global_step)} is not a whole checkpoint: start the run anew")
+        return state
+
+    def _load_if_whole(self, step: int) -> State | None:
+        path = self.folder / _name(step)
+        try:
+            complete = json.loads((path / COMPLETE_FILE).read_text(encoding="utf-8"))
+            found = {name: _describe(path / name) for name in complete}
+        except (FileNotFoundError, NotADirectoryError, ValueError, TypeError) as error:
+            logger.warning("checkpoint ignored path=%s reason=%s", path, error)
+            return None
+        if not complete or found != complete:
+            logger.warning("checkpoint ignored path=%s reason=its files are not those that were written", path)
+            return None
+        state: State = torch.load(path / STATE_FILE, map_location="cpu", weights_only=True)
+        return state
+
+    def _delete_old(self, newest_step: int, best_step: int | None) -> None:
+        # Later steps than the newest are broken, or the run would have gone on from them.
+        kept = [step for step in self.steps() if step <= newest_step][:NUM_KEPT]
+        for step in self.steps():
+            if step not in kept and step != best_step:
+                self._delete(self.folder / _name(step))
+
+    def _delete(self, path: Path) -> None:
+        aside = self._hold / path.name
+        path.rename(aside)
+        shutil.rmtree(aside)
+
+    def _clear_hold(self) -> Path:
+        """Returns the holder's folder without what a kill left there; makes it where the storage was emptied."""
+        if not self._hold.exists():
+            if self._other_holds():
+                raise SupersededError
+            self._hold.mkdir(parents=True)
+        for left in self._hold.iterdir():
+            shutil.rmtree(left)
+        return self._hold
+
+    def _other_holds(self) -> list[Path]:
+        try:
+            return [path for path in self.folder.iterdir() if path.name.startswith(HOLD) and path != self._hold]
+        except OSError:
+            return []
+
+
+def write_together(ranks: Ranks, writes: Sequence[Callable[[], object] | None], num_tries: int) -> bool:
+    """Returns whether the storage took what every rank had to write; the same on every rank.
+
+    Args:
+        ranks: The processes that write; all wait where one of them fails.
+        writes: Done in this order, each only after all ranks did the one before; None where a rank has none to do.
+        num_tries: How often to begin anew, every `RETRY_SECONDS`.
+
+    Raises:
+        SupersededError: Another holder took the checkpoints over; on every rank.
+    """
+    for num_left in reversed(range(num_tries)):
+        if all(_write(ranks, write) for write in writes):
+            return True
+        if num_left:
+            time.sleep(RETRY_SECONDS)
+    return False
+
+
+def _write(ranks: Ranks, write: Callable[[], object] | None) -> bool:
+    failed = superseded = False
+    try:
+        if write:
+            write()
+    except OSError as error:
+        logger.warning("checkpoint not written, tried again later reason=%s", error)
+        failed = True
+    except SupersededError:
+        superseded = True
+    num_failed, num_superseded = ranks.sum([float(failed), float(superseded)])
+    if num_superseded:
+        raise SupersededError
+    return not num_failed
+
+
+def judged_weights(state: State) -> dict[str, torch.Tensor]:
+    """Returns the weights that a run's figures are of: their moving average where it keeps one."""
+    weights: dict[str, torch.Tensor] = (state.get("average") or state)["model"]
+    return weights
+
+
+def _name(step: int) -> str:
+    return f"step-{step:010d}"
+
+
+def _describe(path: Path) -> dict[str, int | str]:
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}

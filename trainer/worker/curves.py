@@ -1,0 +1,82 @@
+"""The curves of a training: means over a number of steps, summed over the ranks, for MLflow and for the log."""
+
+import logging
+import math
+import time
+from typing import TYPE_CHECKING
+
+from trainer.learning.learner import Learner
+from trainer.learning.ranks import Ranks
+from trainer.stream.batch import Batch
+from trainer.worker.machine import Machine
+
+if TYPE_CHECKING:
+    from trainer.tracking.run_log import RunLog
+
+logger = logging.getLogger(__name__)
+
+PROGRESS_INTERVAL_SECONDS = 10.0
+
+
+class Curves:
+    """What one rank sums up between two points of the curves; all ranks call its methods at the same steps.
+
+    Args:
+        ranks: The processes of the run.
+        log: Where rank 0 logs the points; None on the others.
+        machine: Whose load is logged with them.
+        num_steps: Steps from one point to the next.
+    """
+
+    def __init__(self, ranks: Ranks, log: "RunLog | None", machine: Machine, num_steps: int) -> None:
+        self._ranks = ranks
+        self._log = log
+        self._machine = machine
+        self._num_steps = num_steps
+        self._shown_at_seconds = -math.inf
+        self.restart()
+
+    def restart(self) -> None:
+        """Begins a new point, as after an evaluation, whose time is no training's."""
+        self._began_at_seconds = time.monotonic()
+        self._waited_seconds = 0.0
+        self._num_summed = 0
+        self._sums = [0.0] * 4
+
+    def wait(self, seconds: float) -> None:
+        """Adds time in which the rank waited for data."""
+        self._waited_seconds += seconds
+
+    def step(self, global_step: int, epoch: float, batch: Batch, learner: Learner, rate: float, norm: float) -> None:
+        """Adds a finished step, and logs a point where one is due."""
+        num_weighted = int((batch.weights > 0).sum())  # padding, and what could not be read, weighs nothing
+        added = (len(batch.labels), learner.last_loss, num_weighted, learner.last_num_right)
+        self._sums = [before + now for before, now in zip(self._sums, added, strict=True)]
+        self._num_summed += 1
+        if global_step % self._num_steps:
+            return
+        num_clips, loss_sum, num_weighted_of_all, num_right = self._ranks.sum(self._sums)
+        seconds = time.monotonic() - self._began_at_seconds
+        figures = {
+            "train_loss": loss_sum / self._num_summed,
+            "train_top1": num_right / max(1, num_weighted_of_all),
+            "learning_rate": rate,
+            "grad_norm": norm,
+            "clips_per_second": num_clips / seconds,
+            "data_wait_share": self._waited_seconds / seconds,
+        }
+        self.restart()
+        if self._log is None:
+            return
+        self._log.metrics(figures | self._machine.read(), global_step)
+        if time.monotonic() - self._shown_at_seconds > PROGRESS_INTERVAL_SECONDS:
+            self._shown_at_seconds = time.monotonic()
+            say("train", step=global_step, epoch=epoch, **figures)
+
+
+def say(event: str, **figures: float) -> None:
+    """Writes an event and its figures to the log, in one line."""
+    shown = [
+        f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}" for name, value in figures.items()
+    ]
+    logger.info("%s %s", event, " ".join(shown))

@@ -1,1 +1,1 @@
-"""One video to one clip: find it, open it, choose the frames, decode exactly those, encode them."""
+"""Turns one video into one clip: find it, open it, choose the frames, decode exactly those, encode them."""

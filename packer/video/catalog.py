@@ -1,8 +1,8 @@
 """Finds the candidate videos: every file below a class folder, whatever its name.
 
-Whether a file is a video is found by opening it, not by its extension. Annotations and pictures that lie among the
-videos are set aside here, so that they take no place in a split; what is passed over (hidden files, files beside the
-class folders, sockets and the like) is counted, so that the report can say so.
+A file is a video if it can be opened as one; its extension does not matter. Annotations and pictures among the videos
+are set aside here, so that they take no place in a split. Skipped entries (hidden files, files beside the class
+folders, sockets and the like) are counted for the report.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ class Video:
     """One candidate file."""
 
     path: str
-    """Where it lies, a path or an address; may hold surrogate escapes where the name is not UTF-8."""
+    """Its path or address; holds surrogate escapes if the name is not UTF-8."""
     source: str
     """The path relative to the data folder, with / between folders, as valid text."""
     class_name: str
@@ -37,9 +37,9 @@ class Video:
 
     @property
     def key(self) -> str:
-        """The sample's key: unique, ASCII [a-z0-9_-], and the same whatever other videos there are.
+        """The sample's key: unique, ASCII [a-z0-9_-], and independent of the other videos.
 
-        WebDataset cuts a member's name at its first dot, which real file names hold:
+        Real file names hold dots, and WebDataset cuts a member's name at the first one:
         `clap/Clap #2 (a.b).avi` gives `clap-clap_2_a_b-` and twelve digits of the path's hash.
         """
         stem = self.source.rpartition("/")[2].rpartition(".")[0] or self.source.rpartition("/")[2]
@@ -58,15 +58,15 @@ class Catalog:
     non_videos: tuple[tuple[Video, VideoError], ...]
     """Files in class folders that are texts, pictures or empty."""
     num_skipped: dict[str, int]
-    """How many entries were passed over, by why."""
+    """Number of skipped entries, by the reason."""
 
 
 def find_videos(folder: Location, splits: Sequence[str] = ()) -> Catalog:
-    """Returns the catalog of a folder that has one folder per class; folders within a class folder are searched too.
+    """Returns the catalog of a folder that holds one folder per class; subfolders of a class folder are searched too.
 
     Args:
         folder: The data folder.
-        splits: Where given, the class folders lie in folders of these names, of which one may be missing.
+        splits: Names of the folders that hold the class folders, such as train and val; empty: there are none.
 
     Raises:
         UsageError: The folder cannot be read, or no file in it can be a video.
@@ -83,7 +83,7 @@ def find_videos(folder: Location, splits: Sequence[str] = ()) -> Catalog:
         above = frozenset({os.path.realpath(str(folder)), os.path.realpath(Path(class_folder.path).parent)})
         for file in _files(at(class_folder.path), skipped, above):
             videos.append(Video(file.path, _text(relative_name(file.path, folder)), class_name, file.num_bytes))
-    catalog = _judged(folder, tuple(sorted(class_names)), videos, skipped)
+    catalog = _set_aside_non_videos(folder, tuple(sorted(class_names)), videos, skipped)
     if not catalog.videos:
         raise UsageError(f"{folder} holds no videos: it must hold one folder per class, and those the videos")
     return catalog
@@ -98,20 +98,22 @@ def find_unlabelled(folder: Location) -> Catalog:
     skipped: Counter[str] = Counter()
     files = _files(folder, skipped, frozenset())
     videos = [Video(file.path, _text(relative_name(file.path, folder)), "", file.num_bytes) for file in files]
-    catalog = _judged(folder, (), videos, skipped)
+    catalog = _set_aside_non_videos(folder, (), videos, skipped)
     if not catalog.videos:
         raise UsageError(f"{folder} holds no videos")
     return catalog
 
 
-def _judged(folder: Location, class_names: tuple[str, ...], videos: list[Video], skipped: Counter[str]) -> Catalog:
+def _set_aside_non_videos(
+    folder: Location, class_names: tuple[str, ...], videos: list[Video], skipped: Counter[str]
+) -> Catalog:
     videos.sort(key=lambda video: video.source)
     errors = read_many(_not_a_video, videos, is_remote=isinstance(folder, RemotePath))
-    verdicts = list(zip(videos, errors, strict=True))
+    found = list(zip(videos, errors, strict=True))
     return Catalog(
         class_names=class_names,
-        videos=tuple(video for video, error in verdicts if error is None),
-        non_videos=tuple((video, error) for video, error in verdicts if error is not None),
+        videos=tuple(video for video, error in found if error is None),
+        non_videos=tuple((video, error) for video, error in found if error is not None),
         num_skipped=dict(skipped),
     )
 
@@ -131,14 +133,14 @@ def _class_folders(folder: Location, splits: Sequence[str], skipped: Counter[str
 
 
 def _not_a_video(video: Video) -> VideoError | None:
-    """Returns why a file that looks like a text or a picture is none; only such files are opened, for speed."""
+    """Returns why the file is no video, or None; to be fast, opens only files that look like a text or a picture."""
     try:
         if video.num_bytes and not _is_suspect(read_range(at(video.path), 0, _HEAD_BYTES)):
             return None
         with fetched(video.path) as source, open_source(source) as file, open_container(file):
             return None
     except OSError:
-        return None  # rejected as unreadable when it is to be packed
+        return None  # packing rejects it as unreadable
     except VideoError as error:
         return error if error.reason == "not_a_video" else None
 

@@ -1,8 +1,7 @@
 """Turns one video into one clip: T equally spaced frames, exact, as JPEGs.
 
-Packing and serving both call `read_clip`, so a served video is sampled, turned, shrunk and compressed just as a packed
-one. The number of frames is what a full decode gives, never what the container states: that is wrong in every genuine
-HMDB51 clip we have.
+Packing and serving both call `read_clip`, so both sample, turn, shrink and compress a video in the same way. The number
+of frames is what a full decode gives, never what the container states: all our genuine HMDB51 clips state a wrong one.
 """
 
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from packer.video.sampling import frame_indices
 
 @dataclass(frozen=True)
 class Clip:
-    """T frames of one video, and what is known about the video."""
+    """T frames of one video, and the video's metadata."""
 
     jpegs: tuple[bytes, ...]
     """The frames in display order, all of one size."""
@@ -31,25 +30,25 @@ class Clip:
     """Height of the first frame as coded: before rotation, squaring of the pixels and shrinking."""
     source_width_px: int
     source_sha256: str
-    """Of the video's bytes."""
+    """Digest of the video's bytes."""
     num_frames: int
     """Frames that a full decode gives."""
     num_frames_claimed: int
-    """Frames that the container states; 0: it states none."""
+    """Frames that the container states; 0 if it states none."""
     num_bad_packets: int
-    """Packets that could not be decoded and were passed over; 0 for an undamaged video."""
+    """Packets that could not be decoded and were skipped; 0 for an undamaged video."""
     fps: float
-    """Mean frames per second as the container states them; 0: it states none."""
+    """Mean frames per second as the container states them; 0 if it states none."""
     duration_seconds: float
     frame_indices: tuple[int, ...]
     """Which of the `num_frames` frames the clip holds."""
     decode_road: str
-    """How the frames were reached; `full`: every frame was decoded; `needed`: those that the clip needs."""
+    """The decode path: `full` if every frame was decoded, `needed` if only those that the clip needs."""
 
 
 @dataclass(frozen=True)
 class Picked(Generic[KeptT]):
-    """The frames that the sampling rule wants of one video, and the video's facts."""
+    """The frames of one video that the sampling rule picks, and the video's metadata."""
 
     frames: tuple[KeptT, ...]
     frame_indices: tuple[int, ...]
@@ -62,14 +61,14 @@ def read_clip(
     limits: DecodeLimits,
     before_decode: Callable[[int], None] | None = None,
 ) -> Clip:
-    """Returns the clip of one video: a file's path or address, or the file's bytes; they give the same clip.
+    """Returns the clip of one video, given as a path, an address or the file's bytes; all give the same clip.
 
     Args:
         source: The video.
-        clip: What of it is wanted.
+        clip: Number, size and quality of the frames.
         limits: Frames and pixels that a video may have.
-        before_decode: Called with the pixels that a frame has by the header, once header and packets were read, before
-            the video's frames may take time and memory.
+        before_decode: Called once, with the number of pixels in a frame by the header, after header and packets have
+            been read and before any frame is decoded.
 
     Raises:
         VideoError: The video gives no clip.
@@ -95,7 +94,7 @@ def read_clip(
         fps=video.fps,
         duration_seconds=video.duration_seconds or (video.num_frames / video.fps if video.fps else 0.0),
         frame_indices=picked.frame_indices,
-        decode_road=video.road,
+        decode_road=video.decode_path,
     )
 
 
@@ -106,14 +105,14 @@ def pick_frames(
     keep: Keep[KeptT],
     before_decode: Callable[[int], None] | None = None,
 ) -> Picked[KeptT]:
-    """Returns the frames of the sampling rule.
+    """Returns the frames that the sampling rule picks.
 
     Args:
         source: The file's path, or the file's bytes.
-        clip: How many frames are wanted, and whether packets that they do not need may be left out.
+        clip: How many frames are wanted, and whether packets that they do not need may be skipped.
         limits: Frames and pixels that a video may have.
-        keep: What to keep of a frame, given its index; called for frame 0 and for every frame that may be wanted, and
-            once more from frame 0 on where a road proves wrong.
+        keep: Returns what to keep of a frame, given its index; called for frame 0 and for every frame that may be
+            wanted. If a decode path turns out wrong, it is called again from frame 0 on.
         before_decode: See `read_clip`.
 
     Raises:

@@ -1,8 +1,8 @@
-"""Opens a video that nobody vouches for.
+"""Opens videos that cannot be trusted.
 
-Only real video containers are opened, from an open file and never from a name or an address: FFmpeg would take a text
-file for a video (tty), and a text that lists other files would make it read those (concat, hls). Whatever PyAV raises
-becomes a `VideoError`.
+FFmpeg gets an open file, never a name or an address, and may use the demuxers of real video containers only. Otherwise
+it would take a text for a video (tty), and a text that lists other files would make it read those (concat, hls).
+Whatever PyAV raises becomes a `VideoError`.
 """
 
 import hashlib
@@ -54,12 +54,12 @@ class VideoError(ValueError):
 
 @contextmanager
 def fetched(source: str | Path | bytes) -> Iterator[str | Path | bytes]:
-    """Yields the video where it is at hand: one at an address as a temporary copy, any other as it is.
+    """Yields a video that can be read here: a temporary copy of one at an address, any other as it is.
 
-    A copy, since every byte is read anyhow, for the digest, and some bytes three times.
+    A copy, because every byte is read for the digest and some bytes are read three times.
 
     Raises:
-        VideoError: It cannot be fetched, though tried again several times.
+        VideoError: It cannot be fetched after several tries.
     """
     if not (isinstance(source, str) and is_url(source)):
         yield source
@@ -69,7 +69,7 @@ def fetched(source: str | Path | bytes) -> Iterator[str | Path | bytes]:
 
 
 def source_sha256(source: str | Path | bytes) -> str:
-    """Returns the digest of a video that is at hand.
+    """Returns the digest of a video, given as a path or as bytes.
 
     Raises:
         VideoError: The file cannot be read, or is empty.
@@ -80,10 +80,11 @@ def source_sha256(source: str | Path | bytes) -> str:
 
 @contextmanager
 def open_source(source: str | Path | bytes) -> Iterator[io.BytesIO | io.FileIO]:
-    """Yields the video as a file without a name, so that FFmpeg judges by content whatever road the video came.
+    """Yields the video as a file without a name, so that FFmpeg recognises a path and bytes alike, by content.
 
     Raises:
-        VideoError: The file cannot be read, or is empty; or the block raises one, and the file lacks its end.
+        VideoError: The file cannot be read or is empty. If the block raises one and the file is a cut-off MP4, the
+            reason becomes `truncated`.
     """
     try:
         file = io.BytesIO(source) if isinstance(source, bytes) else os.fdopen(os.open(source, os.O_RDONLY), "rb", 0)
@@ -107,7 +108,7 @@ def open_container(file: BinaryIO) -> Iterator[InputContainer]:
     """Yields the container in `file`.
 
     Raises:
-        VideoError: It is none of `CONTAINERS`, or its header is damaged.
+        VideoError: The format is not one of `CONTAINERS`, or the header is damaged.
     """
     file.seek(0)
     options = {"format_whitelist": CONTAINERS, "protocol_whitelist": ""}
@@ -119,7 +120,7 @@ def open_container(file: BinaryIO) -> Iterator[InputContainer]:
 
 
 def _is_cut_mp4(file: BinaryIO) -> bool:
-    """Tells whether an MP4 has its data but not, or not whole, its index (ISO/IEC 14496-12, 4.2)."""
+    """Tells whether an MP4 has its data but lacks its index or a part of it (ISO/IEC 14496-12, 4.2)."""
     end = file.seek(0, io.SEEK_END)
     position, has_data = 0, False
     for _ in range(_MAX_BOXES):
@@ -153,26 +154,26 @@ def video_stream(container: InputContainer, limits: DecodeLimits) -> VideoStream
     if context is None:
         raise VideoError("undecodable", "there is no decoder for the video's codec")
     check_pixels(context.width, context.height, limits)
-    # For a size that changes later, before there is a picture; a codec's blocks may stand out beyond the frame.
+    # Guards against a larger size later in the stream. Twice: a codec's blocks may reach beyond the frame.
     context.options = {"max_pixels": str(2 * limits.max_pixels)}
     context.thread_count = 1  # one process per core decodes more videos per second than threads do
     return stream
 
 
 def is_picture(container: InputContainer, num_frames: int) -> bool:
-    """Tells whether a container that holds videos and pictures alike (GIF, and MP4's cousins AVIF and HEIC) is one."""
+    """Tells whether a file is a picture, in a format that holds pictures as well as videos (GIF, AVIF, HEIC)."""
     brand = container.metadata.get("major_brand")
     return num_frames == 1 and (container.format.name == "gif" or brand in {"avif", "heic", "heix", "mif1"})
 
 
 def check_num_frames(num_frames: int, limits: DecodeLimits) -> None:
-    """Raises VideoError where a video has more frames than it may have."""
+    """Raises VideoError if a video has too many frames."""
     if num_frames > limits.max_frames:
         raise VideoError("too_large", f"the video has more than {limits.max_frames} frames (limits.max_frames)")
 
 
 def check_pixels(width_px: int, height_px: int, limits: DecodeLimits) -> None:
-    """Raises VideoError where a frame has more pixels than it may have."""
+    """Raises VideoError if a frame has too many pixels."""
     if width_px * height_px > limits.max_pixels:
         raise VideoError(
             "too_large",
@@ -182,7 +183,7 @@ def check_pixels(width_px: int, height_px: int, limits: DecodeLimits) -> None:
 
 @contextmanager
 def translated_errors(reason: str = "undecodable", sentence: str = "the video cannot be decoded") -> Iterator[None]:
-    """Turns whatever PyAV raises into a VideoError; on mutated files it was seen to raise each of these."""
+    """Turns whatever PyAV raises into a VideoError; mutated files made it raise each of these."""
     try:
         yield
     except VideoError:

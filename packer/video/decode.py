@@ -1,8 +1,8 @@
-"""Two roads to some frames of a video: decode all of it, or only the packets that those frames need.
+"""Decodes chosen frames of a video on one of two decode paths: all frames, or only the packets that the choice needs.
 
-Which packets are needed is read from their headers (`h264.py`, `mpeg4.py`), for the few combinations of container and
-codec that were proved against a full decode. Any doubt, before or while decoding, leads to the full decode, so that
-both roads give the same frames. Damage in packets that are never decoded goes unseen.
+The packets' headers say which packets are needed (`h264.py`, `mpeg4.py`). This is done only for the combinations of
+container and codec that were proved equal to a full decode; any doubt, before or while decoding, leads to the full
+decode (`NeedsFullDecode`). So both paths give the same frames. Damage in packets that are never decoded goes unseen.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,25 +17,25 @@ from av.video.stream import VideoStream
 from configs.pack import DecodeLimits
 from packer.video import h264, mpeg4
 from packer.video.container import VideoError, check_num_frames, check_pixels, is_picture, open_container, video_stream
-from packer.video.packets import Doubt, Packet, Picture, Reader, spans_of
+from packer.video.packets import NeedsFullDecode, Packet, Picture, Reader, spans_of
 
 KeptT = TypeVar("KeptT")
 Keep = Callable[[av.VideoFrame, VideoStream, int], KeptT]
-"""What to keep of a frame, given its index: called in display order, for frame 0 and each that may be wanted."""
+"""Returns what to keep of a frame, given its index; called in display order, for frame 0 and all that may be wanted."""
 Choose = Callable[[int], Sequence[int]]
 """Returns the wanted frames' indices, given the number of frames."""
 
 _H264_TAGS = {("mov,mp4,m4a,3gp,3g2,mj2", "h264"): "avc1", ("matroska,webm", "h264"): "\0\0\0\0"}
-_PACKET_BYTES = 1000  # what a packet takes besides its data, about
-_HELD_BYTES = 64 * 2**20  # 1080p, 60 s; the packets of a longer video are read again instead of being held
+_PACKET_BYTES = 1000  # about what a packet takes besides its data
+_HELD_BYTES = 64 * 2**20  # 60 s of 1080p; the packets of a longer video are read twice instead of being held
 
 
 @dataclass
 class Decoded(Generic[KeptT]):
     """What one decode of a video gave."""
 
-    road: Literal["full", "needed"]
-    """full: every frame was decoded; needed: those that the wanted ones depend on."""
+    decode_path: Literal["full", "needed"]
+    """full: every frame was decoded; needed: only those that the wanted ones depend on."""
     num_frames_claimed: int
     fps: float
     duration_seconds: float
@@ -47,13 +47,13 @@ class Decoded(Generic[KeptT]):
 
 @dataclass
 class _Survey:
-    """What is known of a video before it is decoded."""
+    """What is known about a video before it is decoded."""
 
     num_packets: int = 0
     pictures: list[Picture] = field(default_factory=list)
-    """What the packets show; empty: that is in doubt."""
+    """What the packets show; empty if that is not certain."""
     packets: list[Packet] | None = field(default_factory=list)
-    """The packets themselves; None: they are too many to be held."""
+    """The packets themselves; None if they are too many to be held."""
 
 
 @dataclass(frozen=True)
@@ -64,12 +64,12 @@ class Decoder(Generic[KeptT]):
     """Frames and pixels that the video may have."""
     choose: Choose
     keep: Keep[KeptT]
-    """Called anew, from frame 0 on, where a first decode proves to be the wrong one."""
+    """Called again, from frame 0 on, if the first decode was not the right one."""
     before_decode: Callable[[int], None] | None = None
-    """Called with the pixels that a frame has by the header, once the packets are counted."""
+    """Called once the packets are counted, with the number of pixels in a frame by the header."""
 
     def decode(self, file: BinaryIO, may_skip: bool) -> Decoded[KeptT]:
-        """Returns the chosen frames; `may_skip`: packets that they do not need may be left out.
+        """Returns the chosen frames; if `may_skip`, packets that they do not need are skipped where that is exact.
 
         Raises:
             VideoError: The video gives no clip.
@@ -97,7 +97,7 @@ class Decoder(Generic[KeptT]):
         packets: Iterable[Packet],
         pictures: list[Picture],
     ) -> Decoded[KeptT] | None:
-        decoded: Decoded[KeptT] = _facts("needed", container, stream)
+        decoded: Decoded[KeptT] = _metadata("needed", container, stream)
         decoded.num_frames = sum(picture.position is not None for picture in pictures)
         wanted = {0, *self.choose(decoded.num_frames)}
         try:
@@ -107,13 +107,13 @@ class Decoder(Generic[KeptT]):
                     decoded.kept[frame.pts] = self.keep(frame, stream, frame.pts)
         except av.error.MemoryError:
             raise
-        except (Doubt, av.FFmpegError):
+        except (NeedsFullDecode, av.FFmpegError):
             return None
         return decoded
 
     def _full(self, file: BinaryIO, num_packets: int) -> Decoded[KeptT]:
-        # Real files have as many frames as packets or one fewer (DivX packed bitstreams), so that most frames can be
-        # dropped at once; only another number costs a second decode.
+        # Real files have as many frames as packets, or one fewer (DivX packed bitstreams). The frames of both guesses
+        # are kept, all others are dropped at once; only another number of frames costs a second decode.
         guesses = {max(1, num_packets), max(1, num_packets - 1)}
         decoded = self._all(file, {0}.union(*(self.choose(guess) for guess in guesses)))
         if not decoded.num_frames:
@@ -124,7 +124,7 @@ class Decoder(Generic[KeptT]):
     def _all(self, file: BinaryIO, wanted: set[int]) -> Decoded[KeptT]:
         with open_container(file) as container:
             stream = video_stream(container, self.limits)
-            decoded: Decoded[KeptT] = _facts("full", container, stream)
+            decoded: Decoded[KeptT] = _metadata("full", container, stream)
             for frame in _all_frames(container, stream, decoded):
                 check_pixels(frame.width, frame.height, self.limits)
                 if decoded.num_frames in wanted:
@@ -154,7 +154,7 @@ def _survey(container: InputContainer, stream: VideoStream, limits: DecodeLimits
         try:
             if may_skip:
                 _read_pictures(survey, container, stream, raw)
-        except Doubt:
+        except NeedsFullDecode:
             survey.packets = None
         for _ in raw:
             pass
@@ -170,7 +170,7 @@ def _read_pictures(survey: _Survey, container: InputContainer, stream: VideoStre
     num_bytes = 0
     for packet in _packets(raw, stream):
         if packet.is_discard or packet.is_corrupt or any(True for _ in packet.iter_sidedata()):
-            raise Doubt("a packet is damaged, or not to be shown, or changes the stream")
+            raise NeedsFullDecode("a packet is damaged, or not to be shown, or changes the stream")
         reader.read(packet)
         num_bytes += packet.size + _PACKET_BYTES
         if num_bytes > _HELD_BYTES:
@@ -187,7 +187,7 @@ def _reader(container: InputContainer, stream: VideoStream) -> Reader:
         return h264.H264Reader(bytes(context.extradata or b""))
     if kind == ("avi", "mpeg4"):
         return mpeg4.Mpeg4Reader(bytes(context.extradata or b""))
-    raise Doubt("this kind of video was not proved against a full decode")
+    raise NeedsFullDecode("this kind of video was not proved against a full decode")
 
 
 def _packets(raw: Iterable[Packet], stream: VideoStream) -> Iterator[Packet]:
@@ -198,7 +198,7 @@ def _packets(raw: Iterable[Packet], stream: VideoStream) -> Iterator[Packet]:
 def _needed_frames(
     stream: VideoStream, packets: Iterable[Packet], pictures: Sequence[Picture], wanted: set[int]
 ) -> Iterator[av.VideoFrame]:
-    """Yields frames in display order, the wanted ones among them, with their index as `pts`."""
+    """Yields frames in display order, all wanted ones among them; each has its index as `pts`."""
     unread, num_read = iter(packets), 0
     for span in spans_of(pictures, wanted):
         part = islice(unread, span.start - num_read, span.stop - num_read)
@@ -210,11 +210,11 @@ def _needed_frames(
         for packet in chain(_stamped(zip(pictures[span.start : span.stop], part, strict=False), wanted, sent), (None,)):
             for frame in stream.decode(packet):
                 if frame.is_corrupt or frame.pts is None:
-                    raise Doubt("a frame is damaged")
+                    raise NeedsFullDecode("a frame is damaged")
                 came.append(frame.pts)
                 yield frame
         if came != sorted(sent):
-            raise Doubt("other frames came back than were sent")
+            raise NeedsFullDecode("other frames came back than were sent")
 
 
 def _stamped(part: Iterable[tuple[Picture, Packet]], wanted: set[int], sent: list[int]) -> Iterator[Packet]:
@@ -239,12 +239,12 @@ def _all_frames(container: InputContainer, stream: VideoStream, decoded: Decoded
         except av.error.MemoryError:
             raise
         except av.FFmpegError:
-            # Damage is passed over, as the ffmpeg program does: one bad packet does not cost the video.
+            # Skip the damage, as the ffmpeg program does: one bad packet does not cost the video.
             decoded.num_bad_packets += 1
 
 
-def _facts(road: Literal["full", "needed"], container: InputContainer, stream: VideoStream) -> Decoded[KeptT]:
-    return Decoded(road, stream.frames, float(stream.average_rate or 0), _duration_seconds(container, stream))
+def _metadata(decode_path: Literal["full", "needed"], container: InputContainer, stream: VideoStream) -> Decoded[KeptT]:
+    return Decoded(decode_path, stream.frames, float(stream.average_rate or 0), _duration_seconds(container, stream))
 
 
 def _duration_seconds(container: InputContainer, stream: VideoStream) -> float:

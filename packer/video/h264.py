@@ -1,9 +1,9 @@
 """Reads from H.264 headers which frame each packet holds.
 
-Only what is certain: whole progressive frames, one per packet, one parameter set for the whole stream, an IDR picture
-first, no frame missing (frame_num has no gap), and a display order in which the pictures' own order (POC) and the
-container's timestamps agree and which the decoder is told how to restore (max_num_reorder_frames): FFmpeg guesses that
-number where it is missing, and loses frames until it has guessed right.
+Accepts only streams that leave no doubt: whole progressive frames, one per packet; one parameter set for the whole
+stream; an IDR picture first; no missing frame (no gap in frame_num); a display order on which the pictures' own order
+(POC) and the container's timestamps agree; and a stated max_num_reorder_frames. If that number is missing, FFmpeg
+guesses it, and loses frames until the guess is right.
 
 Source: ITU-T H.264 (08/2021), 7.3.2.1 (SPS), 7.3.3 (slice header), 8.2.1 (POC), E.1.1 (VUI).
 """
@@ -12,9 +12,9 @@ from bisect import bisect
 from itertools import pairwise
 from typing import NamedTuple
 
-from packer.video.packets import Bits, Doubt, Packet, Picture
+from packer.video.packets import Bits, NeedsFullDecode, Packet, Picture
 
-_HEADER_BYTES = 32  # of a slice: more than its fields up to the POC take
+_HEADER_BYTES = 32  # of a slice; the fields up to the POC take less
 _SLICE, _IDR, _SEI, _SPS, _PPS, _DELIMITER, _FILLER = 1, 5, 6, 7, 8, 9, 12
 _HIGH_PROFILES = {100, 110, 122, 244, 44}
 _EXTENDED_ASPECT = 255
@@ -24,13 +24,13 @@ _MAX_COUNTER_BITS = 16
 class _Sps(NamedTuple):
     frame_num_bits: int
     poc_lsb_bits: int
-    """0: display order is decoding order."""
+    """0 if display order is decoding order."""
     num_reorder_frames: int
 
 
 class _Slice(NamedTuple):
     number: int
-    """Of the packet."""
+    """The packet's, from 0."""
     is_idr: bool
     is_reference: bool
     frame_num: int
@@ -45,7 +45,7 @@ class H264Reader:
         """Takes the stream's extradata.
 
         Raises:
-            Doubt: The stream is not surely one of whole progressive frames.
+            NeedsFullDecode: The stream may hold other than whole progressive frames.
         """
         self._length_bytes, self._parameter_sets = _read_avcc(extradata)
         self._sps = _read_sps(next(unit for unit in self._parameter_sets if unit[0] & 31 == _SPS))
@@ -53,13 +53,13 @@ class H264Reader:
             if unit[0] & 31 == _PPS:
                 _check_pps(unit)
         self._slices: list[_Slice] = []
-        self._poc_before = (0, 0)  # most and least significant part of the last reference picture's
+        self._poc_before = (0, 0)  # most and least significant part of the last reference picture's POC
 
     def read(self, packet: Packet) -> None:
         """Takes the next packet in decoding order.
 
         Raises:
-            Doubt: The packet may show anything but one whole frame.
+            NeedsFullDecode: The packet may show other than one whole frame.
         """
         first = None
         data = memoryview(packet)
@@ -68,20 +68,20 @@ class H264Reader:
             begin = start + length_bytes
             start = begin + int.from_bytes(data[start:begin], "big")
             if not begin < start <= len(data):
-                raise Doubt("a packet is not made of whole units")
+                raise NeedsFullDecode("a packet is not made of whole units")
             kind = data[begin] & 31
             if kind in (_SLICE, _IDR):
                 if begin + 1 < start and data[begin + 1] & 128:  # first_mb_in_slice is 0
                     if first is not None:
-                        raise Doubt("a packet holds two pictures")
+                        raise NeedsFullDecode("a packet holds two pictures")
                     first = bytes(data[begin : min(start, begin + _HEADER_BYTES)])
             elif kind in (_SPS, _PPS):
                 if bytes(data[begin:start]) not in self._parameter_sets:
-                    raise Doubt("a packet changes the parameters of the stream")
+                    raise NeedsFullDecode("a packet changes the parameters of the stream")
             elif kind not in (_SEI, _DELIMITER, _FILLER):
-                raise Doubt(f"a packet holds a unit of type {kind}")
+                raise NeedsFullDecode(f"a packet holds a unit of type {kind}")
         if first is None or packet.pts is None:
-            raise Doubt("a packet has no picture or no timestamp")
+            raise NeedsFullDecode("a packet has no picture or no timestamp")
         self._slices.append(self._read_slice(first, packet.pts))
 
     def _read_slice(self, unit: bytes, pts: int) -> _Slice:
@@ -110,12 +110,12 @@ class H264Reader:
         """Returns what the packets show, in decoding order.
 
         Raises:
-            Doubt: The display order is not certain, or a frame is missing.
+            NeedsFullDecode: The display order is not certain, or a frame is missing.
         """
         self._check_frame_nums()
         starts = [slice_.number for slice_ in self._slices if slice_.is_idr]
         if not starts:
-            raise Doubt("there is no picture")
+            raise NeedsFullDecode("there is no picture")
         shown = []
         for start, end in zip(starts, [*starts[1:], len(self._slices)], strict=True):
             period = self._slices[start:end]
@@ -123,7 +123,7 @@ class H264Reader:
             self._check_reordering(period, in_order)
             shown += in_order
         if any(before.pts >= after.pts for before, after in pairwise(shown)):
-            raise Doubt("the timestamps and the pictures' own order disagree")
+            raise NeedsFullDecode("the timestamps and the pictures' own order disagree")
         position_of = {slice_.number: position for position, slice_ in enumerate(shown)}
         return [Picture(position_of[slice_.number], slice_.is_idr, slice_.is_reference) for slice_ in self._slices]
 
@@ -132,7 +132,7 @@ class H264Reader:
         expected = None
         for slice_ in self._slices:
             if slice_.frame_num != (0 if slice_.is_idr else expected):
-                raise Doubt("a frame is missing, or the stream does not begin with an IDR picture")
+                raise NeedsFullDecode("a frame is missing, or the stream does not begin with an IDR picture")
             if slice_.is_reference:
                 expected = (slice_.frame_num + 1) % period
 
@@ -141,10 +141,10 @@ class H264Reader:
         for slice_ in period:
             place = bisect(seen, slice_.poc)
             if len(seen) - place > self._sps.num_reorder_frames:
-                raise Doubt("frames are reordered further than the stream says")
+                raise NeedsFullDecode("frames are reordered further than the stream says")
             seen.insert(place, slice_.poc)
         if any(before.poc == after.poc for before, after in pairwise(in_order)):
-            raise Doubt("two pictures have one place in the order")
+            raise NeedsFullDecode("two pictures have one place in the order")
 
 
 def _without_escapes(unit: bytes) -> bytes:
@@ -153,7 +153,7 @@ def _without_escapes(unit: bytes) -> bytes:
 
 def _read_avcc(extradata: bytes) -> tuple[int, frozenset[bytes]]:
     if len(extradata) < 7 or extradata[0] != 1 or extradata[5] & 31 != 1:
-        raise Doubt("the extradata are not of MP4's form, or hold several sequence parameter sets")
+        raise NeedsFullDecode("the extradata are not of MP4's form, or hold several sequence parameter sets")
     units = []
     start, num_left = 6, 1
     while num_left:
@@ -164,10 +164,10 @@ def _read_avcc(extradata: bytes) -> tuple[int, frozenset[bytes]]:
             num_left = extradata[end]
             end += 1
         if end > len(extradata):
-            raise Doubt("the extradata are cut off")
+            raise NeedsFullDecode("the extradata are cut off")
         start = end
     if [unit[:1] and unit[0] & 31 for unit in units] != [_SPS] + [_PPS] * (len(units) - 1) or len(units) < 2:
-        raise Doubt("the extradata hold other than parameter sets")
+        raise NeedsFullDecode("the extradata hold other than parameter sets")
     return (extradata[4] & 3) + 1, frozenset(units)
 
 
@@ -175,45 +175,45 @@ def _check_pps(unit: bytes) -> None:
     bits = Bits(_without_escapes(unit[1:]))
     bits.golomb(), bits.golomb(), bits.take(1)  # the ids of the PPS and of its SPS, entropy_coding_mode_flag
     if bits.take(1):
-        raise Doubt("the fields of a frame have an order of their own")
+        raise NeedsFullDecode("the fields of a frame have an order of their own")
 
 
 def _read_sps(unit: bytes) -> _Sps:
     if len(unit) < 4:
-        raise Doubt("the sequence parameter set is cut off")
+        raise NeedsFullDecode("the sequence parameter set is cut off")
     profile = unit[1]
     bits = Bits(_without_escapes(unit[4:]))
     bits.golomb()  # seq_parameter_set_id
     if profile in _HIGH_PROFILES:
         _skip_chroma(bits)
     elif profile not in (66, 77, 88):
-        raise Doubt(f"the profile is {profile}")
+        raise NeedsFullDecode(f"the profile is {profile}")
     frame_num_bits = bits.golomb() + 4
     poc_type = bits.golomb()
     if poc_type == 1:
-        raise Doubt("the order of pictures is of type 1")
+        raise NeedsFullDecode("the order of pictures is of type 1")
     poc_lsb_bits = bits.golomb() + 4 if poc_type == 0 else 0
     bits.golomb()  # max_num_ref_frames
     if bits.take(1):
-        raise Doubt("frames may be left out")
+        raise NeedsFullDecode("frames may be left out")
     bits.golomb(), bits.golomb()  # width and height in macroblocks
     if not bits.take(1):
-        raise Doubt("pictures may be fields")
+        raise NeedsFullDecode("pictures may be fields")
     bits.take(1)  # direct_8x8_inference_flag
     if bits.take(1):
         for _ in range(4):
             bits.golomb()  # cropping
     if max(frame_num_bits, poc_lsb_bits) > _MAX_COUNTER_BITS:
-        raise Doubt("the sequence parameter set is damaged")
+        raise NeedsFullDecode("the sequence parameter set is damaged")
     return _Sps(frame_num_bits, poc_lsb_bits, _num_reorder_frames(bits) if bits.take(1) else 0)
 
 
 def _skip_chroma(bits: Bits) -> None:
     if bits.golomb() == 3 and bits.take(1):
-        raise Doubt("the colour planes are coded apart")
+        raise NeedsFullDecode("the colour planes are coded apart")
     bits.golomb(), bits.golomb(), bits.take(1)  # bit depths, qpprime_y_zero_transform_bypass_flag
     if bits.take(1):
-        raise Doubt("there are scaling matrices")
+        raise NeedsFullDecode("there are scaling matrices")
 
 
 def _num_reorder_frames(bits: Bits) -> int:

@@ -1,8 +1,7 @@
 """Turns decoded frames into JPEGs and JPEGs back into pixels.
 
-A frame goes from the decoder's planes to full-range BT.601 4:2:0 planes, which is what a JPEG stores, in one swscale
-step: no RGB picture is made on the way, which is 1.4x faster than PIL and rounds once less. The bytes depend on the
-pixels alone, not on the number of threads.
+`encode` takes the planes that `planes.py` makes, which are what a JPEG stores. Without an RGB picture on the way it is
+1.4x faster than PIL and rounds once less. The bytes depend on the pixels alone, not on the number of threads.
 """
 
 from collections.abc import Sequence
@@ -24,7 +23,7 @@ def frame_size(jpegs: Sequence[bytes]) -> tuple[int, int]:
     """Returns height and width of a clip's frames by their headers, in pixels.
 
     Raises:
-        ValueError: There are no JPEGs, one of their headers is damaged, or their sizes differ.
+        ValueError: There are no JPEGs, a header is damaged, or the sizes differ.
     """
     if not jpegs:
         raise ValueError("jpegs (0 of them) must hold at least one frame")
@@ -40,10 +39,10 @@ def decode_frames(jpegs: Sequence[bytes], buffer: NDArray[np.uint8] | None = Non
 
     Args:
         jpegs: The frames, all of one size.
-        buffer: An array that may be decoded into; it is returned if its shape fits, else a new one is.
+        buffer: An array to decode into, if its shape fits; otherwise a new one is made.
 
     Raises:
-        ValueError: There are no JPEGs, one of them is damaged, or their sizes differ.
+        ValueError: There are no JPEGs, one of them is damaged, or the sizes differ.
     """
     shape = (len(jpegs), *frame_size(jpegs), 3)
     frames = buffer if buffer is not None and buffer.shape == shape else np.empty(shape, np.uint8)

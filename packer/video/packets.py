@@ -1,8 +1,8 @@
-"""What the packets of a video show, known before any of them is decoded.
+"""What the packets of a video show, read before any of them is decoded.
 
-A reader of a codec's headers (`h264.py`, `mpeg4.py`) says for every packet which frame it holds, and the plan then says
-which packets must be decoded to get at some of the frames. A header that leaves a doubt raises `Doubt`; all frames are
-then decoded. So the readers know little of their formats, and refuse the rest.
+A reader of a codec's headers (`h264.py`, `mpeg4.py`) says which frame each packet holds; `spans_of` then says which
+packets must be decoded for the wanted frames. If a header leaves a doubt, the reader raises `NeedsFullDecode` and all
+frames are decoded. So a reader needs to know only the common part of its format.
 """
 
 from bisect import bisect
@@ -15,19 +15,19 @@ from av.video.stream import VideoStream
 Packet: TypeAlias = "av.Packet[VideoStream]"  # a class that is generic to type checkers alone
 
 
-class Doubt(Exception):
-    """The frames that the packets hold are not known for certain: decode them all."""
+class NeedsFullDecode(Exception):
+    """It is not certain which frames the packets hold: decode them all."""
 
 
 class Picture(NamedTuple):
-    """What one packet shows."""
+    """What one packet shows on the screen."""
 
     position: int | None
-    """Its place among the video's frames in display order, from 0; None: it shows none."""
+    """Index of its frame in display order, from 0; None if it shows no frame."""
     is_start: bool
-    """Decoding can begin here: neither it nor what is shown after it is predicted from earlier packets."""
+    """Decoding can begin here: neither this picture nor any shown after it is predicted from earlier packets."""
     is_reference: bool
-    """Others may be predicted from it."""
+    """Other pictures may be predicted from it."""
 
 
 class Reader(Protocol):
@@ -37,39 +37,39 @@ class Reader(Protocol):
         """Takes the next packet in decoding order.
 
         Raises:
-            Doubt: The packet may show anything but one whole frame.
+            NeedsFullDecode: The packet may show other than one whole frame.
         """
 
     def pictures(self) -> list[Picture]:
         """Returns what the packets show, in decoding order.
 
         Raises:
-            Doubt: The display order is not certain.
+            NeedsFullDecode: The display order is not certain.
         """
 
 
 class Span(NamedTuple):
-    """Packets that are decoded in one go, from one that decoding can begin with."""
+    """Consecutive packets; decoding can begin at the first."""
 
     start: int
     stop: int
-    """The number of the last packet, plus one."""
+    """Number of the last packet, plus one."""
 
 
 def spans_of(pictures: Sequence[Picture], wanted: Iterable[int]) -> list[Span]:
     """Returns which packets are needed for the frames at the wanted positions.
 
-    Inside a span the pictures that are neither wanted nor referred to are not needed.
+    Inside a span, pictures that are neither wanted nor a reference are not needed.
 
     Raises:
-        Doubt: A wanted frame is shown before all that decoding can begin with.
+        NeedsFullDecode: A wanted frame is shown before every frame at which decoding can begin.
     """
     number_at = {picture.position: number for number, picture in enumerate(pictures)}
     starts = [number for number, picture in enumerate(pictures) if picture.is_start]
     spans: list[Span] = []
     for number in sorted(number_at[position] for position in wanted):
         start = _start_before(pictures, starts, number)
-        # The B pictures shown before an open group's I picture, but decoded after it, need the group before.
+        # A B picture shown before its open group's I picture, but decoded after it, needs the group before.
         while spans and start < spans[-1].stop:
             start = min(start, spans.pop().start)
         spans.append(Span(start, number + 1))
@@ -81,7 +81,7 @@ def _start_before(pictures: Sequence[Picture], starts: Sequence[int], number: in
     for start in reversed(starts[: bisect(starts, number)]):
         if (pictures[start].position or 0) <= position:
             return start
-    raise Doubt("a frame is shown before all frames that decoding can begin with")
+    raise NeedsFullDecode("a frame is shown before all frames that decoding can begin with")
 
 
 class Bits:
@@ -96,25 +96,25 @@ class Bits:
         """Returns the next bits as a number.
 
         Raises:
-            Doubt: The header has ended.
+            NeedsFullDecode: The header has ended.
         """
         start, self._next = self._next, self._next + num_bits
         if self._next > len(self._bits):
-            raise Doubt("a header ends early")
+            raise NeedsFullDecode("a header ends early")
         return int(self._bits[start : self._next], 2) if num_bits else 0
 
     def golomb(self) -> int:
         """Returns the next Exp-Golomb number, ue(v).
 
         Raises:
-            Doubt: The header has ended.
+            NeedsFullDecode: The header has ended.
         """
         num_zeros = self._bits.find("1", self._next) - self._next
         if num_zeros < 0:
-            raise Doubt("a header ends early")
+            raise NeedsFullDecode("a header ends early")
         self._next += num_zeros
         return self.take(num_zeros + 1) - 1
 
     def rest(self) -> str:
-        """Returns the bits that have not been taken, as a text of 0 and 1."""
+        """Returns the remaining bits, as a text of 0 and 1."""
         return self._bits[self._next :]

@@ -1,4 +1,8 @@
-"""A decoded frame as the YUV planes that are stored: turned upright and shrunk to the stored size."""
+"""Makes the planes that a JPEG stores from a decoded frame: colours converted, shrunk, squared, turned upright.
+
+One swscale step converts and shrinks, from the decoder's planes to full-range BT.601 4:2:0. `Resizer` holds what is the
+same for all frames of a video: the stored size and the turn.
+"""
 
 from fractions import Fraction
 
@@ -9,21 +13,21 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 Planes = tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]
-"""Y `(H, W)`, U and V `(ceil(H/2), ceil(W/2))`: uint8 in [0, 255], BT.601, as JFIF has it."""
+"""Y `(H, W)`, U and V `(ceil(H/2), ceil(W/2))`: uint8 in [0, 255], full-range BT.601 as in JFIF."""
 _SCALING = Interpolation.AREA | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
 
 
 def stored_size(height_px: int, width_px: int, pixel_aspect: Fraction, short_side_px: int) -> tuple[int, int]:
     """Returns (height, width) of the stored frame before it is turned: square pixels, shrunk, never enlarged.
 
-    Sides are even, as 4:2:0 colour wants, except a side of 1. 240 x 320 at short side 128 gives (128, 170); 576 x 720
+    Sides are even, as 4:2:0 needs, except a side of 1. 240 x 320 at short side 128 gives (128, 170); 576 x 720
     with pixels 16:15 wide gives (128, 170) too, and (540, 720) when the size is kept.
 
     Args:
         height_px: Height of the decoded frame.
         width_px: Width of the decoded frame.
         pixel_aspect: Width of a pixel divided by its height.
-        short_side_px: Longest allowed short side; 0: any.
+        short_side_px: Longest allowed short side; 0 allows any.
     """
     shape = Fraction(width_px, height_px) * pixel_aspect
     width = min(Fraction(width_px), height_px * shape)
@@ -39,14 +43,16 @@ def _even(side: Fraction, limit_px: int) -> int:
 
 
 class Resizer:
-    """Makes the planes of every frame of a video alike: the video's first frame sets the size and the turn."""
+    """Makes planes of one size from all frames of a video; its first frame sets the size and the turn."""
 
     def __init__(self, short_side_px: int) -> None:
+        """Takes the longest allowed short side; 0 allows any."""
         self._short_side_px = short_side_px
         self._reformatter = VideoReformatter()
         self._quarter_turns = 0
         self._size = (0, 0)
         self.source_size = (0, 0)
+        """Height and width of the first frame as decoded."""
 
     def __call__(self, frame: av.VideoFrame, stream: VideoStream, index: int) -> Planes:
         """Returns the planes of frame `index` of a stream."""
@@ -61,16 +67,16 @@ class Resizer:
 def to_planes(
     frame: av.VideoFrame, reformatter: VideoReformatter, height_px: int, width_px: int, quarter_turns: int
 ) -> Planes:
-    """Returns a frame, of any pixel format and colour space, resized and then turned.
+    """Returns the planes of a frame of any pixel format and colour space, resized and then turned.
 
-    A frame without a stated colour matrix is taken as BT.601, as FFmpeg does whatever its size.
+    A frame that states no colour matrix is taken as BT.601, as in FFmpeg, whatever its size.
 
     Args:
         frame: The decoded frame.
         reformatter: Keeps swscale's tables between the frames of a video.
         height_px: Height before the turn.
         width_px: Width before the turn.
-        quarter_turns: How often to turn by 90 degrees counter-clockwise.
+        quarter_turns: Number of turns by 90 degrees, counter-clockwise.
     """
     resized = reformatter.reformat(
         frame,

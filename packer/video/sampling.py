@@ -1,16 +1,14 @@
-"""The sampling rule: which frames of a video make its clip."""
-
-from packer.video.container import VideoError as VideoError
+"""The sampling rule: which frames of a video make its clip. Packer, trainer and server share this one copy."""
 
 SAMPLING_RULE = "index_i = (2*i*(N-1) + (T-1)) // (2*(T-1)), i = 0..T-1; T = 1: (N-1) // 2"
-"""How T frames are chosen of the N that a full decode gives; kept in the manifest."""
+"""How T frames are chosen from the N that a full decode gives; stored in the manifest."""
 
 
 def frame_indices(num_frames_available: int, num_frames: int) -> tuple[int, ...]:
-    """Returns which frames a clip holds: equally spaced from the first to the last, in integers so that nothing rounds.
+    """Returns the indices of a clip's frames, equally spaced from the first frame to the last.
 
-    A 10-frame video gives a clip of 4 the frames (0, 3, 6, 9), a clip of 1 the frame (4,); a 3-frame video gives a clip
-    of 5 the frames (0, 1, 1, 2, 2): a short video repeats frames.
+    Integer arithmetic, so that nothing rounds. Of 10 frames, a clip of 4 holds (0, 3, 6, 9) and a clip of 1 holds
+    (4,). A short video repeats frames: of 3 frames, a clip of 5 holds (0, 1, 1, 2, 2).
 
     Args:
         num_frames_available: Frames in the video, N.

@@ -1,4 +1,4 @@
-"""Both roads of decoding give the same frames, and the shorter one is taken where it should be and nowhere else."""
+"""Both decode paths give the same frames, and the shorter one is taken if and only if it was proved."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -14,7 +14,7 @@ from configs.pack import ClipConfig, DecodeLimits
 from packer.video import decode
 from packer.video.clip import pick_frames, read_clip
 from packer.video.container import VideoError
-from packer.video.packets import Bits, Doubt, Picture, spans_of
+from packer.video.packets import Bits, NeedsFullDecode, Picture, spans_of
 from packer.video.sampling import frame_indices
 from tests.support.videos import write_video
 
@@ -35,7 +35,7 @@ def full_decode(path: Path) -> Iterator[av.VideoFrame]:
 
 
 def check_exact(path: Path, num_wanted: int = 16) -> str:
-    """Compares the picked frames with PyAV's own full decode; returns the road that was taken."""
+    """Compares the picked frames with PyAV's own full decode; returns the decode path that was taken."""
     picked = pick_frames(path, ClipConfig(num_frames=num_wanted), LIMITS, luma)
     by_index = dict(zip(picked.frame_indices, picked.frames, strict=True))
     num_frames = 0
@@ -44,7 +44,7 @@ def check_exact(path: Path, num_wanted: int = 16) -> str:
         num_frames += 1
     assert picked.video.num_frames == num_frames, path.name
     assert picked.frame_indices == frame_indices(num_frames, num_wanted)
-    return picked.video.road
+    return picked.video.decode_path
 
 
 def moving_pictures(num_frames: int) -> list[NDArray[np.uint8]]:
@@ -166,7 +166,7 @@ def test_missing_packets_lead_to_a_full_decode(tmp_path: Path) -> None:
             if number not in (17, 18):
                 packet.stream = stream
                 copy.mux(packet)
-    assert pick_frames(tmp_path / "gap.mkv", ClipConfig(), LIMITS, luma).video.road == "full"
+    assert pick_frames(tmp_path / "gap.mkv", ClipConfig(), LIMITS, luma).video.decode_path == "full"
 
 
 def test_a_last_picture_that_is_not_coded_leads_to_a_full_decode(tmp_path: Path) -> None:
@@ -184,8 +184,8 @@ def test_a_long_video_is_read_twice(b_frames: Path, monkeypatch: pytest.MonkeyPa
     assert check_exact(b_frames) == "needed"
 
 
-def test_the_full_road_can_be_chosen(b_frames: Path) -> None:
-    needed, full = (read_clip(b_frames, ClipConfig(decode=road), LIMITS) for road in ("auto", "full"))
+def test_the_full_decode_can_be_chosen(b_frames: Path) -> None:
+    needed, full = (read_clip(b_frames, ClipConfig(decode=path), LIMITS) for path in ("auto", "full"))
     assert (needed.decode_road, full.decode_road) == ("needed", "full")
     assert needed.jpegs == full.jpegs
 
@@ -194,14 +194,14 @@ def test_the_full_road_can_be_chosen(b_frames: Path) -> None:
     ("folder", "share_needed"), [("known/hmdb51", 1), ("known/ucf101", 1), ("wagon", 1), ("zoo", 0.4)]
 )
 def test_real_frames_equal_a_full_decode(test_data: Path, folder: str, share_needed: float) -> None:
-    roads = []
+    taken = []
     paths = sorted(path for path in (test_data / folder).rglob("*") if path.is_file())
     for path in paths:
         # Damaged, no video, or a picture: PyAV has no decode to compare with, or we refuse the file.
         with contextlib.suppress(av.FFmpegError, IndexError, VideoError):
-            roads.append(check_exact(path))
-    assert len(roads) > 0.6 * len(paths)
-    assert roads.count("needed") >= share_needed * len(roads)
+            taken.append(check_exact(path))
+    assert len(taken) > 0.6 * len(paths)
+    assert taken.count("needed") >= share_needed * len(taken)
 
 
 def picture(position: int | None, kind: str) -> Picture:
@@ -227,7 +227,7 @@ def test_spans(wanted: list[int], spans: list[tuple[int, int]]) -> None:
 
 
 def test_spans_need_a_start() -> None:
-    with pytest.raises(Doubt, match="before all frames that decoding can begin with"):
+    with pytest.raises(NeedsFullDecode, match="before all frames that decoding can begin with"):
         spans_of([picture(1, "I"), picture(0, "B")], [0])
 
 
@@ -235,7 +235,7 @@ def test_bits() -> None:
     bits = Bits(bytes([0b1_010_011_0, 0b0100_0101]))
     assert [bits.golomb(), bits.golomb(), bits.golomb(), bits.golomb()] == [0, 1, 2, 3]
     assert (bits.take(0), bits.take(1), bits.rest()) == (0, 0, "101")
-    with pytest.raises(Doubt, match="ends early"):
+    with pytest.raises(NeedsFullDecode, match="ends early"):
         bits.take(4)
-    with pytest.raises(Doubt, match="ends early"):
+    with pytest.raises(NeedsFullDecode, match="ends early"):
         Bits(b"\0").golomb()

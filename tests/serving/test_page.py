@@ -1,17 +1,17 @@
 """The page as people meet it: in a real browser, with a real model behind it; and what is served for it."""
 
 import re
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from selenium.webdriver import Keys
 
 from configs.section import UsageError
 from configs.serve import ServeConfig
 from serve.gateway.page import MAX_SAMPLES, PAGE_FILES, find_samples
-from tests.support.browser import ENTER, RIGHT, SPACE, TAB, Browser, chromium
+from tests.support.browser import Browser, chromium
 from tests.support.programs import system_program
 from tests.support.registry import CLASS_NAMES, CLIP, MLFLOW_WARNINGS, register, register_again, store_uri
 from tests.support.serving import ask, served
@@ -64,11 +64,8 @@ def locked_port(folder: Path) -> Iterator[int]:
 
 @pytest.fixture(scope="module")
 def chromium_browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    system_program("chromium")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        free_port = probe.getsockname()[1]
-    with chromium(system_program("chromedriver"), free_port, tmp_path_factory.mktemp("driver") / "log") as browser:
+    log = tmp_path_factory.mktemp("driver") / "log"
+    with chromium(system_program("chromium"), system_program("chromedriver"), log) as browser:
         yield browser
 
 
@@ -86,7 +83,7 @@ def browser(chromium_browser: Browser, port: int) -> Iterator[Browser]:
 def test_a_dropped_video_is_answered(browser: Browser, folder: Path, port: int) -> None:
     assert f"tells {len(CLASS_NAMES)} classes apart" in browser.text("#task")
     assert browser.text("#classes ul").split() == list(CLASS_NAMES)
-    browser.drop("#drop", folder / "samples" / "bright.mp4")
+    browser.drag("#drop", [folder / "samples" / "bright.mp4"])
     browser.wait(ANSWERED, "bright.mp4")
     assert browser.text(".predictions li").startswith("bright")
     assert browser.count(".predictions li") == len(CLASS_NAMES)
@@ -149,20 +146,20 @@ def test_an_upload_shows_its_progress_and_can_be_cancelled_and_tried_again(brows
 
 
 def test_by_keyboard_alone(browser: Browser) -> None:
-    browser.press(TAB)
+    browser.press(Keys.TAB)
     assert browser.run("return document.activeElement.id") == "files"
-    browser.press(TAB, ENTER)
+    browser.press(Keys.TAB, Keys.ENTER)
     browser.wait(f"{ANSWERED} .frames img")
     assert browser.text(".name") == "bright.mp4"
-    browser.press(TAB, TAB)  # past the other sample
+    browser.press(Keys.TAB, Keys.TAB)  # past the other sample
     assert browser.run("return document.activeElement.tagName") == "SUMMARY"
     browser.run("document.querySelector('.scrubber input').focus()")
-    browser.press(RIGHT)
+    browser.press(Keys.ARROW_RIGHT)
     assert browser.text(".scrubber output") == "frame 3 · 0.30 s"
     assert browser.run("return document.querySelector('.scrubber input').ariaValueText") == "frame 3 · 0.30 s"
-    browser.press(TAB)
+    browser.press(Keys.TAB)
     assert browser.run("return document.activeElement.ariaLabel") == "Remove: bright.mp4"
-    browser.press(SPACE)
+    browser.press(Keys.SPACE)
     assert browser.count(".card") == 0
     assert browser.run("return document.activeElement.id") == "files"
 
@@ -185,9 +182,9 @@ def test_a_key_is_asked_for_and_opens(chromium_browser: Browser, locked_port: in
     browser.wait("#key-form")
     assert browser.count("#samples") == 0
     browser.type("#files", str(folder / "samples" / "dark.mp4"))  # waits for the key
-    browser.type("#key", f"wrong{ENTER}")
+    browser.type("#key", f"wrong{Keys.ENTER}")
     browser.wait("#key-problem", "does not know")
-    browser.type("#key", f"{KEY}{ENTER}")  # takes the place of the wrong one, which is selected
+    browser.type("#key", f"{KEY}{Keys.ENTER}")  # takes the place of the wrong one, which is selected
     browser.wait(ANSWERED, "dark")
     assert browser.count("#key-form") == 0
     assert browser.run("return document.activeElement.id") == "files"

@@ -44,7 +44,7 @@ class ShiftedConv2d(nn.Conv2d):
     """A convolution that sees the frame before in an eighth of its channels, and the frame after in another eighth.
 
     It moves channels and adds no weights, so a backbone trained on pictures keeps its state_dict. It lets the CNN see
-    motion where it happens; the RNN alone sees only what is left after each frame was averaged.
+    motion where it happens; the RNN sees only what is left after each frame was averaged.
 
     Source: Lin et al. 2019, "TSM: Temporal Shift Module", which shifts the same share inside of residual blocks.
 

@@ -36,7 +36,7 @@ class CnnRnn(nn.Module):
         """Builds the model with random weights, for clips of `num_frames` frames.
 
         Raises:
-            UsageError: The backbone is not known, or cannot do what else is configured.
+            UsageError: The backbone is not known, or does not support another option of the configuration.
         """
         super().__init__()
         self.backbone, num_channels = make_backbone(config)

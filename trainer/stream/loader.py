@@ -98,6 +98,6 @@ def start_forkserver() -> None:
 def _forkserver() -> ForkServerContext:
     # Not a plain fork: forking a process that holds Ray's threads can deadlock.
     context = multiprocessing.get_context("forkserver")
-    # A forked process imports its parent's main module anew, which in a Ray worker imports Ray: 0.4 s for each loader.
+    # A forked process imports its parent's main module again, and a Ray worker's imports Ray: 0.4 s for each loader.
     context.set_forkserver_preload([*PRELOADED, *({"ray"} & sys.modules.keys())])
     return context

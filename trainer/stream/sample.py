@@ -39,8 +39,8 @@ class Slot:
 class StoredSample(TypedDict, total=False):
     """A sample as the source yields it: WebDataset's dict of a sample's members, and two keys of our own.
 
-    The JPEGs are keys too, `000.jpg`, `001.jpg` and so on, as bytes: a TypedDict cannot name them. A sample that cannot
-    be read has no member, and `__error__`. WebDataset's own stages leave keys alone that begin with `__`.
+    The JPEGs are keys too, `000.jpg`, `001.jpg` and so on, as bytes; a TypedDict cannot name them all. A sample that
+    cannot be read has `__error__` instead of members. WebDataset's own stages ignore keys that begin with `__`.
     """
 
     __key__: str

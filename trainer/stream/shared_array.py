@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 
 class SharedArray(np.ndarray[Any, np.dtype[Any]]):
-    """An array that a process which is started with it maps, too.
+    """An array that stays shared when it is handed to a process that is being started.
 
-    Pickled for any other purpose, or cut, it is copied like any array.
+    Pickled for anything else it is copied like any array, and so is a slice of it.
     """
 
     _descriptor: int | None = None

@@ -12,6 +12,7 @@ from configs.serve import ModelSource, ServeConfig
 from serve.replica.alias_watch import ModelUnavailable
 from serve.replica.predictor import Predictor
 from trainer.model.contract import METADATA_KEY, ModelContract
+from trainer.tracking.errors import is_not_found
 from trainer.tracking.registry import Registry
 from trainer.tracking.store import is_absent
 
@@ -39,7 +40,7 @@ def resolve_version(config: ModelSource) -> str:
     try:
         return str(registry.client.get_model_version_by_alias(registry.name, config.alias).version)
     except MlflowException as error:
-        if error.error_code in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
+        if is_not_found(error):
             raise missing from error
         raise ModelUnavailable("the model registry does not answer") from error
 
@@ -61,7 +62,7 @@ def load_model(config: ModelSource, version: str) -> tuple[nn.Module, ModelContr
     except ValidationError as error:
         raise ModelUnavailable(f"the model's contract cannot be read: {describe(error)}") from error
     except MlflowException as error:
-        if error.error_code in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
+        if is_not_found(error):
             raise missing from error
         raise ModelUnavailable("the model's files cannot be read: see the server's log") from error
     except (OSError, RuntimeError) as error:

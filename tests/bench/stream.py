@@ -21,7 +21,7 @@ from tests.bench.videos import make_sets
 from trainer.schedule.order import Shuffle
 from trainer.schedule.rows import Row as Place
 from trainer.schedule.schedule import Schedule
-from trainer.stream.index import LocalReader, SampleIndex
+from trainer.stream.index import SampleIndex
 from trainer.stream.loader import make_loader
 from trainer.views.train_view import TrainView
 
@@ -124,7 +124,7 @@ def _tutorial(folder: Path) -> Iterator[int]:
 
 def _store_frames(index: SampleIndex, target: Path) -> None:
     """Writes the stored JPEGs of every sample as files, as the tutorial's data set wants them."""
-    reader = LocalReader(index.folder)
+    reader = index.reader()
     for number in range(len(index.labels)):
         sample = index.read(reader, number)
         jpegs = [sample[f"{frame:03d}.jpg"] for frame in range(NUM_FRAMES)]

@@ -1,4 +1,4 @@
-"""One video down both roads: packed, read by the stream and evaluated; and served over HTTP. The two must agree."""
+"""One video by both ways to the model: packed and evaluated, and served over HTTP. The two must agree."""
 
 import base64
 import os
@@ -26,14 +26,14 @@ from tests.support.videos import write_video
 from trainer.learning.ranks import Ranks
 from trainer.model.cnn_rnn import CnnRnn
 from trainer.model.contract import ModelContract
-from trainer.stream.index import LocalReader, SampleIndex
+from trainer.stream.index import SampleIndex
 from trainer.tracking.registry import Registry
 from trainer.worker.spec import JobSpec
 
 pytestmark = [pytest.mark.integration, *MLFLOW_WARNINGS]
 
 NUM_PACKED = 8
-# Fewer frames than were packed: both roads must pick the same ones.
+# Fewer frames than were packed: both ways must pick the same ones.
 VIEW = ViewConfig(short_side_px=48, size_px=40, num_frames=6)
 PICKED = frame_indices(NUM_PACKED, 6)
 MODEL = ModelConfig(backbone="narrow", width=8, weights="none", temporal_shift=True, hidden_size=16)
@@ -83,7 +83,7 @@ def samples(folder: Path) -> list[Packed]:
     spec = JobSpec(config, folder / "shards", folder, run_id="", tracking_uri="", num_workers=1)
     for split in ("train", "val", "test"):
         index = SampleIndex.open(folder / "shards", split)
-        reader = LocalReader(index.folder)
+        reader = index.reader()
         sources = read_samples(folder / "shards", split, columns=["source"])["source"].to_pylist()
         for batch in spec.eval_loader(split, Ranks()):
             for clip, row in zip(batch.clips, batch.rows, strict=True):

@@ -17,7 +17,7 @@ from tests.support.web import WebServer, web_server
 from trainer.schedule.schedule import Schedule
 from trainer.stream.cache import CachedReader, ShardCache
 from trainer.stream.index import SampleIndex
-from trainer.stream.loader import NUM_AHEAD, RowSource
+from trainer.stream.source import NUM_AHEAD, RowSource
 
 pytestmark = pytest.mark.integration
 
@@ -58,6 +58,13 @@ def reader_of(
 
 def read_whole(reader: CachedReader, packed: Path, shard: ShardSummary) -> None:
     assert reader.read(shard.name, 0, shard.num_bytes) == (packed / shard.name).read_bytes()
+
+
+def reads_cache(reader: CachedReader, server: WebServer, shard: ShardSummary) -> bool:
+    """Reads a byte of a shard, and tells whether the server was not asked for it."""
+    asked = server.counts()["part"].get(f"/{shard.name}", 0)
+    assert reader.read(shard.name, 0, 1)
+    return server.counts()["part"].get(f"/{shard.name}", 0) == asked
 
 
 def held(folder: Path) -> list[Path]:
@@ -122,12 +129,12 @@ def test_the_least_recently_read_makes_room(
     with closing(reader_of(server, tmp_path, summaries, bound)) as reader:
         for shard in (first, second):
             read_whole(reader, packed, shard)
-            until(partial(reader._shards[shard.name].read, 0, 1))
+            until(partial(reads_cache, reader, server, shard))
         read_whole(reader, packed, first)
         read_whole(reader, packed, third)
-        until(lambda: reader._shards[third.name].read(0, 1))
-        assert reader._shards[first.name].read(0, 1)
-        assert reader._shards[second.name].read(0, 1) is None
+        until(lambda: reads_cache(reader, server, third))
+        assert reads_cache(reader, server, first)
+        assert not reads_cache(reader, server, second)
         read_whole(reader, packed, second)
     with closing(reader_of(server, tmp_path / "small", summaries, first.num_bytes - 1)) as reader:
         read_whole(reader, packed, first)
@@ -164,17 +171,17 @@ def test_a_changed_file_is_not_read_and_comes_anew(
     for damage in (flip, cut):
         with closing(reader_of(server, tmp_path, summaries)) as reader:
             read_whole(reader, packed, shard)
-            until(lambda: reader._shards[shard.name].read(0, 1))
+            until(lambda: reads_cache(reader, server, shard))
             damage(held(tmp_path)[0])
             read_whole(reader, packed, shard)
-            until(lambda: reader._shards[shard.name].read(0, 1))
+            until(lambda: reads_cache(reader, server, shard))
             read_whole(reader, packed, shard)
         assert held(tmp_path)[0].read_bytes() == (packed / shard.name).read_bytes()
     assert server.counts()["whole"][f"/{shard.name}"] == 3
     held(tmp_path)[0].touch()  # only its time: it is checked, and not downloaded
     with closing(reader_of(server, tmp_path, summaries)) as reader:
         read_whole(reader, packed, shard)
-        until(lambda: reader._shards[shard.name].read(0, 1))
+        until(lambda: reads_cache(reader, server, shard))
     assert server.counts()["whole"][f"/{shard.name}"] == 3
 
 
@@ -191,7 +198,7 @@ def cut(path: Path) -> None:
         file.truncate(5000)
 
 
-def test_a_shard_that_is_not_the_manifests_is_not_held(
+def test_a_shard_that_differs_from_its_manifest_is_not_held(
     packed: Path,
     server: WebServer,
     summaries: tuple[ShardSummary, ...],
@@ -203,7 +210,7 @@ def test_a_shard_that_is_not_the_manifests_is_not_held(
         read_whole(reader, packed, other)
         until(lambda: "shard not cached" in caplog.text)
         read_whole(reader, packed, other)
-    assert f"shard={server.url}/{other.name} reason=its sha256 is not the manifest's" in caplog.text
+    assert f"shard={server.url}/{other.name} reason=its sha256 differs from the manifest's" in caplog.text
     assert server.counts()["whole"][f"/{other.name}"] == 1
     assert not held(tmp_path)
 
@@ -222,5 +229,5 @@ def test_samples_come_by_range_ahead_of_their_batch_and_some_at_a_time(
                 until(lambda: sum(server.counts()["part"].values()) >= NUM_AHEAD)
             for number, sample in enumerate(samples, start=1):
                 assert "__error__" not in sample
-                assert sample["__row__"].index == number % index.num_samples
+                assert sample["__slot__"].row.index == number % index.num_samples
         assert 1 < server.counts()["at_once"] <= 34  # the readers, the cache's own, and the manifest's connection

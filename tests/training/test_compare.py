@@ -49,16 +49,16 @@ def test_settings_figures_and_clips_are_compared(
     assert len(settings.splitlines()) == 2
     assert figures.splitlines()[1].split() == ["test_top1", "0.6667", "0.6667"]
     assert len(figures.splitlines()) == 2
-    assert f"test, best epoch: of 3 clips only one gets 1 right, only {other} 1;" in text
-    assert f"clips that {other} gets right, more or fewer: a +1, b -1" in text
+    assert f"test, best epoch, 3 clips: right in one only: 1, in {other} only: 1; " in text
+    assert f"right in {other}, more or fewer than in one, by class: a +1, b -1" in text
     assert f'compare-runs?runs=["{one}","{other}"]' in text
 
 
-def test_equal_runs_and_runs_without_predictions_have_nothing_to_judge(store: Path) -> None:
+def test_equal_runs_without_predictions_have_nothing_to_compare(store: Path) -> None:
     add_run(store, "finished", 0.1, "k1,s,a,a\n")
     add_run(store, "unfinished", 0.1, None)
     text = compare(store_uri(store), ["finished", "unfinished"])
-    assert "  nothing\n" in text
+    assert "  none\n" in text
     assert "best epoch" not in text
 
 
@@ -66,7 +66,7 @@ def test_figures_of_other_clips_do_not_compare(store: Path) -> None:
     add_run(store, "k1", 0.1, "k1,s,a,a\n")
     add_run(store, "k2", 0.1, "k2,s,a,a\n")
     text = compare(store_uri(store), ["k1", "k2"])
-    assert "test: the two runs were measured on different clips; their figures do not compare" in text
+    assert "test: the two runs were measured on different clips, so their figures cannot be compared" in text
 
 
 def test_unknown_and_ambiguous_names_are_refused(
@@ -78,7 +78,7 @@ def test_unknown_and_ambiguous_names_are_refused(
     with pytest.raises(UsageError, match="2 runs are called twice: give one of the ids") as refused:
         compare(store_uri(store), [ids[0], "twice"])
     assert all(one in str(refused.value) for one in ids)
-    assert "nothing" in compare(store_uri(store), ids)
+    assert "  none\n" in compare(store_uri(store), ids)
     assert main(["compare", "one"]) == 2
     assert "compare needs two runs by name or id" in capsys.readouterr().err
 

@@ -1,4 +1,4 @@
-"""Reading one sample of a shard, and what damage to it may cost: its own row, and nothing else."""
+"""Reading one sample of a shard; damage to it costs its own row, and nothing else."""
 
 import dataclasses
 import os
@@ -16,12 +16,16 @@ import torch
 from configs.train import ViewConfig
 from packer.shards.manifest import ManifestError, read_samples
 from trainer.schedule.order import Shuffle
+from trainer.schedule.rows import Row
 from trainer.schedule.schedule import Schedule
 from trainer.stream.batch import FILL_VALUE, Batch
-from trainer.stream.index import LocalReader, SampleError, SampleIndex
+from trainer.stream.index import SampleError, SampleIndex
 from trainer.stream.loader import make_loader
+from trainer.stream.readers import LocalReader, ShardReader
+from trainer.stream.sample import BadSample, DecodedSample, Slot
 from trainer.stream.stages import decode
 from trainer.views.eval_view import EvalView
+from trainer.views.frames import FixedFrames
 
 BAD = 8
 """The sample that is damaged; the second of its shard."""
@@ -42,10 +46,16 @@ def read(index: SampleIndex, schedule: Schedule) -> list[Batch]:
     return list(make_loader(index, schedule, EvalView(ViewConfig(short_side_px=32, size_px=32)), 32))
 
 
-def test_few_shards_are_open_at_once(packed: Path, index: SampleIndex, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainer.stream.index.MAX_OPEN_SHARDS", 2)
+def decode_bad(index: SampleIndex, reader: ShardReader) -> DecodedSample | BadSample:
+    """Reads and decodes sample BAD."""
+    sample = index.read(reader, BAD)
+    sample["__slot__"] = Slot(Row(0, BAD, 1.0), step=0, place=0, num_rows=1)
+    return next(decode([sample], frames=FixedFrames(range(4))))
+
+
+def test_few_shards_are_open_at_once(packed: Path, index: SampleIndex) -> None:
     open_files = len(list(Path("/proc/self/fd").iterdir()))
-    reader = LocalReader(packed)
+    reader = LocalReader(packed, max_open=2)
     contents = {shard: (packed / shard).read_bytes() for shard in index.shards}
     for shard in (*index.shards, *reversed(index.shards)):
         assert reader.read(shard, 512, 100) == contents[shard][512:612]
@@ -90,7 +100,7 @@ def change_pixels(index: SampleIndex) -> SampleIndex:
     """Changes the table of a JPEG by which its pixels are scaled: it decodes as well as before."""
     change(index, 2, 30, b"\x55")
     with closing(index.reader()) as reader:
-        assert "clip" in next(decode([without_crcs(index).read(reader, BAD)], num_frames=4))
+        assert isinstance(decode_bad(without_crcs(index), reader), DecodedSample)
     return index
 
 
@@ -199,7 +209,8 @@ def test_no_changed_byte_of_a_header_or_label_goes_wrong_silently(damaged: Path,
     """Whatever a byte becomes, the sample is whole and as it was, or it is an error; never a part of it."""
     index = SampleIndex.open(damaged, "train")
     with closing(LocalReader(damaged)) as reader:
-        whole = next(decode([index.read(reader, BAD)], num_frames=4))
+        whole = decode_bad(index, reader)
+        assert isinstance(whole, DecodedSample)
         row = read_samples(damaged, "train").to_pylist()[BAD]
         begin = row["offset"] + row["member_offsets"][member] - 512
         num_errors = 0
@@ -211,12 +222,12 @@ def test_no_changed_byte_of_a_header_or_label_goes_wrong_silently(damaged: Path,
                 file.write(bytes([header[position] ^ 0x11]))
                 file.flush()
                 try:
-                    sample = next(decode([index.read(reader, BAD)], num_frames=4))
+                    sample = decode_bad(index, reader)
                 except SampleError:
                     num_errors += 1
                 else:
-                    assert "__error__" in sample or (
-                        sample["label"] == whole["label"] and np.array_equal(sample["clip"], whole["clip"])
+                    assert isinstance(sample, BadSample) or (
+                        sample.label == whole.label and np.array_equal(sample.clip, whole.clip)
                     )
                 file.seek(begin + position)
                 file.write(header[position : position + 1])

@@ -18,7 +18,7 @@ from trainer.evaluation.metrics import NUM_BINS, PREDICTION, Evaluation
 
 
 def make_evaluation(confusion: NDArray[np.int64], **columns: object) -> Evaluation:
-    """Samples that give a confusion matrix; `columns` are what else is said of them."""
+    """Samples that give a confusion matrix; `columns` sets other fields of their records."""
     actual, predicted = (np.repeat(axis.ravel(), confusion.ravel()) for axis in np.indices(confusion.shape))
     predictions = np.zeros(len(actual), PREDICTION)
     for name, values in {"sample": range(len(actual)), "label": actual, "predicted": predicted, **columns}.items():
@@ -39,7 +39,7 @@ def assert_as_scikit_learn(confusion: NDArray[np.int64]) -> None:
     assert figures["mean_class_accuracy"] == pytest.approx(
         recall_score(actual, predicted, labels=present, average="macro", zero_division=0)
     )
-    if len(present) > 1 and set(predicted) <= set(present):  # else scikit-learn warns
+    if len(present) > 1 and set(predicted) <= set(present):  # otherwise scikit-learn warns
         assert figures["mean_class_accuracy"] == pytest.approx(balanced_accuracy_score(actual, predicted))
     wanted = precision_recall_fscore_support(actual, predicted, labels=range(len(confusion)), zero_division=0)
     for ours, theirs in zip(evaluation.per_class(), wanted, strict=True):
@@ -105,5 +105,5 @@ def test_predictions_survive_packing() -> None:
 
 def test_nothing_to_judge_is_refused() -> None:
     evaluation = Evaluation(np.empty(0, PREDICTION), num_classes=2, num_bad=7)
-    with pytest.raises(ValueError, match="no sample of the split could be judged: 7 could not be read"):
+    with pytest.raises(ValueError, match="no sample of the split could be evaluated: 7 could not be read"):
         evaluation.figures()

@@ -1,4 +1,4 @@
-"""Exporting, registering and crowning a model in a real MLflow store."""
+"""Exporting, registering and promoting a model in a real MLflow store."""
 
 import json
 import logging
@@ -149,46 +149,46 @@ def test_a_version_carries_its_figure_its_code_and_its_contract(store: Store) ->
 
 def test_no_registered_model_or_alias_is_no_champion(store: Store) -> None:
     assert Registry(store.uri, "unknown").champion() is None
-    assert store.registry("uncrowned", 1).champion() is None
+    assert store.registry("unpromoted-at-first", 1).champion() is None
 
 
 def test_the_first_version_becomes_champion(store: Store, caplog: pytest.LogCaptureFixture) -> None:
     registry = store.registry("first", 1)
     with caplog.at_level(logging.INFO):
-        assert registry.crown("1", CONTRACT, never)
+        assert registry.promote_if_better("1", CONTRACT, never)
     assert champion(registry) == "1"
     assert "champion set model=first version=1 reason=there was none" in caplog.text
 
 
-@pytest.mark.parametrize(("value", "crowned"), [(0.6, True), (0.5, False), (0.4, False), (float("nan"), False)])
+@pytest.mark.parametrize(("value", "moves"), [(0.6, True), (0.5, False), (0.4, False), (float("nan"), False)])
 def test_only_a_better_version_takes_over(
-    store: Store, value: float, crowned: bool, caplog: pytest.LogCaptureFixture
+    store: Store, value: float, moves: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     registry = store.registry(f"better-{value}", 2)
-    registry.crown("1", CONTRACT, never)
+    registry.promote_if_better("1", CONTRACT, never)
     with caplog.at_level(logging.INFO):
-        assert registry.crown("2", changed(val_metric=value), never) is crowned
-    assert champion(registry) == ("2" if crowned else "1")
-    said = f"champion {'moved' if crowned else 'kept'} model={registry.name} version={2 if crowned else 1} "
-    assert said + f"macro_f1={value:.4f} former_version=1 former_macro_f1=0.5000" in caplog.text
+        assert registry.promote_if_better("2", changed(val_metric=value), never) is moves
+    assert champion(registry) == ("2" if moves else "1")
+    logged = f"champion {'moved' if moves else 'kept'} model={registry.name} version={2 if moves else 1} "
+    assert logged + f"macro_f1={value:.4f} former_version=1 former_macro_f1=0.5000" in caplog.text
 
 
 @pytest.mark.parametrize("values", [{"val_sha256": "1" * 64}, {"select_by": "top1"}])
-@pytest.mark.parametrize(("judged", "crowned"), [(0.7, True), (0.8, False), (0.9, False)])
+@pytest.mark.parametrize(("measured_value", "moves"), [(0.7, True), (0.8, False), (0.9, False)])
 def test_a_champion_measured_otherwise_is_measured_first(
-    store: Store, values: dict[str, str], judged: float, crowned: bool
+    store: Store, values: dict[str, str], measured_value: float, moves: bool
 ) -> None:
-    registry = store.registry(f"measured-{judged}-{next(iter(values))}", 2)
-    registry.crown("1", CONTRACT, never)
+    registry = store.registry(f"measured-{measured_value}-{next(iter(values))}", 2)
+    registry.promote_if_better("1", CONTRACT, never)
     measured = []
 
-    def judge(model: nn.Module, held: ModelContract) -> float:
+    def evaluate(model: nn.Module, held: ModelContract) -> float:
         white = torch.full((1, CLIP.num_frames, 3, VIEW.size_px, VIEW.size_px), 255, dtype=torch.uint8)
         measured.append((int(model(white).argmax()), held))
-        return judged
+        return measured_value
 
-    assert registry.crown("2", changed(val_metric=0.8, **values), judge) is crowned
-    assert champion(registry) == ("2" if crowned else "1")
+    assert registry.promote_if_better("2", changed(val_metric=0.8, **values), evaluate) is moves
+    assert champion(registry) == ("2" if moves else "1")
     assert measured == [(CONTRACT.class_names.index("bright"), CONTRACT)]
 
 
@@ -201,12 +201,12 @@ def test_a_champion_measured_otherwise_is_measured_first(
         {"clip": ClipConfig(num_frames=4, short_side_px=64)},
     ],
 )
-def test_a_champion_of_other_classes_or_clips_stays_and_the_way_out_is_said(
+def test_a_champion_of_other_classes_or_clips_stays_and_the_log_tells_the_way_out(
     store: Store, values: dict[str, object], caplog: pytest.LogCaptureFixture, request: pytest.FixtureRequest
 ) -> None:
     registry = store.registry(request.node.callspec.id, 2)
-    registry.crown("1", CONTRACT, never)
-    assert registry.crown("2", changed(val_metric=0.99, **values), never) is False
+    registry.promote_if_better("1", CONTRACT, never)
+    assert registry.promote_if_better("2", changed(val_metric=0.99, **values), never) is False
     assert champion(registry) == "1"
     assert "version 2 has other classes or another clip contract" in caplog.text
     assert f"python -m trainer promote 2 --registered-model {registry.name}" in caplog.text

@@ -19,9 +19,12 @@ from trainer.schedule.rows import Row
 from trainer.schedule.schedule import Schedule
 from trainer.stream.batch import Batch
 from trainer.stream.index import SampleIndex
-from trainer.stream.loader import RowSource, make_loader
+from trainer.stream.loader import make_loader
+from trainer.stream.sample import BadSample, DecodedSample, Slot, StoredSample
+from trainer.stream.source import RowSource
 from trainer.stream.stages import View, decode
 from trainer.views.eval_view import EvalView
+from trainer.views.frames import FixedFrames
 from trainer.views.train_view import TrainView
 
 WHOLE = EvalView(ViewConfig(short_side_px=32, size_px=32))
@@ -215,21 +218,34 @@ def test_no_batch_changes_another(index: SampleIndex, num_workers: int) -> None:
     assert all((one == copy).all() for one, copy in zip(held[1:], copies[1:], strict=True))
 
 
+SLOT = Slot(Row(0, 0, 1.0), step=0, place=0, num_rows=1)
+
+
+def stored(key: str, jpeg: bytes) -> StoredSample:
+    """A sample of one frame, as the source yields it."""
+    return {"__key__": key, "__url__": "x.tar", "000.jpg": jpeg, "cls": b"0", "__slot__": SLOT}  # type: ignore[typeddict-unknown-key]
+
+
 def test_clips_of_different_sizes_come_out_whole() -> None:
     """Frames are decoded over those of the clip before, where they have the same size."""
     pictures = [number_picture(number, *size) for number, size in enumerate([(8, 8), (8, 8), (16, 8), (8, 8), (8, 16)])]
     jpegs = [simplejpeg.encode_jpeg(picture, quality=95) for picture in pictures]
-    samples: list[dict[str, object]] = [
-        {"__key__": str(number), "__url__": "x.tar", "000.jpg": jpeg, "cls": b"0"} for number, jpeg in enumerate(jpegs)
-    ]
-    samples.insert(3, {"__key__": "bad", "__url__": "x.tar", "000.jpg": jpegs[0][:-30], "cls": b"0"})
-    decoded = [
-        sample if "__error__" in sample else {**sample, "clip": sample["clip"].clone()}
-        for sample in decode(samples, num_frames=1)
-    ]
-    assert [sample["__key__"] for sample in decoded if "__error__" in sample] == ["bad"]
-    clips = [sample["clip"] for sample in decoded if "__error__" not in sample]
+    samples = [stored(str(number), jpeg) for number, jpeg in enumerate(jpegs)]
+    samples.insert(3, stored("bad", jpegs[0][:-30]))
+    clips, errors = [], []
+    for sample in decode(samples, frames=FixedFrames([0])):
+        if isinstance(sample, DecodedSample):
+            clips.append(sample.clip.clone())
+        else:
+            errors.append(sample.error)
+    assert len(errors) == 1
+    assert errors[0].startswith("bad (x.tar) cannot be decoded: ")
     assert all(np.array_equal(clip[0], simplejpeg.decode_jpeg(jpeg)) for clip, jpeg in zip(clips, jpegs, strict=True))
+
+
+def test_a_sample_that_lacks_a_frame_is_bad() -> None:
+    (sample,) = decode([stored("one", b"")], frames=FixedFrames([0, 3]))
+    assert sample == BadSample(SLOT, "one (x.tar) cannot be decoded: it has no 003.jpg")
 
 
 def test_a_loader_is_read_again_without_leaving_files_open(index: SampleIndex) -> None:

@@ -21,8 +21,8 @@ from trainer.driver.fit import EXIT_STOPPED, Stopped
 from trainer.driver.job import train
 from trainer.driver.run_folder import RunRecord, begin_record, find_record, locked, new_name, read_record
 from trainer.evaluation.metrics import FIGURES, LEVEL, NUM_RESAMPLES, confusion_figures, intervals
-from trainer.tracking.run_log import RunLog
-from trainer.tracking.runs import EndStatus, end_run, read_confusion, reopen_run
+from trainer.tracking.run_log import RunLog, read_confusion
+from trainer.tracking.runs import EndStatus, end_run, reopen_run
 
 logger = logging.getLogger(__name__)
 

@@ -56,7 +56,7 @@ def register_best(spec: JobSpec, manifest: Manifest, outcome: dict[str, Any]) ->
         log.artifact("model_card.md", card)
         log.close()
         registry.describe(version, card)
-        registry.crown(version, contract, lambda model, held: judge(spec, model, held))
+        registry.promote_if_better(version, contract, lambda model, held: judge(spec, model, held))
     return version
 
 

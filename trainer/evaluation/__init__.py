@@ -1,1 +1,1 @@
-"""What is measured of a model, and how it is shown."""
+"""What is measured of a model, and the tables, plots and texts that show it."""

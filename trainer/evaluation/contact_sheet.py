@@ -1,4 +1,7 @@
-"""Contact sheets: clips as strips of frames, with what there is to say about them."""
+"""Contact sheets: PNG pictures that show clips as strips of frames, with two lines of text each.
+
+Which clips are shown, and what is written beside them, the caller decides; only the training batch's texts are here.
+"""
 
 import io
 from collections.abc import Sequence
@@ -12,9 +15,11 @@ from packer.video.sampling import frame_indices
 from trainer.stream.batch import Batch
 
 FRAMES_SHOWN = 8
+"""Most frames of a clip in its strip."""
 TRAIN_CLIPS_SHOWN = 8
+"""Most clips of a training batch on its sheet."""
 MIN_TILE_PX, MAX_TILE_PX = 96, 160
-"""Smaller pictures are enlarged by whole pixels, larger ones shrunk; those between are shown as they are."""
+"""Smaller frames are enlarged by a whole factor, larger ones are shrunk; frames between are shown as they are."""
 _MARGIN_PX, _GAP_PX = 12, 2
 _HEAD_PX, _TITLE_PX, _NOTE_PX = 34, 20, 18
 _INK, _PALE = "#1f2328", "#6e7781"
@@ -31,7 +36,7 @@ class Strip:
 
 
 def draw_sheet(head: str, strips: Sequence[Strip]) -> bytes:
-    """Returns the PNG of a sheet: per clip two lines of text and `FRAMES_SHOWN` of its frames, evenly spaced."""
+    """Returns a sheet as PNG: for each clip two lines of text and up to `FRAMES_SHOWN` evenly spaced frames."""
     rows = [[_tile(frame) for frame in strip.frames[_shown(len(strip.frames))]] for strip in strips]
     side_px = rows[0][0].width if rows else MIN_TILE_PX
     row_px = _TITLE_PX + _NOTE_PX + side_px + _MARGIN_PX
@@ -52,12 +57,12 @@ def draw_sheet(head: str, strips: Sequence[Strip]) -> bytes:
 
 
 def draw_batch(batch: Batch, class_names: Sequence[str]) -> bytes:
-    """Returns the PNG of a sheet of a batch's first clips, as they go into the model."""
+    """Returns a sheet of a batch's first clips as PNG, as the model sees them."""
     return draw_sheet("Training clips as the model sees them", batch_strips(batch, class_names))
 
 
 def batch_strips(batch: Batch, class_names: Sequence[str]) -> list[Strip]:
-    """Returns a batch's first clips, each with its class, or with both and their shares where it was mixed of two."""
+    """Returns a batch's first clips, each with its class; a mixed clip with both classes and their shares."""
     real = [place for place, weight in enumerate(batch.weights.tolist()) if weight > 0][:TRAIN_CLIPS_SHOWN]
     clips_BTHWC = batch.clips[real].permute(0, 1, 3, 4, 2).cpu().numpy()
     return [

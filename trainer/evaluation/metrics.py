@@ -1,7 +1,7 @@
-"""What a model said of every sample of a split, and the figures that follow from it.
+"""What a model predicted for every sample of a split, and the figures that follow from it.
 
-Ranks exchange one small record per sample rather than sums: so the figures do not depend on how many ranks there were,
-and it can be shown later which samples went wrong.
+Ranks exchange one small record per sample instead of sums, so the figures do not depend on the number of ranks, and it
+can be shown later which samples went wrong. Running the model is not done here: see `trainer.learning.evaluate`.
 """
 
 from dataclasses import dataclass
@@ -13,19 +13,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-NUM_RESAMPLES = 1000
-LEVEL = 0.95
-FIGURES = ("top1", "macro_f1", "mean_class_accuracy")
-"""Figures that the confusion matrix alone decides."""
-
 TOP_K = 5
+"""A prediction counts for `top5` if the true class is among the K most probable ones."""
 NUM_BINS = 15
-"""Equal bins of probability in the calibration error. Source: Guo et al. 2017, "On Calibration of Modern Neural
-Networks"."""
+"""Equal bins of probability in the calibration error.
+
+Source: Guo et al. 2017, "On Calibration of Modern Neural Networks".
+"""
+FIGURES = ("top1", "macro_f1", "mean_class_accuracy")
+"""Figures that need the confusion matrix only; `intervals` gives their intervals."""
+LEVEL = 0.95
+"""Share of the resamples that an interval covers."""
+NUM_RESAMPLES = 1000
+"""Resamples of an interval."""
 
 PREDICTION = np.dtype(
     [
-        ("sample", np.int64),  # its number in the split's index
+        ("sample", np.int64),  # number in the split's index
         ("label", np.int32),
         ("predicted", np.int32),
         ("probability", np.float32),  # of the predicted class
@@ -33,21 +37,21 @@ PREDICTION = np.dtype(
         ("in_top_k", np.bool_),
     ]
 )
-"""A sample's record, 25 bytes."""
+"""The record of one sample, 25 bytes."""
 
 
 class ClassFigures(NamedTuple):
-    """Figures of each class, arrays of one entry per class; a figure without any sample to judge it by is 0."""
+    """Figures of each class, arrays of one entry per class; 0 if no sample decides a figure."""
 
     precision: NDArray[np.float64]
     recall: NDArray[np.float64]
     f1: NDArray[np.float64]
     support: NDArray[np.int64]
-    """Samples of the class."""
+    """Number of samples of the class."""
 
 
 class Reliability(NamedTuple):
-    """How often the model was right when it was how sure, arrays of one entry per bin of probability."""
+    """How often the model was right, by the probability that it stated: arrays of one entry per bin of probability."""
 
     num_samples: NDArray[np.int64]
     probability: NDArray[np.float64]
@@ -57,27 +61,27 @@ class Reliability(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """What a model did on one split, every sample counted once."""
+    """What a model predicted on one split, every sample counted once."""
 
     predictions: NDArray[np.void]
     """`(N,)` records of `PREDICTION`, in the order of the split's index."""
     num_classes: int
     """K."""
     num_bad: int = 0
-    """Samples that could not be read; they are in no figure."""
+    """Samples that could not be read; no figure counts them."""
 
     @classmethod
     def unpack(cls, packed: Tensor, num_classes: int) -> "Evaluation":
-        """Returns the evaluation that `packed` was made of, without its count of bad samples."""
+        """Returns the evaluation that `packed` came from; its count of bad samples is not kept."""
         return cls(packed.numpy().view(PREDICTION), num_classes)
 
     def packed(self) -> Tensor:
-        """Returns the predictions as bytes, `(N * 25,) uint8`: what a checkpoint may hold."""
+        """Returns the predictions as bytes, `(N * 25,) uint8`, which a checkpoint may hold."""
         return torch.from_numpy(self.predictions.view(np.uint8))
 
     @property
     def num_samples(self) -> int:
-        """Samples that were judged."""
+        """Samples that were evaluated."""
         return len(self.predictions)
 
     @cached_property
@@ -93,10 +97,10 @@ class Evaluation:
         expected calibration error: how far the stated probability is, on average, from the share that was right.
 
         Raises:
-            ValueError: No sample could be judged.
+            ValueError: No sample could be evaluated.
         """
         if not self.num_samples:
-            raise ValueError(f"no sample of the split could be judged: {self.num_bad} could not be read")
+            raise ValueError(f"no sample of the split could be evaluated: {self.num_bad} could not be read")
         bins = self.reliability()
         of_classes = confusion_figures(self.confusion)
         return {
@@ -123,10 +127,10 @@ class Evaluation:
         return Reliability(num_samples, sum_of_probability / divisor, num_right / divisor)
 
     def worst_mistakes(self, num_samples: int) -> NDArray[np.void]:
-        """Returns the records of the wrong predictions of the highest probability, the highest first."""
+        """Returns the records of the wrong predictions that had the highest probability, the highest first."""
         wrong = self.predictions[self.predictions["label"] != self.predictions["predicted"]]
-        surest_first: NDArray[np.void] = wrong[np.argsort(-wrong["probability"], kind="stable")]
-        return surest_first[:num_samples]
+        most_probable_first: NDArray[np.void] = wrong[np.argsort(-wrong["probability"], kind="stable")]
+        return most_probable_first[:num_samples]
 
 
 def class_figures(confusion: NDArray[np.int64]) -> ClassFigures:
@@ -142,7 +146,7 @@ def class_figures(confusion: NDArray[np.int64]) -> ClassFigures:
 
 
 def confusion_figures(confusion: NDArray[np.int64]) -> dict[str, float]:
-    """Returns the figures that the confusion matrix decides: top1, mean_class_accuracy and macro_f1, as fractions."""
+    """Returns top1, mean_class_accuracy and macro_f1, as fractions, of a `(K, K)` confusion matrix."""
     classes = class_figures(confusion)
     present = classes.support > 0
     return {
@@ -155,9 +159,9 @@ def confusion_figures(confusion: NDArray[np.int64]) -> dict[str, float]:
 def intervals(confusion: NDArray[np.int64]) -> dict[str, tuple[float, float]]:
     """Returns the 95 % interval, (low, high), of each of `FIGURES`, the same for the same `(K, K)` confusion matrix.
 
-    A resample draws as many samples, with replacement. What it gives depends on how many fall into each cell of the
-    confusion matrix, so the cells are drawn instead. The interval tells how the figure might differ on other samples
-    like these, taken one by one; it tells nothing of other trainings, and clips of one recording are not independent.
+    A resample draws as many samples as there are, with replacement. Only the number in each cell of the confusion
+    matrix matters, so the cells are drawn. The interval tells how a figure might differ on other samples like these.
+    It assumes independent samples, which clips of one recording are not, and says nothing about other trainings.
 
     Source: Efron and Tibshirani 1993, "An Introduction to the Bootstrap", chapter 13.
     """

@@ -1,6 +1,8 @@
-"""The model card: what a registered version is, how good it is and where it ends, for whoever finds it later.
+"""The model card: what a registered version does, how good it is and where its limits are.
 
-Source: Mitchell et al. 2019, "Model Cards for Model Reporting", in as far as a training run can know it.
+It says what a training run can know; intended use and ethics are for people to add.
+
+Source: Mitchell et al. 2019, "Model Cards for Model Reporting".
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -31,18 +33,18 @@ def write_card(
         version: Its number in the registry.
         contract: What the model itself carries.
         config: How it was trained.
-        manifest: What it was trained on.
-        evaluations: What it said of each split that was measured.
+        manifest: Of the pack that it was trained on.
+        evaluations: Its predictions on each split that was measured, val among them.
     """
-    # The test split chose nothing; where there is none, val must do.
-    judged_on = "test" if "test" in evaluations else "val"
+    # No choice depended on the test split; without one, val must do.
+    evaluated_on = "test" if "test" in evaluations else "val"
     sections = [
         [f"# {config.registered_model} version {version}", "", *_purpose(contract, config)],
         ["## How good it is", "", *_figures(evaluations)],
-        [f"## Where it is weak ({judged_on})", "", *_weak_points(evaluations[judged_on], contract.class_names)],
-        ["## What it learned from", "", *_data(contract, config, manifest)],
+        [f"## Where it is weak ({evaluated_on})", "", *_weak_points(evaluations[evaluated_on], contract.class_names)],
+        ["## What it was trained on", "", *_data(contract, config, manifest)],
         ["## Limits", "", *_limits(contract)],
-        ["## How to ask it", "", *_usage(version, contract, config)],
+        ["## How to use it", "", *_usage(version, contract, config)],
     ]
     return "\n\n".join("\n".join(section) for section in sections) + "\n"
 
@@ -52,17 +54,17 @@ def _purpose(contract: ModelContract, config: TrainConfig) -> list[str]:
     model = ", ".join(f"{name} {value}" for name, value in flatten(config.model.model_dump()).items())
     cut = "its centre square" if view.mode == "crop" else "the whole picture squashed to a square"
     return [
-        f"Tells which of {len(contract.class_names)} classes a video shows. It sees {contract.num_frames} frames, "
-        f"equally spaced from the first to the last, of each {cut} of {view.size_px} px, and no sound.",
+        f"It tells which of {len(contract.class_names)} classes a video shows. It sees {contract.num_frames} frames, "
+        f"equally spaced from the first to the last, each as {cut} of {view.size_px} px. It hears no sound.",
         "",
         f"Network: {model}.",
         "",
-        f"Trained by run {config.run}, code {contract.code_version}; every setting is in the run's config.yaml.",
+        f"Run {config.run} trained it with code {contract.code_version}. Every setting is in the run's config.yaml.",
     ]
 
 
 def _figures(evaluations: Mapping[str, Evaluation]) -> list[str]:
-    used_for = {"val": "chose the epoch, so it flatters", "test": "chose nothing"}
+    used_for = {"val": "chose the epoch, so it is optimistic", "test": "chose nothing"}
     rows = []
     for split, evaluation in evaluations.items():
         figures = evaluation.figures()
@@ -83,8 +85,8 @@ def _weak_points(evaluation: Evaluation, class_names: Sequence[str]) -> list[str
     wrong = evaluation.confusion - np.diag(np.diag(evaluation.confusion))
     pairs = np.argwhere(wrong)
     most = pairs[np.argsort(-wrong[tuple(pairs.T)], kind="stable")][:NUM_NAMED]
-    confused = [f"{class_names[row]} for {class_names[column]} ({wrong[row, column]})" for row, column in most]
-    return [*lines, "", f"Most often taken: {', '.join(confused) or 'nothing for anything else'}."]
+    confused = [f"{class_names[row]} called {class_names[column]} ({wrong[row, column]})" for row, column in most]
+    return [*lines, "", f"Most frequent mistakes: {', '.join(confused) or 'none'}."]
 
 
 def _data(contract: ModelContract, config: TrainConfig, manifest: Manifest) -> list[str]:
@@ -94,8 +96,8 @@ def _data(contract: ModelContract, config: TrainConfig, manifest: Manifest) -> l
     more = len(counts) - len(shown)
     rest = [[f"and {more} more: data/class_balance.csv", *("" for _ in totals)]] if more else []
     return [
-        f"Shards {config.shards}, manifest {contract.manifest_sha256[:12]}; of {config.epochs} epochs the best by val "
-        f"{config.select_by} was kept.",
+        f"Shards {config.shards}, manifest {contract.manifest_sha256[:12]}. Of {config.epochs} epochs the one with the "
+        f"best val {config.select_by} was kept.",
         "",
         *_table(["class", *manifest.splits], [*shown, *rest, ["**all**", *totals]]),
     ]
@@ -103,12 +105,12 @@ def _data(contract: ModelContract, config: TrainConfig, manifest: Manifest) -> l
 
 def _limits(contract: ModelContract) -> list[str]:
     return [
-        f"- It knows these {len(contract.class_names)} classes and no other: a video of something else gets one of "
-        "them too, at times with a high probability.",
-        f"- {contract.num_frames} frames stand for the whole video: what happens between two of them in a long "
-        "one is not seen. Cut long videos to the action first.",
-        "- Its figures hold for videos like those it was measured on: other cameras, places and light were not tried.",
-        "- A probability is the model's own opinion; the calibration error above says how far off it is on average.",
+        f"- It knows these {len(contract.class_names)} classes and no others: a video of something else gets one of "
+        "them too, sometimes with a high probability.",
+        f"- {contract.num_frames} frames stand for the whole video: in a long video it misses what happens between two "
+        "of them. Cut long videos to the action first.",
+        "- Its figures hold for videos like those it was measured on. Other cameras, places and light were not tried.",
+        "- A probability is the model's own estimate; the calibration error above says how far off it is on average.",
     ]
 
 
@@ -116,12 +118,12 @@ def _usage(version: str, contract: ModelContract, config: TrainConfig) -> list[s
     shape = f"(B, {contract.num_frames}, 3, {contract.view.size_px}, {contract.view.size_px})"
     return [
         "```",
-        f"python -m serve --registered-model {config.registered_model}    # the version that carries @champion",
+        f"python -m serve --registered-model {config.registered_model}    # serves the version with the alias champion",
         "curl --data-binary @video.mp4 'http://127.0.0.1:8000/v1/predict?top_k=5'",
         "```",
         "",
         f'In Python, `mlflow.pytorch.load_model("models:/{config.registered_model}/{version}")` maps uint8 RGB '
-        f"`{shape}` to logits; the model normalises by itself, and its metadata hold the classes in their order.",
+        f"`{shape}` to logits. The model normalises the pixels itself; its metadata list the classes in order.",
     ]
 
 

@@ -1,4 +1,7 @@
-"""Pictures of a run's evaluation and data, as PNG; nothing that a worker needs, since matplotlib is slow to import."""
+"""Plots of a run's evaluation and data, as PNG: confusion matrix, calibration, balance of the classes.
+
+Only the driver imports this: matplotlib is slow to import. Figures are computed in `trainer.evaluation.metrics`.
+"""
 
 import io
 from collections.abc import Sequence
@@ -13,13 +16,15 @@ from trainer.evaluation.metrics import NUM_BINS, Evaluation
 from trainer.evaluation.tables import class_counts
 
 DPI = 110
+"""Resolution of the plots, in pixels per inch."""
 MAX_COUNTED_CLASSES = 20
-"""Most classes for which the cells of a confusion matrix have room for their counts."""
+"""Most classes for which a confusion matrix has room for the counts in its cells."""
 MAX_SIDE_INCHES = 24.0
+"""Largest side of a plot, however many classes it shows."""
 
 
 def draw_confusion(evaluation: Evaluation, class_names: Sequence[str], title: str) -> bytes:
-    """Returns a confusion matrix: shares of each true class, with counts where they can be read."""
+    """Returns a confusion matrix: each cell's share of its true class, with its count if there is room."""
     counts = evaluation.confusion
     side_inches = min(4 + 0.35 * len(class_names), MAX_SIDE_INCHES)
     figure = Figure(figsize=(side_inches + 1, side_inches), layout="constrained")
@@ -40,18 +45,18 @@ def draw_confusion(evaluation: Evaluation, class_names: Sequence[str], title: st
 
 
 def draw_calibration(evaluation: Evaluation, title: str) -> bytes:
-    """Returns a reliability diagram: how often the model was right when it was how sure, and how often it was that."""
+    """Returns a reliability diagram: the share of right predictions by stated probability, above a histogram."""
     bins = evaluation.reliability()
     edges = np.linspace(0, 1, NUM_BINS + 1)
     figure = Figure(figsize=(5, 6), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     filled = bins.num_samples > 0
-    upper.plot([0, 1], [0, 1], "--", color="grey", linewidth=1, label="if probabilities were true")
+    upper.plot([0, 1], [0, 1], "--", color="grey", linewidth=1, label="perfectly calibrated")
     upper.plot(bins.probability[filled], bins.accuracy[filled], "o-", color="C0", label="this model")
     upper.bar(
         edges[:-1][filled], bins.accuracy[filled], 1 / NUM_BINS, align="edge", color="C0", alpha=0.25, edgecolor="white"
     )
-    upper.set(ylabel="share that was right", ylim=(0, 1.02), title=title)
+    upper.set(ylabel="share of right predictions", ylim=(0, 1.02), title=title)
     upper.legend(loc="upper left", frameon=False)
     lower.bar(edges[:-1], bins.num_samples, 1 / NUM_BINS, align="edge", color="C0", edgecolor="white")
     lower.set(xlabel="probability of the predicted class", ylabel="clips", xlim=(0, 1))
@@ -63,7 +68,7 @@ def draw_calibration(evaluation: Evaluation, title: str) -> bytes:
 
 
 def draw_balance(manifest: Manifest) -> bytes:
-    """Returns how many clips each class has in each split, one bar per class."""
+    """Returns a bar for each class: its number of clips, divided by split."""
     counts = np.array(list(class_counts(manifest).values()))
     height_inches = min(1.6 + 0.22 * len(counts), MAX_SIDE_INCHES)
     figure = Figure(figsize=(7, height_inches), layout="constrained")
@@ -73,14 +78,14 @@ def draw_balance(manifest: Manifest) -> bytes:
         axes.barh(range(len(counts)), widths, left=left, label=f"{split} ({widths.sum():,})", edgecolor="white")
     axes.set_yticks(range(len(counts)), manifest.class_names, fontsize=_label_points(height_inches, len(counts)))
     axes.invert_yaxis()
-    axes.set(xlabel="clips", title="Clips of each class")
+    axes.set(xlabel="clips", title="Clips per class and split")
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     _plain(axes)
     return _png(figure)
 
 
 def _label_points(side_inches: float, num_labels: int) -> float:
-    """Returns a font size at which the names of all classes fit along a side."""
+    """Returns a font size in points at which all labels fit along a side."""
     return min(10.0, 60 * side_inches / num_labels)
 
 

@@ -1,9 +1,15 @@
-"""Tables of a run as CSV text: what MLflow's page shows as a table and any tool reads."""
+"""Tables of a run as CSV text, which MLflow's page shows as tables and any tool reads, and the reader of one of them.
+
+The column names are a stored format: they never change.
+"""
 
 import csv
 import io
 import math
 from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
 
 from packer.shards.manifest import Manifest, read_samples
 from packer.storage.location import Location
@@ -11,20 +17,31 @@ from trainer.evaluation.metrics import TOP_K, Evaluation
 
 
 def confusion_table(evaluation: Evaluation, class_names: Sequence[str]) -> str:
-    """Returns the confusion matrix: a row per true class, a column per predicted one."""
+    """Returns the confusion matrix, in counts: a row for each true class, a column for each predicted class."""
     rows = zip(class_names, evaluation.confusion.tolist(), strict=True)
     return _csv(["true class", *class_names], ([name, *counts] for name, counts in rows))
 
 
+def read_confusion_table(text: str) -> NDArray[np.int64]:
+    """Returns the `(K, K)` counts that `confusion_table` wrote."""
+    rows = list(csv.reader(io.StringIO(text)))[1:]
+    return np.array([counts for _, *counts in rows], dtype=np.int64)
+
+
 def class_table(evaluation: Evaluation, class_names: Sequence[str]) -> str:
-    """Returns precision, recall, F1 and support of each class."""
+    """Returns a row for each class: precision, recall and F1 as fractions, and support, its number of samples."""
     figures = evaluation.per_class()
     columns = (class_names, *(map(_short, one) for one in figures[:3]), figures.support)
     return _csv(["class", "precision", "recall", "f1", "support"], zip(*columns, strict=True))
 
 
 def prediction_table(evaluation: Evaluation, class_names: Sequence[str], shards: Location, split: str) -> str:
-    """Returns a row for every sample of a split that was judged, in the order of the index."""
+    """Returns a row for every evaluated sample of a split, in the order of the index.
+
+    `key` and `source` name the sample, `true` and `predicted` are classes, `probability` is that of the predicted
+    class, `probability of true` that of the true class, and `true in top 5` tells whether that is among the five most
+    probable ones.
+    """
     index = read_samples(shards, split, columns=["key", "source"])
     known = index.take(evaluation.predictions["sample"])
     names = ["key", "source", "true", "predicted", "probability", "probability of true", f"true in top {TOP_K}"]
@@ -47,7 +64,7 @@ def prediction_table(evaluation: Evaluation, class_names: Sequence[str], shards:
 
 
 def balance_table(manifest: Manifest) -> str:
-    """Returns the number of samples of each class in each split."""
+    """Returns a row for each class: its number of samples in each split."""
     rows = ([name, *counts] for name, counts in class_counts(manifest).items())
     return _csv(["class", *manifest.splits], rows)
 

@@ -1,1 +1,1 @@
-"""The CNN-RNN, its backbones and first weights, and its contract."""
+"""The CNN-RNN, its backbones and their first weights, and the contract of a registered model."""

@@ -1,9 +1,8 @@
-"""The CNNs that a model can see frames with: a small one of our own, torchvision's by name, and its 3-D CNNs.
+"""The CNNs that a model can see frames with: a narrow one of our own, and torchvision's 2-D and 3-D CNNs by name.
 
-A backbone is the whole of a torchvision classifier before its average over the picture, under that network's own
-names, so that its weights fit. One rule cuts every family: what torchvision calls `avgpool` is where the trunk ends.
-
-Shapes: B batch, T frames, N = B * T, C channels, H, W height and width.
+A backbone is the part of a torchvision classifier before its average over the frame, so torchvision's weights fit it.
+One rule cuts every family: the backbone ends at what torchvision calls `avgpool`. Weights are loaded by
+`trainer.model.pretrained`; the letters of the shapes are explained in `trainer.model.cnn_rnn`.
 """
 
 from itertools import pairwise
@@ -16,11 +15,14 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 from configs.model import ModelConfig
 from configs.section import UsageError
 
-# ImageNet's channel means and deviations, which torchvision's weights were trained with.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
+"""Channel means of pixels in 0..1, for weights without any of their own. Source: torchvision's ImageNet recipes."""
 IMAGENET_STD = (0.229, 0.224, 0.225)
+"""Their standard deviations."""
 FAMILIES = ("resnet", "mobilenet_v3", "efficientnet", "convnext")
+"""Torchvision's 2-D CNNs that may be chosen, by the beginning of their names."""
 VIDEO_RESNETS = ("r3d_18", "mc3_18", "r2plus1d_18")
+"""Torchvision's 3-D CNNs that may be chosen."""
 
 
 class NarrowResNet(nn.Sequential):
@@ -39,15 +41,20 @@ class NarrowResNet(nn.Sequential):
 
 
 class ShiftedConv2d(nn.Conv2d):
-    """A convolution that sees, in an eighth of its channels each, the frame before and the frame after.
+    """A convolution that sees the frame before in an eighth of its channels, and the frame after in another eighth.
 
     It moves channels and adds no weights, so a backbone trained on pictures keeps its state_dict. It lets the CNN see
-    motion where it happens; the RNN alone sees only what is left of it after each frame was averaged.
+    motion where it happens; the RNN sees only what is left after each frame was averaged.
 
     Source: Lin et al. 2019, "TSM: Temporal Shift Module", which shifts the same share inside of residual blocks.
+
+    Args:
+        conv: The convolution that it takes the place of, with its weights.
+        num_frames: Frames of a clip, T.
     """
 
     SHARE = 8
+    """One of so many channels is moved each way."""
 
     def __init__(self, conv: nn.Conv2d, num_frames: int) -> None:
         super().__init__(
@@ -62,7 +69,7 @@ class ShiftedConv2d(nn.Conv2d):
         self.num_frames = num_frames
 
     def forward(self, maps_NCHW: Tensor) -> Tensor:
-        """Returns the convolution of `(B * T, C, H, W)` maps whose frames lie clip by clip."""
+        """Returns the convolution of `(B * T, C, H, W)` maps, which stand clip by clip."""
         maps_BTCHW = maps_NCHW.view(-1, self.num_frames, *maps_NCHW.shape[1:])
         count = max(1, self.in_channels // self.SHARE)
         from_next, from_last = maps_BTCHW[:, :, :count], maps_BTCHW[:, :, count : 2 * count]
@@ -79,9 +86,9 @@ class ShiftedConv2d(nn.Conv2d):
 
 
 def make_backbone(config: ModelConfig) -> tuple[nn.Sequential, int]:
-    """Returns a backbone with random weights, `(N, 3, H, W)` to `(N, C, h, w)`, and its number of channels C.
+    """Returns a backbone with random weights, and its number of channels C.
 
-    A 3-D CNN maps `(B, 3, T, H, W)` to `(B, C, T', h, w)`.
+    A 2-D CNN maps `(N, 3, H, W)` to `(N, C, h, w)`, a 3-D CNN `(B, 3, T, H, W)` to `(B, C, T', h, w)`.
 
     Raises:
         UsageError: The name is not a known backbone.
@@ -112,9 +119,9 @@ def make_network(name: str) -> nn.Module:
 
 
 def split_names(network: nn.Module) -> tuple[list[str], list[str]]:
-    """Returns the names of a torchvision network's children: those before its average over the picture, and the rest.
+    """Returns the names of a torchvision network's children: those before its average over the frame, and the rest.
 
-    `conv1` to `layer4` and `avgpool`, `fc` for a ResNet; `features` and `avgpool`, `classifier` for an EfficientNet.
+    A ResNet gives `conv1` to `layer4`, and `avgpool`, `fc`; an EfficientNet `features`, and `avgpool`, `classifier`.
     """
     names = [name for name, _ in network.named_children()]
     cut = names.index("avgpool")
@@ -124,8 +131,9 @@ def split_names(network: nn.Module) -> tuple[list[str], list[str]]:
 def split_stages(backbone: nn.Sequential) -> list[list[nn.Module]]:
     """Returns the layers of each stage of a backbone, from the pixels to the features.
 
-    Every block that stands in it is a stage, and the bare layers before them are one, the stem: 5 for a ResNet (`conv1`
-    with `bn1`, `layer1` to `layer4`) and for a 3-D CNN. Where all stands in one child, `features`, its children count.
+    Each child that has children is a stage; the bare layers before them are one stage together, the stem. A ResNet and
+    a 3-D CNN have 5: `conv1` with `bn1`, and `layer1` to `layer4`. If the backbone is one child (`features`), that
+    child's children are taken.
     """
     layers = list((backbone[0] if len(backbone) == 1 else backbone).children())
     blocks = [[layer] for layer in layers if [*layer.children()]]
@@ -134,7 +142,7 @@ def split_stages(backbone: nn.Sequential) -> list[list[nn.Module]]:
 
 
 def pixel_statistics(backbone: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Returns the channel means and deviations, of pixels in 0..1, that a backbone's weights were trained with."""
+    """Returns means and standard deviations, per channel of pixels in 0..1, that a backbone's weights expect."""
     if backbone == "narrow":
         return IMAGENET_MEAN, IMAGENET_STD
     transforms = next(iter(torchvision.models.get_model_weights(backbone))).transforms()
@@ -142,9 +150,9 @@ def pixel_statistics(backbone: str) -> tuple[tuple[float, ...], tuple[float, ...
 
 
 def shift_in_time(backbone: nn.Module, num_frames: int) -> int:
-    """Lets the first convolution of every residual block see the neighbouring frames, and returns how many there are.
+    """Lets the first convolution of every residual block see the neighbouring frames; returns the number of blocks.
 
-    Torchvision's other families have blocks of other kinds; they are left alone.
+    Torchvision's other families have other blocks, which stay as they are: then it returns 0.
     """
     blocks = [module for module in backbone.modules() if isinstance(module, BasicBlock | Bottleneck)]
     for block in blocks:
@@ -153,10 +161,10 @@ def shift_in_time(backbone: nn.Module, num_frames: int) -> int:
 
 
 def _block(inside: int, outside: int) -> BasicBlock:
-    # Averaging, then a 1x1 convolution: sees every pixel, where a strided 1x1 skips three of four (He et al. 2019,
-    # ResNet-D); a strided 1x1 of 8 channels also corrupts memory in oneDNN's backward pass (torch 2.14.1, AVX-512).
-    # Without padding it does not matter whether padding counts, but where it does a compiled backward pass divides an
-    # odd map's last row by 4 instead of 2 (torch 2.14, pytorch/pytorch#198119).
+    # Averaging, then a 1x1 convolution, sees every pixel; a strided 1x1 skips three of four (He et al. 2019, ResNet-D),
+    # and one of 8 channels corrupts memory in oneDNN's backward pass (torch 2.14.1, AVX-512). There is no padding to be
+    # counted, but with count_include_pad a compiled backward pass divides an odd map's last row by 4 instead of 2
+    # (torch 2.14, pytorch/pytorch#198119).
     average = nn.AvgPool2d(2, ceil_mode=True, count_include_pad=False)
     shortcut = nn.Sequential(average, nn.Conv2d(inside, outside, 1, bias=False), nn.BatchNorm2d(outside))
     return BasicBlock(inside, outside, stride=2, downsample=shortcut)

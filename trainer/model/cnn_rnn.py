@@ -1,13 +1,13 @@
 """The classifier: a CNN sees each frame, an RNN reads the frames in order, a linear layer names the class.
 
-It takes stored pixels, uint8 RGB, and normalises them itself, so that training, evaluation, the exported model and the
-server cannot prepare pixels in different ways. A clip's logits depend on that clip alone.
+It takes uint8 RGB pixels and normalises them itself, so training, evaluation, the exported model and the server cannot
+prepare pixels in different ways. A clip's logits depend on that clip alone. Losses and optimizers are not here.
 
-A 3-D CNN sees the whole clip at once and gives features of T' <= T moments; these are read and pooled as a CNN's
-features of T frames are. With no RNN and the mean for pooling it is the network as torchvision has it.
+A 3-D CNN sees the whole clip at once and gives features of T' <= T moments, which the RNN reads like a 2-D CNN's
+features of T frames. Without an RNN and with pooling by the mean it is torchvision's own network.
 
-Shapes: B batch, T frames, C channels, H, W height and width, F features of a frame, D width of the RNN, K classes;
-N = B * T.
+Shapes: B batch, T frames, N = B * T, C channels, H, W height and width, F features of a frame, D width of the RNN,
+K classes. A name such as `maps_BTCHW` tells the order of its axes.
 """
 
 import copy
@@ -22,7 +22,7 @@ from configs.section import UsageError
 from trainer.model.backbone import VIDEO_RESNETS, make_backbone, pixel_statistics, shift_in_time, split_stages
 
 MAX_COMPILATIONS = 64
-"""Torch's own limit, 8, is passed by a run of two sizes of micro-batches that unfreezes a ResNet stage by stage."""
+"""Graphs that torch may compile. Its own limit, 8, is too low: each size of micro-batch and frozen stage needs one."""
 
 
 class CnnRnn(nn.Module):
@@ -36,12 +36,12 @@ class CnnRnn(nn.Module):
         """Builds the model with random weights, for clips of `num_frames` frames.
 
         Raises:
-            UsageError: The backbone is not one that is known, or cannot do what else is configured.
+            UsageError: The backbone is not known, or does not support another option of the configuration.
         """
         super().__init__()
         self.backbone, num_channels = make_backbone(config)
         mean, std = pixel_statistics(config.backbone)
-        # 255 folded in: the pixels need no division of their own.
+        # 255 is folded in, so that the pixels need no division of their own.
         self.register_buffer("mean", 255 * torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(std).view(1, 3, 1, 1), persistent=False)
         self.sees_clips = config.backbone in VIDEO_RESNETS
@@ -68,11 +68,11 @@ class CnnRnn(nn.Module):
         self.attention = nn.Linear(width, 1) if config.pooling == "attention" else None
         self.dropout = nn.Dropout(config.dropout)
         self.head = nn.Linear(width, num_classes)
-        # A function of the class: a deep copy, as the average of the weights is one, would share a bound method.
+        # A plain function: a deep copy, as the average of the weights is one, would share the original's bound method.
         self._features_of: Callable[[CnnRnn, Tensor], Tensor] = CnnRnn._features
 
     def channels_last(self) -> Self:
-        """Lays the convolutions' weights out as the pixels lie, channels last, and returns the model."""
+        """Lays the convolutions' weights out like the pixels, channels last, and returns the model."""
         memory_format = torch.channels_last_3d if self.sees_clips else torch.channels_last
         for part in (self.backbone, self.stem_of_changes):
             if part is not None:
@@ -80,11 +80,11 @@ class CnnRnn(nn.Module):
         return self
 
     def compiled(self) -> Self:
-        """Lets torch compile all that comes before the RNN, which it cannot, and returns the model.
+        """Lets torch compile everything before the RNN, which it cannot compile, and returns the model.
 
-        It happens at the first forward pass of each shape of a batch, mode, and choice of frozen stages: one graph for
-        each, at most two sizes of micro-batches and one of evaluation. A graph for every size would be slower and is
-        not worth it. Random choices, as of stochastic depth, stay those of an uncompiled run.
+        Torch compiles at the first forward pass of each shape of a batch, mode, and choice of frozen stages: one graph
+        for each. There are few shapes, at most two sizes of micro-batches and one of evaluation, and one graph for all
+        sizes would be slower. Random choices, as of stochastic depth, stay those of an uncompiled run.
         """
         self._features_of = torch.compile(  # type: ignore[call-overload]  # its stubs lack the limit
             CnnRnn._features,
@@ -97,18 +97,18 @@ class CnnRnn(nn.Module):
 
     @property
     def num_stages(self) -> int:
-        """Stages of the backbone, of which the first may be frozen."""
+        """Stages of the backbone; `freeze` takes the first of them."""
         return len(split_stages(self.backbone))
 
     def freeze(self, num_stages: int) -> None:
-        """Keeps weights and statistics of the backbone's first stages as they are, and lets the others be trained."""
+        """Keeps weights and statistics of the backbone's first `num_stages` stages fixed; the others are trained."""
         self.frozen = [layer for stage in split_stages(self.backbone)[:num_stages] for layer in stage]
         self.backbone.requires_grad_(True)
         for layer in self.frozen:
             layer.requires_grad_(False)
 
     def train(self, mode: bool = True) -> Self:
-        """Sets the mode of training (or evaluation) and returns the model; what is frozen stays in evaluation."""
+        """Sets the mode, training or evaluation, and returns the model; frozen layers stay in evaluation mode."""
         super().train(mode)
         for layer in self.frozen:
             layer.eval()
@@ -178,13 +178,13 @@ def _make_rnn(config: ModelConfig, num_features: int) -> nn.LSTM | nn.GRU | None
         config.hidden_size,
         num_layers=config.num_layers,
         bidirectional=config.bidirectional,
-        dropout=config.dropout if config.num_layers > 1 else 0.0,  # of a single layer torch warns
+        dropout=config.dropout if config.num_layers > 1 else 0.0,  # torch warns if a single layer gets any
         batch_first=True,
     )
 
 
 def _stem_of_changes(backbone: nn.Sequential, config: ModelConfig) -> nn.Conv2d:
-    """Returns another convolution like the backbone's first, with weights of its own."""
+    """Returns a convolution like the backbone's first, with weights of its own."""
     if not isinstance(backbone[0], nn.Conv2d):
         raise _misfit("differences", "stands beside a ResNet's first convolution", config)
     stem = copy.deepcopy(backbone[0])

@@ -1,4 +1,7 @@
-"""What a registered model promises about its input and output; stored with each registered version."""
+"""What a registered model promises about its input and output; stored with each registered version.
+
+It imports neither torch nor MLflow, so every process of the server can afford it.
+"""
 
 from typing import Literal
 
@@ -7,25 +10,25 @@ from configs.section import Section
 from configs.train import ViewConfig
 
 METADATA_KEY = "clipstream"
-"""Where a registered model keeps its contract, in its MLflow metadata."""
+"""Key of the contract in a registered model's MLflow metadata."""
 
 
 class ModelContract(Section):
     """What a registered model carries as metadata: enough to prepare a video exactly as in training.
 
-    Written by the trainer into the MLflow model's metadata under `METADATA_KEY`, read by the server.
+    The trainer writes it into the MLflow model's metadata under `METADATA_KEY`; the server reads it.
     """
 
     format_version: Literal[1] = 1
-    """Raised when a field changes its meaning; a server refuses one it does not know."""
+    """Goes up when a field changes its meaning; a server refuses a version that it does not know."""
     class_names: tuple[str, ...]
     """Class names in the order of the logits."""
     clip: ClipConfig
-    """How frames were picked, shrunk and compressed."""
+    """How frames were picked, resized and compressed."""
     view: ViewConfig
-    """How a stored frame becomes the model's picture."""
+    """How a stored frame becomes what the model sees."""
     manifest_sha256: str
-    """Digest of the manifest that the model was trained on."""
+    """Digest of the manifest of the pack that the model was trained on."""
     val_sha256: str
     """Digest of the val split that `val_metric` was measured on."""
     select_by: str
@@ -33,7 +36,7 @@ class ModelContract(Section):
     val_metric: float
     """Its value on the val split."""
     code_version: str
-    """Git commit (with `-dirty` where files were changed), or a digest of the package's sources."""
+    """Git commit (with `-dirty` if files were changed), or a digest of the package's sources."""
 
     @property
     def num_frames(self) -> int:

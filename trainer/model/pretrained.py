@@ -1,4 +1,8 @@
-"""The weights that a backbone starts from: torchvision's by name, or a local file with a state_dict of its network."""
+"""The weights that a backbone starts from: torchvision's by name, or a local file with a state_dict of its network.
+
+Weights are checked against the backbone before they are used, and no file may run code. A network is only needed for
+torchvision's weights, and only once.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +19,7 @@ from configs.section import UsageError
 from trainer.model.backbone import make_backbone, make_network, split_names
 
 PUBLISHED = {"imagenet": "IMAGENET1K_V1", "kinetics400": "KINETICS400_V1"}
-"""What torchvision calls the weights that it publishes."""
+"""Torchvision's names of the weights that it publishes, by ours."""
 
 
 def load_backbone_weights(config: ModelConfig) -> dict[str, Tensor] | None:
@@ -25,7 +29,7 @@ def load_backbone_weights(config: ModelConfig) -> dict[str, Tensor] | None:
     torchvision model, with or without its classifier.
 
     Raises:
-        UsageError: The weights cannot be had, or do not fit the backbone.
+        UsageError: The weights cannot be read or downloaded, or do not fit the backbone.
     """
     if config.weights == "none":
         return None
@@ -48,7 +52,7 @@ def _published(backbone: str) -> dict[str, WeightsEnum]:
 def _download(weights: WeightsEnum, name: str) -> Mapping[str, Tensor]:
     try:
         state: Mapping[str, Tensor] = weights.get_state_dict(progress=False, check_hash=True)
-    except (URLError, OSError, RuntimeError) as error:  # RuntimeError: what came does not have the digest
+    except (URLError, OSError, RuntimeError) as error:  # RuntimeError: the digest is wrong
         raise UsageError(
             f"model.weights ({name}) could not be downloaded ({error}): give --model.weights none to start from "
             "random weights, or the path of a file that holds torchvision's state_dict"

@@ -1,4 +1,7 @@
-"""A moving average of a model's weights: less noisy than the weights of any one step, and usually the better model."""
+"""A moving average of a model's weights: less noisy than the weights of any one step, and usually the better model.
+
+It is a copy of the model; the caller decides when it is updated, evaluated and stored.
+"""
 
 import copy
 from typing import Any
@@ -8,10 +11,15 @@ from torch import nn
 
 
 class WeightAverage:
-    """Exponential moving average of a model, batch norm's statistics included, as torchvision's recipes take it.
+    """Exponential moving average of a model, batch norm's statistics included, as in torchvision's recipes.
 
-    Over the first steps the decay is lower, min(decay, (1 + n) / (10 + n)) after n of them, so that random first
-    weights are soon forgotten. Source: TensorFlow's ExponentialMovingAverage with `num_updates`.
+    After n updates the decay is min(decay, (1 + n) / (10 + n)), so that random first weights are soon forgotten.
+
+    Source: TensorFlow's ExponentialMovingAverage with `num_updates`.
+
+    Args:
+        model: It is copied.
+        decay: Share of the average that an update keeps, below 1.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -33,10 +41,10 @@ class WeightAverage:
             held.copy_(now)
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns what a checkpoint keeps."""
+        """Returns the average and its count of updates, as a checkpoint keeps them."""
         return {"model": self.model.state_dict(), "num_updates": self.num_updates}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from what a checkpoint kept."""
+        """Goes on from what `state_dict` returned."""
         self.model.load_state_dict(state["model"])
         self.num_updates = state["num_updates"]

@@ -1,1 +1,1 @@
-"""Which sample goes into which batch, for any number of ranks."""
+"""Which sample goes into which row of which batch, for any number of ranks and from any start."""

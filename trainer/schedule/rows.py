@@ -1,4 +1,7 @@
-"""One row of a batch, how a sample is chosen for it, and its random generator."""
+"""One row of a batch, and the random numbers of everything that is chosen for it.
+
+A choice depends on (seed, epoch, sample) and nothing else, so it is the same for any rank, loader process or device.
+"""
 
 from dataclasses import dataclass
 from enum import IntEnum
@@ -8,17 +11,17 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a batch: which sample of which epoch, and what it weighs (0 for padding)."""
+    """One row of a batch: which sample of which epoch, and its weight (0 for padding)."""
 
     epoch: int
     index: int
     weight: float
     draw: int = 0
-    """How often the epoch used the sample before: above 0 in balanced sampling only."""
+    """How often the epoch used the sample before; above 0 only in balanced sampling."""
 
 
 class Choice(IntEnum):
-    """What is chosen at random for a row, each from random numbers of its own."""
+    """What is chosen at random for a row; each choice has random numbers of its own."""
 
     VIEW = 0
     FRAMES = 1
@@ -27,6 +30,6 @@ class Choice(IntEnum):
 
 
 def generator_of(seed: int, row: Row, choice: Choice) -> np.random.Generator:
-    """Returns the random numbers of one choice for one row, the same wherever and whenever the row is used."""
+    """Returns the random generator of one choice for one row, the same wherever and whenever the row is used."""
     key = [seed, row.epoch, row.index, *([row.draw] if row.draw else [])]
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(key, spawn_key=(choice,) if choice else ())))

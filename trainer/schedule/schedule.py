@@ -1,9 +1,9 @@
-"""Which sample goes into which row of which batch: pure functions of the seed, never of ranks or loader workers.
+"""Which sample goes into which row of which batch: pure functions of the seed, never of ranks or loader processes.
 
 A stream is the epochs' orders laid end to end. A step takes the next `global_batch` positions, whatever the number of
 ranks; rank r takes every world_size-th of them. So any world size gives the same global batches, each sample is used
-once per epoch, and one count, the positions used so far, is the whole state. Balanced sampling keeps all of that but
-the once: an epoch then uses rare classes' samples more often and leaves out others'.
+once per epoch, and one count, the positions used so far, is the whole state. Balanced sampling gives up one of these
+promises: an epoch repeats samples of rare classes and leaves out samples of common ones. Nothing is read here.
 """
 
 from collections.abc import Sequence
@@ -15,9 +15,9 @@ from trainer.schedule.order import Shuffle, balanced_order, earlier_uses, epoch_
 from trainer.schedule.rows import Choice, Row, generator_of
 
 PART_BLOCKS = 8
-"""Blocks of an epoch's order that are worked out at once, at the cost of ten."""
+"""Blocks of an epoch's order that are computed at once, at the cost of ten."""
 MAX_PARTS = 4
-"""Parts of orders that are kept; steps go forward, and a batch may reach into the next epoch."""
+"""Parts of orders that are kept: steps go forward, but a batch may reach into the next epoch."""
 
 
 class Schedule:
@@ -28,11 +28,11 @@ class Schedule:
         global_batch: Samples per step, over all ranks.
         num_epochs: Number of epochs that are laid end to end.
         start: Positions that finished steps have used: the state that a resumed run starts from.
-        shuffle: How epochs are mixed; without one, samples come in their stored order, as evaluation wants them.
-        labels: `(N,)` class of each sample, for balanced sampling; without them an epoch uses each sample once.
+        shuffle: How epochs are mixed; None: samples come in their stored order, as in evaluation.
+        labels: `(N,)` class of each sample, for balanced sampling; None: an epoch uses each sample once.
 
     Raises:
-        ValueError: No sample, no batch, or a start outside of the schedule.
+        ValueError: There is no sample, no batch, or the start lies outside of the schedule.
     """
 
     def __init__(
@@ -65,22 +65,22 @@ class Schedule:
 
     @property
     def num_steps(self) -> int:
-        """Steps from `start` to the end; the last one may be padded."""
+        """Steps from `start` to the end; the last batch may be padded."""
         return -(-(self.num_positions - self.start) // self.global_batch)
 
     def end_of(self, step: int) -> int:
-        """Returns the positions used once `step`, counted from `start`, is finished."""
+        """Returns the positions used when `step`, counted from `start`, is finished."""
         return min(self.start + (step + 1) * self.global_batch, self.num_positions)
 
     def rows(self, step: int, rank: int, world_size: int) -> tuple[Row, ...]:
         """Returns the rows of one rank at one step, `step` counting from 0 at `start`.
 
         With 10 samples, a global batch of 4 and two ranks, step 2 takes positions 8 and 9, then positions 0 and 1 of
-        the next epoch: rank 0 gets 8 and 0, rank 1 gets 9 and 1. After the last epoch a batch is filled up with the
-        samples that open that epoch's order at weight 0, so that every step has the same shape.
+        the next epoch: rank 0 gets 8 and 0, rank 1 gets 9 and 1. So that every step has the same shape, the last batch
+        is padded at weight 0 with the samples that open the last epoch's order.
 
         Raises:
-            ValueError: More ranks than rows in a batch.
+            ValueError: There are more ranks than rows in a batch.
         """
         if world_size > self.global_batch:
             raise ValueError(
@@ -91,11 +91,15 @@ class Schedule:
         return tuple(self._row(position) for position in range(first + rank, first + self.global_batch, world_size))
 
     def partners(self, step: int, rank: int, world_size: int) -> tuple[Row | None, ...]:
-        """Returns, for each of `rows`, another row of the same global batch, drawn by the row's key, to be mixed with.
+        """Returns for each of `rows` its partner: another row of the same global batch, which is mixed into it.
 
-        Padding has no partner and is none. Needs a shuffle, whose seed is used.
+        Padding has no partner and is no partner. A row's partner is drawn by the shuffle's seed and the row alone.
+
+        Raises:
+            ValueError: The schedule has no shuffle: evaluation mixes nothing.
         """
-        assert self.shuffle, "evaluation mixes nothing"
+        if self.shuffle is None:
+            raise ValueError("a schedule without a shuffle has no partners: evaluation mixes nothing")
         first = self.start + step * self.global_batch
         num_real = min(self.global_batch, self.num_positions - first)
         partners: list[Row | None] = []
@@ -117,7 +121,7 @@ class Schedule:
         return Row(epoch, index, float(real), draw)
 
     def _sample(self, epoch: int, place: int) -> tuple[int, int]:
-        """Returns the sample at a place of an epoch's order, and how often it came before."""
+        """Returns the sample at a place of an epoch's order, and how often the epoch used it before."""
         if self.shuffle is None:
             return place, 0
         length = self.num_samples if self.labels is not None else PART_BLOCKS * self.shuffle.block

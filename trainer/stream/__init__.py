@@ -1,1 +1,1 @@
-"""Shards to batches: read, decode, augment, batch, prefetch."""
+"""Shards to batches: read, decode, augment, mix, batch, prefetch."""

@@ -1,4 +1,7 @@
-"""A batch, and the stage that gathers samples into one."""
+"""A batch, and the stage that gathers samples into batches.
+
+A sample that is bad never shortens a batch: it keeps its row at weight 0, and its error travels with the batch.
+"""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -8,10 +11,10 @@ import torch
 from torch.utils.data import get_worker_info
 
 from trainer.schedule.rows import Row
-from trainer.stream.index import Sample
-from trainer.stream.stages import ends_step
+from trainer.stream.sample import BadSample, DecodedSample
 
 FILL_VALUE = 128
+"""Pixels of a row that has no clip, in a batch that has no good one to fill it with."""
 
 
 @dataclass
@@ -31,13 +34,13 @@ class Batch:
     errors: tuple[str, ...]
     """One sentence for each sample that could not be read; padding repeats samples and has none."""
     other_labels: torch.Tensor | None = None
-    """`(B,) int64` classes of what was mixed into the clips; None if nothing was."""
+    """`(B,) int64` classes of the clips that were mixed in; None: no clip is mixed."""
     shares: torch.Tensor | None = None
     """`(B,) float32` shares, 0 to 1, of the clips' own classes; the rest is the others'."""
 
     @property
     def targets(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Class and weight of each row, `(B,) int64` and `(B,) float32`; twice where clips are mixed of two.
+        """Class and weight of each row, `(B,) int64` and `(B,) float32`; two such pairs if clips are mixed.
 
         Cross entropy is linear in its target, so a row of two classes is two rows that share its weight.
         """
@@ -47,7 +50,7 @@ class Batch:
         return [(self.labels, own), (self.other_labels, self.weights - own)]
 
     def pin_memory(self) -> "Batch":
-        """Returns the batch in pinned memory, from where copies to a GPU do not wait."""
+        """Returns the batch in pinned memory, from which a copy to a GPU does not wait."""
         return replace(
             self,
             clips=self.clips.pin_memory(),
@@ -57,26 +60,33 @@ class Batch:
 
 
 def batch(
-    samples: Iterable[Sample], *, num_frames: int, size_px: int, device: torch.device | None = None
+    samples: Iterable[DecodedSample | BadSample], *, num_frames: int, size_px: int, device: torch.device | None = None
 ) -> Iterator[Batch]:
-    """Gathers the clips of one step, on a device if one is given, cut at the source's marks and never by counting."""
-    gathering: _Gathering | None = None
+    """Gathers the samples of each step into a batch; a step ends where its slots say so, never by counting samples.
+
+    Args:
+        samples: Without partners; those are mixed in already.
+        num_frames: Frames of a clip, T.
+        size_px: Side of a frame, S.
+        device: Where the clips are put; None: in memory that a loader process hands over without a copy.
+    """
+    filling: _Filling | None = None
     for sample in samples:
-        if gathering is None:
-            shape_BTSSC = (sample["__num_rows__"], num_frames, size_px, size_px, 3)
-            gathering = _Gathering(sample["__step__"], shape_BTSSC, device)
-        gathering.add(sample)
-        if ends_step(sample):
-            yield gathering.batch()
-            gathering = None
+        slot = sample.slot
+        if filling is None:
+            filling = _Filling(slot.step, (slot.num_rows, num_frames, size_px, size_px, 3), device)
+        filling.add(sample)
+        if slot.ends_step:
+            yield filling.batch()
+            filling = None
 
 
-class _Gathering:
-    """A batch while its rows come in; each clip is copied at once, since the next one is decoded over it."""
+class _Filling:
+    """A batch whose rows come in; each clip is copied at once, since the next one is decoded over it."""
 
     def __init__(self, step: int, shape_BTSSC: tuple[int, ...], device: torch.device | None) -> None:
         self._step = step
-        # New memory for every batch: memory used again would change batches that still wait in the queue.
+        # New memory for every batch: to reuse it would change batches that still wait in the queue.
         self._clips = torch.empty(shape_BTSSC, dtype=torch.uint8, device=device) if device else _empty(shape_BTSSC)
         self._labels = torch.zeros(shape_BTSSC[0], dtype=torch.int64)
         self._weights = torch.zeros(shape_BTSSC[0], dtype=torch.float32)
@@ -87,20 +97,20 @@ class _Gathering:
         self._bad: list[int] = []
         self._errors: list[str] = []
 
-    def add(self, sample: Sample) -> None:
-        place, row = sample["__place__"], sample["__row__"]
+    def add(self, sample: DecodedSample | BadSample) -> None:
+        place, row = sample.slot.place, sample.slot.row
         self._rows.append(row)
-        if "__error__" not in sample:
-            self._clips[place] = sample["clip"]
-            self._labels[place] = self._other_labels[place] = sample["label"]
-            self._weights[place] = row.weight
-            if "share" in sample:
-                self._other_labels[place], self._shares[place] = sample["other_label"], sample["share"]
-                self._is_mixed = True
+        if isinstance(sample, BadSample):
+            self._bad.append(place)
+            if row.weight:
+                self._errors.append(sample.error)
             return
-        self._bad.append(place)
-        if row.weight:
-            self._errors.append(sample["__error__"])
+        self._clips[place] = sample.clip
+        self._labels[place] = self._other_labels[place] = sample.label
+        self._weights[place] = row.weight
+        if sample.other_label is not None:
+            self._other_labels[place], self._shares[place] = sample.other_label, sample.share
+            self._is_mixed = True
 
     def batch(self) -> Batch:
         # Filled rows weigh nothing, but batch norm sees them: a real clip keeps its statistics, zeros would not.
@@ -120,9 +130,9 @@ class _Gathering:
 
 
 def _empty(shape: tuple[int, ...]) -> torch.Tensor:
-    """Returns an uninitialised uint8 tensor; in a loader worker, in the memory that it is handed over in."""
+    """Returns an uninitialised uint8 tensor; in a loader process, in the shared memory that it is handed over in."""
     if get_worker_info() is None:
         return torch.empty(shape, dtype=torch.uint8)
-    # As torch's own default_collate does it; otherwise the queue copies the batch once more.
+    # Private, but torch's own default_collate does the same; without it the queue copies the batch once more.
     storage = torch.UntypedStorage._new_shared(math.prod(shape))  # type: ignore[no-untyped-call]
     return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)

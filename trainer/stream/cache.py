@@ -1,11 +1,14 @@
 """A bounded cache of whole shards on a machine's own disk, for shards at an address; all its processes share it.
 
-It never makes anybody wait: what is not there yet is read by range, as without a cache, while the whole shard comes in
-behind. A shard gets its name only once its sha256 is the manifest's, so a kill at any moment leaves nothing that is
-read. Beside `KEY.tar` lies `KEY.lock`: whoever downloads or checks the shard holds it by flock, which a killed process
-lets go of; it says what the file looked like when its sha256 was checked, so that a file that was changed since is
-checked again; and its time tells when the shard was last read. The least recently read ones make room for a new one,
-before it is downloaded. Readers hold nothing: a file that is open while it is deleted keeps its bytes until it is read.
+It never makes anyone wait: a shard that is not cached yet is read by range, as without a cache, while a thread
+downloads it whole. A shard gets its name `KEY.tar` only once its sha256 is that of the manifest, so a kill at any
+moment leaves nothing that is read. Beside it lies `KEY.lock`, which does three things:
+
+- whoever downloads or checks the shard holds it by flock, which a killed process lets go of;
+- its text describes the file as it was when its sha256 was checked, so a file that has changed since is checked again;
+- its time tells when the shard was last read: the least recently read shards make room for a new one.
+
+Readers hold no lock: an open file that is deleted keeps its bytes until it is closed.
 """
 
 import fcntl
@@ -29,14 +32,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ShardCache:
-    """A cache's folder and its bound; any number of packs and runs may share it."""
+    """A cache's folder and its size; any number of packs and runs may share it."""
 
     folder: Path
     max_bytes: int
 
 
 class CachedShard:
-    """One shard of an address, as this machine may hold it."""
+    """One shard at an address, and the copy of it that this machine may have."""
 
     def __init__(self, cache: ShardCache, remote: RemotePath, summary: ShardSummary) -> None:
         self.remote = remote
@@ -46,40 +49,40 @@ class CachedShard:
         key = hashlib.sha256(f"{remote} {summary.sha256}".encode()).hexdigest()
         self._path = cache.folder / f"{key}.tar"
         self._lock = cache.folder / f"{key}.lock"
-        # Its size is in its name: it is taken from the room that is left before the first byte comes.
+        # The shard's size is in the name, so its room counts as taken before the first byte arrives.
         self._partial = cache.folder / f"{key}.{summary.num_bytes}{PARTIAL_SUFFIX}"
         self._checked = ""
 
     def read(self, offset: int, num_bytes: int) -> bytes | None:
-        """Returns bytes of the shard, or None where the cache does not hold it, whole and unchanged since its check."""
+        """Returns bytes of the shard, or None unless the cache holds it whole and unchanged since its check."""
         try:
             with self._path.open("rb", buffering=0) as file:
-                look = _look(file)
-                if look != self._checked:
+                state = _state_of(file)
+                if state != self._checked:
                     self._checked = self._lock.read_text().rstrip()
-                if look != self._checked:
+                if state != self._checked:
                     return None
-                now = time.time_ns()  # the kernel's own time for files stands still for milliseconds
+                now = time.time_ns()  # finer than the kernel's own time stamps, which stand still for milliseconds
                 os.utime(self._lock, ns=(now, now))
                 return os.pread(file.fileno(), num_bytes, offset)
         except FileNotFoundError:
             return None
 
     def fetch_by(self, executor: ThreadPoolExecutor) -> None:
-        """Lets another thread download the shard, unless one was asked to already."""
+        """Lets a thread of `executor` download the shard, unless one has been asked to already."""
         if not self._is_asked_for:
             self._is_asked_for = True
             executor.submit(self._fetch)
 
     def _fetch(self) -> None:
-        """Downloads the shard, unless another process does, or it is there; a shard that cannot be had is let be."""
+        """Downloads the shard, unless it is there or another process does; a failure is logged and not repeated."""
         try:
             with _held(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB) as lock:
-                self._partial.unlink(missing_ok=True)  # of a process that was killed
+                self._partial.unlink(missing_ok=True)  # left by a process that was killed
                 os.utime(lock)
                 if self._is_whole(self._path) or self._download():
                     with self._path.open("rb", buffering=0) as file:
-                        os.pwrite(lock, _look(file).encode().ljust(128), 0)
+                        os.pwrite(lock, _state_of(file).encode().ljust(128), 0)
             self._is_asked_for = False
         except BlockingIOError:
             self._is_asked_for = False
@@ -95,7 +98,7 @@ class CachedShard:
                 return False
             self.remote.download(self._partial)
             if not self._is_whole(self._partial):
-                raise OSError("its sha256 is not the manifest's")
+                raise OSError("its sha256 differs from the manifest's")
             with self._partial.open("rb") as file:
                 os.fsync(file.fileno())
             self._partial.replace(self._path)
@@ -104,11 +107,11 @@ class CachedShard:
         return True
 
     def _make_room(self) -> bool:
-        """Deletes the least recently read shards until this one fits, and takes its room; False where it cannot fit."""
+        """Deletes the least recently read shards until this one fits, and reserves its room; False if it cannot fit."""
         folder = self._cache.folder
         with _held(folder / ".lock", fcntl.LOCK_EX):
-            self._path.unlink(missing_ok=True)  # not whole, or there would be nothing to download
-            room = self._cache.max_bytes - sum(map(_room_of, folder.glob(f"*{PARTIAL_SUFFIX}")))
+            self._path.unlink(missing_ok=True)  # it is not whole: otherwise nothing would be downloaded
+            room = self._cache.max_bytes - sum(map(_bytes_reserved, folder.glob(f"*{PARTIAL_SUFFIX}")))
             if room < self._summary.num_bytes:
                 return False
             shards = sorted(folder.glob("*.tar"), key=lambda path: path.with_suffix(".lock").stat().st_mtime)
@@ -123,7 +126,13 @@ class CachedShard:
 
 
 class CachedReader:
-    """Reads shards at an address through a cache; opened inside the process that reads."""
+    """Reads shards at an address through a cache; a `trainer.stream.readers.ShardReader`.
+
+    Args:
+        cache: Its folder is created.
+        folder: Of the shards.
+        summaries: What the manifest says of each shard.
+    """
 
     def __init__(self, cache: ShardCache, folder: RemotePath, summaries: tuple[ShardSummary, ...]) -> None:
         cache.folder.mkdir(parents=True, exist_ok=True)
@@ -131,11 +140,11 @@ class CachedReader:
         self._folder = folder
         self._summaries = {summary.name: summary for summary in summaries}
         self._shards: dict[str, CachedShard] = {}
-        # One at a time: the window of the order moves through the shards one after the other.
+        # One download at a time: the order's window moves through the shards one after another.
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="shard-cache")
 
     def read(self, shard: str, offset: int, num_bytes: int) -> bytes:
-        """Returns `num_bytes` bytes of `shard` from `offset`; fewer only where the shard ends."""
+        """Returns `num_bytes` bytes of `shard` from `offset`; fewer only if the shard ends before."""
         if shard not in self._shards:
             self._shards[shard] = CachedShard(self._cache, self._folder / shard, self._summaries[shard])
         cached = self._shards[shard]
@@ -146,18 +155,18 @@ class CachedReader:
         return data
 
     def close(self) -> None:
-        """Downloads no more than what has begun."""
+        """Waits for a download that has begun, and starts no other."""
         self._executor.shutdown(cancel_futures=True)
 
 
-def _look(file: FileIO) -> str:
-    """Returns what changes when a file does."""
+def _state_of(file: FileIO) -> str:
+    """Returns a text that changes when the file does."""
     status = os.fstat(file.fileno())
     return f"inode={status.st_ino} bytes={status.st_size} changed={status.st_mtime_ns}"
 
 
-def _room_of(partial: Path) -> int:
-    """Returns the bytes that a download takes, or will; one whose process was killed is deleted and takes none."""
+def _bytes_reserved(partial: Path) -> int:
+    """Returns the bytes that a download will take; one whose process was killed is deleted and takes none."""
     key, num_bytes = partial.name.removesuffix(PARTIAL_SUFFIX).split(".")
     try:
         with _held(partial.with_name(f"{key}.lock"), fcntl.LOCK_EX | fcntl.LOCK_NB):

@@ -1,4 +1,8 @@
-"""Decodes, crops and mixes the training clips of a batch on the GPU."""
+"""Decodes training clips on the device that the model is on: by nvJPEG on CUDA, by libjpeg-turbo on the CPU.
+
+The loader processes then only read, and the training process decodes, crops and mixes. Evaluation never comes here: its
+clips are decoded by the loader processes, as the server decodes them.
+"""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -9,8 +13,8 @@ import numpy as np
 import torch
 
 from packer.video.jpeg import encode
-from trainer.stream.index import Sample
-from trainer.stream.stages import Stage, first_line, not_decoded
+from trainer.stream.sample import BadSample, DecodedSample, JpegSample
+from trainer.stream.stages import Stage, first_line, undecodable
 
 
 class DecoderError(RuntimeError):
@@ -19,19 +23,19 @@ class DecoderError(RuntimeError):
 
 @dataclass(frozen=True)
 class DeviceDecoder:
-    """Decodes what `inspect` left of the samples on a device, and takes them through the stages that follow.
+    """Decodes on a device and takes the clips through the stages that follow.
 
     Raises:
-        DecoderError: The device decodes no JPEG at all; else each of them would be counted as bad.
+        DecoderError: The device decodes no JPEG at all; otherwise every sample would be counted as bad.
     """
 
-    steps: Iterable[list[Sample]]
-    """What `gather` gathered."""
+    steps: Iterable[list[JpegSample | BadSample]]
+    """The samples of each step, as `gather` yields them."""
     device: torch.device
     stages: Sequence[Stage]
 
     def __post_init__(self) -> None:
-        """Decodes one picture to see."""
+        """Decodes one picture to see whether the device can."""
         luma, chroma = (np.full((side, side), 128, np.uint8) for side in (16, 8))
         grey = encode((luma, chroma, chroma), 90)
         (clip,) = self._clips([[grey]])
@@ -41,21 +45,21 @@ class DeviceDecoder:
             )
 
     def __iter__(self) -> Iterator[Any]:
-        """Yields what the last stage does."""
+        """Yields what the last stage yields."""
         samples: Iterator[Any] = chain.from_iterable(self._decoded(step) for step in self.steps)
         for stage in self.stages:
             samples = stage(samples)
         return samples
 
-    def _decoded(self, samples: list[Sample]) -> list[Sample]:
-        good = [sample for sample in samples if "__error__" not in sample]
-        clips = self._clips([sample.pop("jpegs") for sample in good])
-        for sample, clip in zip(good, clips, strict=True):
-            if isinstance(clip, RuntimeError):
-                sample["__error__"] = not_decoded(sample, clip)
+    def _decoded(self, samples: list[JpegSample | BadSample]) -> Iterator[DecodedSample | BadSample]:
+        clips = iter(self._clips([sample.jpegs for sample in samples if isinstance(sample, JpegSample)]))
+        for sample in samples:
+            if isinstance(sample, BadSample):
+                yield sample
+            elif isinstance(clip := next(clips), RuntimeError):
+                yield undecodable(sample.slot, sample.name, clip)
             else:
-                sample["clip"] = clip
-        return samples
+                yield DecodedSample(sample.slot, clip, sample.label)
 
     def _clips(self, clips: list[list[bytes]]) -> list[torch.Tensor | RuntimeError]:
         """Returns the frames of each clip, `(T, H, W, 3) uint8`, or why it has none."""
@@ -69,6 +73,6 @@ class DeviceDecoder:
             frames = iter(decode_jpeg(jpegs, ImageReadMode.RGB, self.device) if jpegs else [])
         except torch.OutOfMemoryError:
             raise
-        except RuntimeError as error:  # which of them it was is not said
+        except RuntimeError as error:  # it does not tell which JPEG is bad: decode the clips one by one
             return [self._clips([clip])[0] for clip in clips] if len(clips) > 1 else [error]
         return [torch.stack([next(frames) for _ in clip]).permute(0, 2, 3, 1) for clip in clips]

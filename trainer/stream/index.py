@@ -1,14 +1,14 @@
 """Where the samples of a split lie in its shards, and how one of them is read.
 
-A sample is one contiguous range of a tar, which the index locates: one read, no walk through the tar. What comes back
-is an ordinary WebDataset sample dict.
+A sample is one contiguous range of a tar, which the index locates: one read, no walk through the tar. What is read is
+checked (class, checksum, the tar's own headers) and comes back as an ordinary WebDataset sample; its JPEGs are not
+decoded here.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
@@ -17,77 +17,24 @@ from numpy.typing import NDArray
 
 from packer.shards.manifest import SAMPLES, ManifestError, ShardSummary, read_manifest, read_samples
 from packer.shards.sample import members_crc32
-from packer.storage.location import Location, RemotePath
+from packer.storage.location import Location
 from trainer.stream.cache import CachedReader, ShardCache
-from trainer.stream.shared_array import mapped
+from trainer.stream.readers import LocalReader, RemoteReader, ShardReader
+from trainer.stream.sample import StoredSample
+from trainer.stream.shared_array import share
 
 TAR_BLOCK_BYTES = 512
-MAX_OPEN_SHARDS = 64
-
-Sample = dict[str, Any]
 
 
 class SampleError(ValueError):
     """A sample that cannot be read; its text names the sample's place and what is wrong there."""
 
 
-class ShardReader(Protocol):
-    """Reads a range of a shard; opened inside the process that reads."""
-
-    def read(self, shard: str, offset: int, num_bytes: int) -> bytes:
-        """Returns `num_bytes` bytes of `shard` from `offset`; fewer only where the shard ends."""
-        ...
-
-    def close(self) -> None:
-        """Lets go of what is open."""
-        ...
-
-
-class LocalReader:
-    """Reads shards below a local folder and keeps the most recently opened ones open."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._descriptors: dict[str, int] = {}
-
-    def read(self, shard: str, offset: int, num_bytes: int) -> bytes:
-        """Returns `num_bytes` bytes of `shard` from `offset`; fewer only where the shard ends."""
-        return os.pread(self._descriptor(shard), num_bytes, offset)
-
-    def close(self) -> None:
-        """Closes the shards that are open."""
-        while self._descriptors:
-            os.close(self._descriptors.popitem()[1])
-
-    def _descriptor(self, shard: str) -> int:
-        descriptor = self._descriptors.pop(shard, None)
-        if descriptor is None:
-            if len(self._descriptors) >= MAX_OPEN_SHARDS:
-                os.close(self._descriptors.pop(next(iter(self._descriptors))))
-            descriptor = os.open(self._folder / shard, os.O_RDONLY)
-        self._descriptors[shard] = descriptor
-        return descriptor
-
-
-class RemoteReader:
-    """Reads shards at an address by range requests, each tried again where the store fails."""
-
-    def __init__(self, folder: RemotePath) -> None:
-        self._folder = folder
-
-    def read(self, shard: str, offset: int, num_bytes: int) -> bytes:
-        """Returns `num_bytes` bytes of `shard` from `offset`; fewer only where the shard ends."""
-        return (self._folder / shard).read_range(offset, num_bytes)
-
-    def close(self) -> None:
-        """Does nothing: no shard stays open."""
-
-
 @dataclass(frozen=True)
 class SampleIndex:
     """Where the samples of one split lie; arrays of one entry per sample, in shard order, then tar order.
 
-    A process shares them with its loader processes: 32 bytes a sample once, not once for each of them.
+    A process shares the arrays with its loader processes: 32 bytes a sample, once for all of them.
     """
 
     folder: Location
@@ -97,12 +44,12 @@ class SampleIndex:
     offsets: NDArray[np.int64]
     num_bytes: NDArray[np.int64]
     crcs: NDArray[np.uint32]
-    """Of each sample's members; 0 where it is not known."""
+    """Checksum of each sample's members; 0: not known, as of older packs."""
     labels: NDArray[np.int64]
     num_frames: int
     cache: ShardCache | None = None
     summaries: tuple[ShardSummary, ...] = ()
-    """Of each shard, for the cache."""
+    """What the manifest says of each shard; for the cache."""
 
     @property
     def num_samples(self) -> int:
@@ -111,10 +58,15 @@ class SampleIndex:
 
     @classmethod
     def open(cls, folder: Location, split: str, cache: ShardCache | None = None) -> "SampleIndex":
-        """Returns the index of a split, whose shards are read through a cache if one is given and they lie far away.
+        """Returns the index of a split.
+
+        Args:
+            folder: Of the pack.
+            split: Name of the split.
+            cache: Where whole shards are kept on this machine, if the folder is an address.
 
         Raises:
-            ManifestError: The folder holds no complete pack, or one of a newer format.
+            ManifestError: The folder holds no complete pack, one of a newer format, or an index that does not fit it.
         """
         manifest = read_manifest(folder)
         shards = manifest.splits[split].shards
@@ -129,19 +81,19 @@ class SampleIndex:
             folder=folder,
             shards=tuple(shard.name for shard in shards),
             shard_sizes=sizes,
-            # By the manifest, whose shards the rows follow: a name for each of 100 million rows takes gigabytes.
-            shard_of=mapped(np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)),
-            offsets=mapped(table["offset"].to_numpy()),
-            num_bytes=mapped(table["num_bytes"].to_numpy()),
-            crcs=mapped(_crcs(table)),
-            labels=mapped(table["class_index"].to_numpy().astype(np.int64)),
+            # From the manifest, in whose order of shards the rows stand: names of 100 million rows take gigabytes.
+            shard_of=share(np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)),
+            offsets=share(table["offset"].to_numpy()),
+            num_bytes=share(table["num_bytes"].to_numpy()),
+            crcs=share(_crcs(table)),
+            labels=share(table["class_index"].to_numpy().astype(np.int64)),
             num_frames=manifest.clip.num_frames,
             cache=cache,
             summaries=shards if cache else (),
         )
 
     def take(self, samples: Sequence[int]) -> "SampleIndex":
-        """Returns an index of some of the samples alone, in this order, as if they were of one shard."""
+        """Returns an index of these samples only, in this order, as if one shard held them."""
         chosen = np.asarray(samples, dtype=np.int64)
         return replace(
             self,
@@ -154,12 +106,12 @@ class SampleIndex:
         )
 
     def reader(self) -> ShardReader:
-        """Returns a reader of the shards where they lie, for the process that asks."""
+        """Returns a new reader of the shards, for the process that asks; the caller closes it."""
         if isinstance(self.folder, Path):
             return LocalReader(self.folder)
         return CachedReader(self.cache, self.folder, self.summaries) if self.cache else RemoteReader(self.folder)
 
-    def read(self, reader: ShardReader, index: int) -> Sample:
+    def read(self, reader: ShardReader, index: int) -> StoredSample:
         """Returns a sample as WebDataset gives it: `__key__`, `__url__`, `000.jpg` ..., `cls` and `json`, all bytes.
 
         Raises:
@@ -172,38 +124,40 @@ class SampleIndex:
                 raise
             return self._read(reader, index)  # it may have been damaged on its way here
 
-    def _read(self, reader: ShardReader, index: int) -> Sample:
+    def _read(self, reader: ShardReader, index: int) -> StoredSample:
         shard = self.shards[self.shard_of[index]]
         offset, num_bytes = int(self.offsets[index]), int(self.num_bytes[index])
-        place = f"sample {index} ({shard} at byte {offset})"
+        url = str(self.folder / shard)
+        place = f"sample {index} ({url} at byte {offset})"
         try:
             data = reader.read(shard, offset, num_bytes)
         except OSError as error:
             raise SampleError(f"{place} cannot be read: {error}") from error
         if len(data) != num_bytes:
             raise SampleError(f"{place} ends after {len(data)} of {num_bytes} bytes: the shard is cut short")
-        sample = {"__url__": str(self.folder / shard), **_members(data, place)}
-        if sample.get("cls") != str(self.labels[index]).encode():
-            raise SampleError(f"{place} holds class {sample.get('cls')}, not {self.labels[index]} as its index says")
-        if self.crcs[index] not in {0, members_crc32(data for name, data in sample.items() if name[:2] != "__")}:
-            key = sample["__key__"]
+        key, members = _members(data, place)
+        if members.get("cls") != str(self.labels[index]).encode():
+            raise SampleError(f"{place} holds class {members.get('cls')!r}, not {self.labels[index]} as its index says")
+        if self.crcs[index] not in {0, members_crc32(members.values())}:
             raise SampleError(
                 f"{place}, {key}, is not as it was packed (its crc32 differs): run `python -m packer verify`"
             )
-        return sample
+        return cast(StoredSample, {"__key__": key, "__url__": url, **members})
 
 
-def _members(data: bytes, place: str) -> Sample:
-    """Returns the members of one sample's tar range by suffix; its headers say themselves whether it is whole."""
-    sample: Sample = {}
+def _members(data: bytes, place: str) -> tuple[str, dict[str, bytes]]:
+    """Returns the key and the members of one sample's tar range; the range's own headers tell whether it is whole."""
+    first_key: str | None = None
+    members: dict[str, bytes] = {}
     position = 0
     while position < len(data):
         header = data[position : position + TAR_BLOCK_BYTES]
         if header[257:262] != b"ustar":
             raise SampleError(f"{place} holds no tar header at byte {position}: the shard and its index differ")
         key, _, suffix = header[:100].rstrip(b"\0").decode("ascii", "replace").partition(".")
-        if sample.setdefault("__key__", key) != key:
-            raise SampleError(f"{place} runs into {key} from {sample['__key__']}: the shard and its index differ")
+        first_key = key if first_key is None else first_key
+        if key != first_key:
+            raise SampleError(f"{place} runs into {key} from {first_key}: the shard and its index differ")
         try:
             size = int(header[124:136].rstrip(b"\0 "), 8)
         except ValueError as error:
@@ -211,9 +165,9 @@ def _members(data: bytes, place: str) -> Sample:
         start = position + TAR_BLOCK_BYTES
         if not 0 <= size <= len(data) - start:
             raise SampleError(f"{place} holds a member that does not end within it: {key}.{suffix}")
-        sample[suffix] = data[start : start + size]
+        members[suffix] = data[start : start + size]
         position = start + -(-size // TAR_BLOCK_BYTES) * TAR_BLOCK_BYTES
-    return sample
+    return first_key or "", members
 
 
 def _crcs(table: pa.Table) -> NDArray[np.uint32]:

@@ -1,8 +1,7 @@
-"""Batches on their way to the device: the next one's clips are copied while the present one is computed on.
+"""Batches on their way to the device: the next batch's clips are copied while the present one is computed on.
 
-A thread waits for the loader and copies on a stream of its own, so neither holds up the steps: these wait for the
-device several times each, and could not copy meanwhile themselves. What was fetched ahead is no part of a run's state:
-a batch counts once its step was taken, so a run that is stopped fetches it again.
+A thread waits for the loader and copies on a CUDA stream of its own, so that neither holds up the steps. A batch that
+was fetched ahead is no part of a run's state: it counts once its step was taken, so a stopped run fetches it again.
 """
 
 from collections.abc import Iterable, Iterator
@@ -18,18 +17,18 @@ def on_device(batches: Iterable[Batch], device: torch.device, ahead: bool | None
     """Yields the batches, on CUDA with their clips there; labels and weights stay where the CPU reads them.
 
     A batch is copied whole, however small the micro-batches: its pixels take less than a hundredth of the memory that
-    a forward pass of them does.
+    a forward pass of them takes.
 
     Args:
-        batches: In pinned memory where they are to be copied, else the copy waits for the computation.
+        batches: In pinned memory if they are to be copied; otherwise the copy waits for the computation.
         device: Where the model is.
-        ahead: Whether one batch is fetched ahead; by default on CUDA alone, elsewhere nothing is to be copied.
+        ahead: Whether one batch is fetched ahead; None: on CUDA only, since elsewhere there is nothing to copy.
     """
     is_cuda = device.type == "cuda"
     if not (is_cuda if ahead is None else ahead):
         yield from batches
         return
-    streams = torch.get_device_module(device)  # of the CPU it has the same names, which do nothing
+    streams = torch.get_device_module(device)  # the CPU's module has the same names, which do nothing
     side, source = streams.Stream(device) if is_cuda else streams.Stream(), iter(batches)
 
     def fetch() -> Batch | None:
@@ -37,12 +36,13 @@ def on_device(batches: Iterable[Batch], device: torch.device, ahead: bool | None
             batch = next(source, None)
             return batch and replace(batch, clips=batch.clips.to(device, non_blocking=True))
 
-    with ThreadPoolExecutor(1, thread_name_prefix="transfer") as thread:
+    with ThreadPoolExecutor(1, thread_name_prefix="prefetch") as thread:
         coming = thread.submit(fetch)
         while batch := coming.result():
             present = streams.current_stream(device)
-            present.wait_stream(side)  # before the next copy is queued there, for which nobody need wait yet
+            present.wait_stream(side)  # before the next copy is queued there: nothing need wait for that one yet
             coming = thread.submit(fetch)
             if is_cuda:
-                batch.clips.record_stream(present)  # its memory is the side stream's, which may else reuse it too soon
+                # The side stream allocated this memory, and would otherwise reuse it too soon.
+                batch.clips.record_stream(present)
             yield batch

@@ -1,8 +1,14 @@
-"""Arrays that a process and those that it starts hold once, together."""
+"""Arrays that a process and the processes that it starts hold once, together.
+
+The values lie in a file without a name, which vanishes with the last process that has it. They are for reading only.
+"""
 
 import mmap
 import os
 import tempfile
+
+# Not documented, but what multiprocessing itself hands open files over with: a descriptor goes to a process that is
+# being started, and only then.
 from multiprocessing import context, reduction
 from typing import Any
 
@@ -10,27 +16,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-class MappedArray(np.ndarray[Any, np.dtype[Any]]):
-    """An array to be read, in a file without a name that vanishes with the last process which has it.
+class SharedArray(np.ndarray[Any, np.dtype[Any]]):
+    """An array that stays shared when it is handed to a process that is being started.
 
-    A process that is started with it maps the file too; pickled to anywhere else, or cut, it is copied like any array.
+    Pickled for anything else it is copied like any array, and so is a slice of it.
     """
 
     _descriptor: int | None = None
 
     def __reduce__(self) -> Any:
-        """Returns how another process comes by it."""
+        """Returns how another process gets it."""
         if self._descriptor is None or context.get_spawning_popen() is None:
             return super().__reduce__()
         return _arrive, (reduction.DupFd(self._descriptor), self.dtype)
 
     def __del__(self) -> None:
-        """Lets go of the file."""
+        """Closes the file."""
         if self._descriptor is not None:
             os.close(self._descriptor)
 
 
-def mapped(values: NDArray[Any]) -> NDArray[Any]:
+def share(values: NDArray[Any]) -> NDArray[Any]:
     """Returns the same values, `(N,)`, as an array that processes share."""
     if not len(values):
         return values
@@ -39,11 +45,11 @@ def mapped(values: NDArray[Any]) -> NDArray[Any]:
         return _map(os.dup(file.fileno()), values.dtype)
 
 
-def _arrive(descriptor: Any, dtype: np.dtype[Any]) -> MappedArray:
+def _arrive(descriptor: Any, dtype: np.dtype[Any]) -> SharedArray:
     return _map(descriptor.detach(), dtype)
 
 
-def _map(descriptor: int, dtype: np.dtype[Any]) -> MappedArray:
-    values = np.frombuffer(mmap.mmap(descriptor, 0, prot=mmap.PROT_READ), dtype).view(MappedArray)
+def _map(descriptor: int, dtype: np.dtype[Any]) -> SharedArray:
+    values = np.frombuffer(mmap.mmap(descriptor, 0, prot=mmap.PROT_READ), dtype).view(SharedArray)
     values._descriptor = descriptor
     return values

@@ -1,1 +1,1 @@
-"""Everything that speaks to MLflow: runs, curves, registry, comparison."""
+"""Everything that speaks to MLflow: runs, their curves and files, the registry, the comparison of two runs."""

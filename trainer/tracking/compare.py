@@ -1,7 +1,7 @@
-"""Two runs side by side: what was set otherwise, what came of it, and whether that could be chance.
+"""Two runs side by side: which settings differ, which figures they reached, and whether the difference could be chance.
 
-MLflow's page shows settings and curves next to each other. It cannot say whether the clips that only one of two runs
-gets right are more than luck; the predictions that each run keeps can, where both were measured on the same clips.
+MLflow's page shows settings and curves next to each other. It cannot tell whether one run gets more clips right by luck
+alone. The predictions that each run keeps can tell, if both runs were measured on the same clips. Nothing is written.
 """
 
 import csv
@@ -13,30 +13,31 @@ from tempfile import TemporaryDirectory
 
 from mlflow import MlflowClient
 from mlflow.entities import Run
-from mlflow.exceptions import MlflowException
 
 from configs.section import UsageError
+from trainer.tracking.errors import store_answers
 from trainer.tracking.store import check_store
 
 NUM_CLASSES_SHOWN = 10
+"""Most classes whose gains are listed, the largest first."""
 _OWN_PARAMS = {"run", "runs"}
-"""Params that every run has a value of its own for."""
+"""Params that differ between any two runs."""
 
-Answers = Mapping[str, tuple[str, str]]
-"""True and predicted class by the sample's key."""
+Predictions = Mapping[str, tuple[str, str]]
+"""(True class, predicted class) by the sample's key."""
 
 
 @dataclass(frozen=True)
-class Compared:
+class ComparedRun:
     """One of the two runs."""
 
     run: Run
-    answers: Mapping[str, Answers]
-    """By split; empty for a run that did not come to its end."""
+    predictions: Mapping[str, Predictions]
+    """By split; empty for a run that did not reach its end."""
 
     @property
     def settings(self) -> dict[str, str]:
-        """The run's params, its code and its data."""
+        """The run's params, and the versions of its code and its data."""
         params = {name: value for name, value in self.run.data.params.items() if name not in _OWN_PARAMS}
         datasets = self.run.inputs.dataset_inputs if self.run.inputs else []
         digests = [f"{one.dataset.name} {one.dataset.digest[:12]}" for one in datasets]
@@ -44,44 +45,44 @@ class Compared:
 
     @property
     def figures(self) -> dict[str, str]:
-        """The run's last figures on each split."""
+        """The run's last figures on val and test."""
         metrics = sorted(self.run.data.metrics.items())
         return {name: f"{value:.4f}" for name, value in metrics if name.startswith(("val_", "test_"))}
 
 
 def compare(uri: str, names: Sequence[str]) -> str:
-    """Returns the comparison of two runs, as the text that the user reads.
+    """Returns the comparison of two runs as text.
 
     Args:
         uri: MLflow's store.
         names: Names or ids of the two runs.
 
     Raises:
-        UsageError: There is no store, it does not answer, or has not exactly one run of such a name.
+        UsageError: There is no store, it does not answer, or a name fits no run or several.
     """
     check_store(uri)
     client = MlflowClient(tracking_uri=uri)
-    try:
+    with store_answers(uri):
         one, other = (_open(client, _find(client, name)) for name in names)
-    except MlflowException as error:
-        raise UsageError(f"the MLflow store at {uri} does not answer: {error.message}") from error
     lines = [
-        *_side_by_side("set otherwise", names, one.settings, other.settings, differing_only=True),
-        *_side_by_side("figures (val: of the last epoch)", names, one.figures, other.figures),
+        *_side_by_side("settings that differ", names, one.settings, other.settings, differing_only=True),
+        *_side_by_side("figures (val: last epoch)", names, one.figures, other.figures),
     ]
     for split in ("val", "test"):
-        lines += _judge(split, names, one.answers.get(split, {}), other.answers.get(split, {}))
+        lines += _compare(split, names, one.predictions.get(split, {}), other.predictions.get(split, {}))
     ids = f'["{one.run.info.run_id}","{other.run.info.run_id}"]&experiments=["{one.run.info.experiment_id}"]'
     page = uri if uri.startswith("http") else "`mlflow ui`, then http://127.0.0.1:5000"
     return "\n".join([*lines, f"curves: {page}/#/compare-runs?runs={ids}"])
 
 
 def mcnemar(num_only_one: int, num_only_other: int) -> float:
-    """Returns how probable it is that two equally good runs differ at least as much (exact McNemar test, two-sided).
+    """Returns how probable it is that two equally good runs differ at least this much (exact McNemar test, two-sided).
+
+    10 clips against 2 give 0.039.
 
     Args:
-        num_only_one: Clips that only the first run gets right; 10 against 2 gives 0.039.
-        num_only_other: Clips that only the second one gets right.
+        num_only_one: Clips that only the first run gets right.
+        num_only_other: Clips that only the second run gets right.
 
     Source: McNemar 1947; exact by the binomial distribution.
     """
@@ -102,16 +103,16 @@ def _find(client: MlflowClient, name: str) -> Run:
     return runs[0]
 
 
-def _open(client: MlflowClient, run: Run) -> Compared:
-    answers = {}
+def _open(client: MlflowClient, run: Run) -> ComparedRun:
+    predictions = {}
     for split in ("val", "test"):
         path = f"evaluation/{split}/predictions.csv"
         if path in {file.path for file in client.list_artifacts(run.info.run_id, f"evaluation/{split}")}:
             with TemporaryDirectory() as folder:
                 text = Path(client.download_artifacts(run.info.run_id, path, folder)).read_text(encoding="utf-8")
             rows = csv.DictReader(text.splitlines())
-            answers[split] = {row["key"]: (row["true"], row["predicted"]) for row in rows}
-    return Compared(run, answers)
+            predictions[split] = {row["key"]: (row["true"], row["predicted"]) for row in rows}
+    return ComparedRun(run, predictions)
 
 
 def _side_by_side(
@@ -119,22 +120,22 @@ def _side_by_side(
 ) -> list[str]:
     fields = [name for name in {**one, **other} if not differing_only or one.get(name) != other.get(name)]
     rows = [(f"  {field}", one.get(field, "-"), other.get(field, "-")) for field in fields]
-    return [*_columns([(head, *names), *rows]), *([] if rows else ["  nothing"]), ""]
+    return [*_columns([(head, *names), *rows]), *([] if rows else ["  none"]), ""]
 
 
-def _judge(split: str, names: Sequence[str], one: Answers, other: Answers) -> list[str]:
+def _compare(split: str, names: Sequence[str], one: Predictions, other: Predictions) -> list[str]:
     if not one or not other:
         return []
     if {key: true for key, (true, _) in one.items()} != {key: true for key, (true, _) in other.items()}:
-        return [f"{split}: the two runs were measured on different clips; their figures do not compare", ""]
+        return [f"{split}: the two runs were measured on different clips, so their figures cannot be compared", ""]
     only_one, only_other = (
         [key for key in one if _is_right(first[key]) and not _is_right(second[key])]
         for first, second in ((one, other), (other, one))
     )
     probability = mcnemar(len(only_one), len(only_other))
     lines = [
-        f"{split}, best epoch: of {len(one)} clips only {names[0]} gets {len(only_one)} right, only {names[1]} "
-        f"{len(only_other)}; two equally good runs differ as much or more with a probability of {probability:.2g}"
+        f"{split}, best epoch, {len(one)} clips: right in {names[0]} only: {len(only_one)}, in {names[1]} only: "
+        f"{len(only_other)}; two equally good runs would differ at least this much with probability {probability:.2g}"
     ]
     gains = {true: 0 for true, _ in one.values()}
     for keys, step in ((only_one, -1), (only_other, 1)):
@@ -142,11 +143,16 @@ def _judge(split: str, names: Sequence[str], one: Answers, other: Answers) -> li
             gains[one[key][0]] += step
     most = sorted((name for name in gains if gains[name]), key=lambda name: -abs(gains[name]))[:NUM_CLASSES_SHOWN]
     changes = ", ".join(f"{name} {gains[name]:+d}" for name in most)
-    return [*lines, *([f"  clips that {names[1]} gets right, more or fewer: {changes}"] if changes else []), ""]
+    return [
+        *lines,
+        *([f"  right in {names[1]}, more or fewer than in {names[0]}, by class: {changes}"] if changes else []),
+        "",
+    ]
 
 
-def _is_right(answer: tuple[str, str]) -> bool:
-    return answer[0] == answer[1]
+def _is_right(classes: tuple[str, str]) -> bool:
+    true, predicted = classes
+    return true == predicted
 
 
 def _columns(rows: Iterable[Sequence[str]]) -> list[str]:

@@ -1,7 +1,8 @@
 """Hands a run's points and files to a tracking server that may be slow or down, from a thread of its own.
 
-Nothing here ends a training or makes it wait for long. What the server refuses stays, in order, and is tried again;
-what has not arrived when a checkpoint is written travels with it, so that not even a kill loses it.
+Nothing here ends a training or makes it wait for long. What the server refuses is kept, in order, and sent again. What
+has not arrived when a checkpoint is written goes into the checkpoint, so that not even a kill loses it. What the points
+and files mean is up to the caller.
 """
 
 import logging
@@ -14,11 +15,15 @@ from typing import Generic, TypeVar
 logger = logging.getLogger(__name__)
 
 SEND_INTERVAL_SECONDS = 1.0
+"""Shortest time between two rounds of sending."""
 RETRY_INTERVAL_SECONDS = 10.0
+"""The same for a server that did not answer last time."""
 FLUSH_SECONDS = 10.0
+"""Longest that a checkpoint waits for the server."""
 MAX_POINTS_PER_REQUEST = 1000
+"""As many as MLflow takes in one request."""
 MAX_POINTS = 100_000
-"""Points kept for a server that does not answer, the newest ones: some 10 MB, in every checkpoint too."""
+"""Newest points that are kept for a server that does not answer: some 10 MB, in every checkpoint too."""
 
 PointT = TypeVar("PointT")
 
@@ -27,7 +32,7 @@ class Delivery(Generic[PointT]):
     """Points and files on their way to a server.
 
     Args:
-        send: Hands over at most `MAX_POINTS_PER_REQUEST` points at once, or raises.
+        send: Sends at most `MAX_POINTS_PER_REQUEST` points, or raises.
     """
 
     def __init__(self, send: Callable[[list[PointT]], None]) -> None:
@@ -42,13 +47,13 @@ class Delivery(Generic[PointT]):
         self._sent_at_seconds = time.monotonic()
 
     def add(self, points: list[PointT]) -> None:
-        """Takes points, and sends them with what else came since if the last time is a while ago."""
+        """Takes points; if the last round of sending is long enough ago, a new one starts."""
         with self._lock:
             self._points += points
         self._send_if_due()
 
     def add_file(self, path: str, upload: Callable[[], object]) -> None:
-        """Takes a file to upload; it replaces one of the same path that still waits."""
+        """Takes a file to upload; it replaces a file of the same path that still waits."""
         with self._lock:
             self._files[path] = upload
         self._send_if_due()
@@ -59,7 +64,7 @@ class Delivery(Generic[PointT]):
             return list(self._points)
 
     def flush(self, seconds: float = FLUSH_SECONDS) -> None:
-        """Waits until all has arrived, for at most `seconds`, and not at all for a server that did not answer last."""
+        """Waits at most `seconds` until everything has arrived; not at all if the server did not answer last time."""
         deadline = time.monotonic() + seconds
         while self._answers and self._waits():
             if not self._wait(deadline):
@@ -68,7 +73,7 @@ class Delivery(Generic[PointT]):
         self._send_if_due()
 
     def close(self, seconds: float) -> None:
-        """Delivers what is left, trying for at most `seconds`, and says what was lost."""
+        """Delivers what is left for at most `seconds`, then logs what was lost."""
         deadline = time.monotonic() + seconds
         while self._waits() and self._wait(deadline):
             if not self._answers:
@@ -110,10 +115,12 @@ class Delivery(Generic[PointT]):
                 with self._lock:
                     if self._files[path] is upload:
                         del self._files[path]
-        except Exception as error:  # whatever the libraries below raise: a training does not end for its tracking
+        except Exception as error:  # whatever the libraries below raise: tracking must not end a training
             self._drop_surplus()
             if self._answers:
-                logger.warning("tracking refused num_points=%d reason=%s; tried again later", len(self._points), error)
+                logger.warning(
+                    "tracking refused num_points=%d reason=%s; it is sent again later", len(self._points), error
+                )
             self._answers = False
         else:
             if not self._answers:

@@ -1,7 +1,8 @@
-"""The MLflow registry: exporting a trained model, registering it, and moving the champion's alias.
+"""The MLflow registry: exports a trained model, registers it, loads it, and moves the champion's alias.
 
-A model is exported by torch.export (pt2, no pickle) with a dynamic batch dimension and checked against the model it
-came from before it is registered. It carries its `ModelContract`, so that a server needs nothing else.
+A model is exported by torch.export (pt2, no pickle) with a dynamic batch dimension, and compared with the model it came
+from before it is registered. It carries its `ModelContract`, so that a server needs nothing else. How good a model is
+on a split is measured elsewhere: see `trainer.learning.evaluate`.
 """
 
 import logging
@@ -26,21 +27,23 @@ from torch import Tensor, nn
 from configs.section import UsageError
 from configs.train import CHAMPION
 from trainer.model.contract import METADATA_KEY, ModelContract
+from trainer.tracking.errors import is_not_found, store_answers
 from trainer.tracking.store import check_store
 
 logger = logging.getLogger(__name__)
 
 CHECKED_BATCH_SIZES = (1, 3)
-# Float32 sums in another order than eager's; logits are of the order of 1 to 10.
+"""Batches on which an exported model is compared with the model it came from."""
 LOGIT_TOLERANCE = 1e-3
-# What MLflow's own tables hold; PostgreSQL refuses more.
+"""How far their logits, of the order of 1 to 10, may differ: the exported graph adds float32 in another order."""
 MAX_DESCRIPTION_CHARACTERS = 5000
-_NOT_FOUND = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}
-Judge = Callable[[nn.Module, ModelContract], float]
+"""What MLflow's tables hold; PostgreSQL refuses more."""
+Evaluate = Callable[[nn.Module, ModelContract], float]
+"""Returns a model's figure on the present val split, by the metric of the present run."""
 
 
 class RegistryError(RuntimeError):
-    """A registry that did not take a model, in one sentence; the model is still in the run's checkpoints."""
+    """The registry did not take a model; the model is still in the run's checkpoints."""
 
 
 @contextmanager
@@ -48,14 +51,14 @@ def answering(uri: str) -> Iterator[None]:
     """Turns what MLflow raises inside the block into a sentence.
 
     Raises:
-        RegistryError: MLflow refused or did not answer.
+        RegistryError: MLflow refused, or did not answer.
     """
     try:
         yield
     except MlflowException as error:
         raise RegistryError(
-            f"the MLflow registry at {uri} did not take the model ({error.message}): once it does, the same command "
-            "goes on from the last checkpoint and registers it"
+            f"the MLflow registry at {uri} did not take the model ({error.message}): once it answers, the same "
+            "command goes on from the last checkpoint and registers it"
         ) from error
 
 
@@ -72,27 +75,27 @@ class Registry:
         return MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
 
     def export(self, model: nn.Module, run_id: str, contract: ModelContract) -> str:
-        """Logs a model to its run in pt2 form and returns its URI, once it was seen to answer like the original.
+        """Logs a model to its run in pt2 form, checks that it gives the original's logits, and returns its URI.
 
         Args:
             model: On the CPU and in evaluation mode, `(B, T, 3, S, S) uint8` to `(B, K) float32`.
             run_id: The run that trained it.
-            contract: What goes with it.
+            contract: Goes into the model's metadata.
 
         Raises:
-            RuntimeError: The exported model answers differently.
+            RuntimeError: The exported model gives other logits.
         """
         shape = (contract.num_frames, 3, contract.view.size_px, contract.view.size_px)
         # Two clips: an example of one would fix the batch size of the exported graph to one.
         example = np.random.default_rng(0).integers(0, 256, (2, *shape), dtype=np.uint8)
         signature = ModelSignature(
-            # Without a name: of named inputs MLflow makes a dict, which its own scoring of PyTorch models refuses.
+            # No name: MLflow turns named inputs into a dict, which its own scoring of PyTorch models refuses.
             inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, *shape))]),
             outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, len(contract.class_names)), "logits")]),
         )
         mlflow.set_tracking_uri(self.uri)
         with mlflow.start_run(run_id=run_id, log_system_metrics=False), warnings.catch_warnings():
-            # nn.LSTM's list of its own weights; the exported graph holds them.
+            # torch.export warns about nn.LSTM's private list of its weights; the exported graph has them all the same.
             warnings.filterwarnings("ignore", message=r"The tensor attributes self\.rnn\._flat_weights")
             logged = mlflow.pytorch.log_model(
                 model,
@@ -100,7 +103,7 @@ class Registry:
                 signature=signature,
                 input_example=example,
                 serialization_format="pt2",
-                # That check wants a pyfunc of lists; ours is below, on tensors.
+                # MLflow's check sends lists to a pyfunc; ours, below, compares tensors.
                 validate_serving_input=False,
                 pip_requirements=[f"torch=={version('torch')}"],
                 metadata={METADATA_KEY: contract.model_dump(mode="json")},
@@ -110,12 +113,19 @@ class Registry:
         return uri
 
     def load(self, uri: str) -> tuple[nn.Module, ModelContract]:
-        """Returns an exported model and its contract; pickles are refused."""
+        """Returns an exported model and its contract; pickles are refused.
+
+        Raises:
+            MlflowException: There is no such model, it is pickled, or the store does not answer.
+            KeyError: It has no contract.
+            ValidationError: Its contract cannot be read.
+        """
         os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
         mlflow.set_tracking_uri(self.uri)
         mlflow.set_registry_uri(self.uri)
-        with tempfile.TemporaryDirectory() as made:  # MLflow's own would stay, 45 MB for every version that is served
-            folder = mlflow.artifacts.download_artifacts(uri, dst_path=made)
+        # MLflow's own temporary folder would stay: 45 MB for every version that is served.
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = mlflow.artifacts.download_artifacts(uri, dst_path=temporary)
             metadata = Model.load(folder).metadata or {}
             module: nn.Module = mlflow.pytorch.load_model(folder)
         return module, ModelContract.model_validate(metadata[METADATA_KEY])
@@ -131,14 +141,14 @@ class Registry:
             self.name,
             source=model_uri,
             run_id=run_id,
-            # A server takes a logged model as a source only where its id is named too.
+            # A server takes a logged model as a source only if its id is given too.
             model_id=model_uri.removeprefix("models:/") if model_uri.startswith("models:/m-") else None,
             tags={"val_metric": f"{contract.select_by}={contract.val_metric:.4f}", "code": contract.code_version},
         )
         return str(created.version)
 
     def describe(self, version: str, card: str) -> None:
-        """Shows a model card with a version, cut where the registry takes no more."""
+        """Makes a model card the description of a version, cut to what the registry takes."""
         if len(card) > MAX_DESCRIPTION_CHARACTERS:
             ending = "\n\nThe rest is in model_card.md among the run's artifacts.\n"
             card = card[: MAX_DESCRIPTION_CHARACTERS - len(ending)].rpartition("\n")[0] + ending
@@ -152,20 +162,20 @@ class Registry:
         try:
             return self.client.get_model_version_by_alias(self.name, CHAMPION)
         except MlflowException as error:
-            if error.error_code in _NOT_FOUND:
-                return None
-            raise
+            if not is_not_found(error):
+                raise
+            return None
 
-    def crown(self, version: str, contract: ModelContract, judge: Judge) -> bool:
-        """Moves the champion's alias to a version if it is strictly better, and says in the log what was done and why.
+    def promote_if_better(self, version: str, contract: ModelContract, evaluate: Evaluate) -> bool:
+        """Moves the champion's alias to a version if it is strictly better, and logs what was done and why.
 
-        A champion that was measured on another val split, or by another metric, is measured on the present one first.
-        One with other classes or another clip contract cannot be compared: then nothing moves.
+        A champion that was measured on another val split, or by another metric, is first evaluated on the present one.
+        A champion with other classes or another clip contract cannot be compared: then the alias stays.
 
         Args:
             version: The new version.
             contract: Its contract.
-            judge: Returns the figure of a model on the present val split.
+            evaluate: Measures the champion, if that is needed.
 
         Returns:
             Whether the alias moved.
@@ -179,12 +189,12 @@ class Registry:
         if (held.class_names, held.clip) != (contract.class_names, contract.clip):
             logger.warning(
                 "champion kept model=%s version=%s reason=version %s has other classes or another clip contract; to "
-                "put it in place: python -m trainer promote %s --registered-model %s",
+                "promote it all the same: python -m trainer promote %s --registered-model %s",
                 *(self.name, champion.version, version, version, self.name),
             )
             return False
         same_measure = (held.val_sha256, held.select_by) == (contract.val_sha256, contract.select_by)
-        value = held.val_metric if same_measure else judge(model, held)
+        value = held.val_metric if same_measure else evaluate(model, held)
         better = contract.val_metric > value
         if better:
             self.client.set_registered_model_alias(self.name, CHAMPION, version)
@@ -196,20 +206,23 @@ class Registry:
         return better
 
     def promote(self, version: str) -> str:
-        """Moves the champion's alias to a version and returns the sentence that says so.
+        """Moves the champion's alias to a version and returns a sentence that tells what it was before.
 
         Raises:
-            UsageError: There is no such version, or no store.
+            UsageError: There is no such version or no store, or the store does not answer.
         """
         check_store(self.uri)
-        try:
+        with store_answers(self.uri, "registry"):
             champion = self.champion()
-            self.client.get_model_version(self.name, version)
-        except MlflowException as error:
-            if error.error_code not in _NOT_FOUND:
-                raise UsageError(f"the MLflow registry at {self.uri} does not answer: {error.message}") from error
-            raise UsageError(f"{self.name} has no version {version} in {self.uri}: look with `mlflow ui`") from error
-        self.client.set_registered_model_alias(self.name, CHAMPION, version)
+            try:
+                self.client.get_model_version(self.name, version)
+            except MlflowException as error:
+                if not is_not_found(error):
+                    raise
+                raise UsageError(
+                    f"{self.name} has no version {version} in {self.uri}: look with `mlflow ui`"
+                ) from error
+            self.client.set_registered_model_alias(self.name, CHAMPION, version)
         before = f"version {champion.version}" if champion else "none"
         return f"{self.name}@{CHAMPION} is now version {version} (before: {before})"
 

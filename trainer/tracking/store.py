@@ -1,4 +1,7 @@
-"""MLflow's SQLite store on one machine: there as a whole, or not at all."""
+"""MLflow's SQLite store on one machine: it exists as a whole, or not at all.
+
+Stores of other kinds, a tracking server above all, are left alone. Nothing here reads or writes runs.
+"""
 
 import os
 import tempfile
@@ -7,26 +10,28 @@ from pathlib import Path
 from configs.section import UsageError
 
 PREFIX = "sqlite:///"
+"""What the URI of a SQLite store begins with; its path follows."""
 
 
 def is_absent(uri: str) -> bool:
-    """Whether an MLflow store is a SQLite file that is not there: MLflow, asked for anything in it, would create it."""
+    """Tells whether an MLflow store is a SQLite file that does not exist; MLflow would create it on any question."""
     return uri.startswith(PREFIX) and not _path(uri).exists()
 
 
 def create_store(uri: str) -> None:
-    """Creates a SQLite store that is not there; any other store is left as it is.
+    """Creates a SQLite store that does not exist; any other store is left as it is.
 
-    MLflow builds the tables in the file itself, for a second or more. Who opens the store meanwhile fails on them
-    ("table already exists"), and what a killed process leaves can never be opened again. So they are built in a file
-    of their own, which then gets the store's name; of several processes the first one's is taken.
+    MLflow itself builds the tables in place, for a second or more. A process that opens the store meanwhile fails
+    ("table already exists"), and a store whose creation was killed can never be opened again. So the tables are built
+    in a temporary file, which then gets the store's name; if several processes do this, the first one's file stays.
 
     Raises:
         UsageError: The folder cannot be written to, or is full.
     """
     if not is_absent(uri):
         return
-    # Here, as MLflow does it: a server's clients need no SQLAlchemy.
+    # Here, not above: clients of a server need no SQLAlchemy. MLflow does not document the class, but `mlflow server`
+    # builds its tables by it too, and nothing documented builds them under another name.
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
     from sqlalchemy.exc import DBAPIError
 
@@ -37,10 +42,22 @@ def create_store(uri: str) -> None:
             SqlAlchemyStore(f"{PREFIX}{made}", "./mlruns").engine.dispose()  # type: ignore[no-untyped-call]
             _publish(made, path)
     except (OSError, DBAPIError) as error:
-        reason = error.orig if isinstance(error, DBAPIError) else error  # without the SQL
+        reason = error.orig if isinstance(error, DBAPIError) else error  # the error itself quotes the SQL
         raise UsageError(
             f"the MLflow store at {uri} cannot be created ({reason}): make room, or name another by MLFLOW_TRACKING_URI"
         ) from error
+
+
+def check_store(uri: str) -> None:
+    """Checks that a store can be read.
+
+    Raises:
+        UsageError: It is a SQLite file that does not exist.
+    """
+    if is_absent(uri):
+        raise UsageError(
+            f"there is no MLflow store at {uri} yet: `python -m trainer` creates it, MLFLOW_TRACKING_URI names another"
+        )
 
 
 def _path(uri: str) -> Path:
@@ -48,24 +65,12 @@ def _path(uri: str) -> Path:
 
 
 def _publish(made: Path, path: Path) -> None:
-    """Gives a file its name, unless there is one of that name."""
+    """Gives a file its name, unless the name is taken."""
     try:
         os.link(made, path)
     except FileExistsError:
         pass
     except OSError:
-        # A file system without hard links; between these two lines another process could still be first.
+        # A file system without hard links. Another process may still come first between these two lines.
         if not path.exists():
             made.rename(path)
-
-
-def check_store(uri: str) -> None:
-    """Checks that there is a store to read from.
-
-    Raises:
-        UsageError: It is a SQLite file that is not there.
-    """
-    if is_absent(uri):
-        raise UsageError(
-            f"there is no MLflow store at {uri} yet: `python -m trainer` creates it, MLFLOW_TRACKING_URI names another"
-        )

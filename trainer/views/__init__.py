@@ -1,1 +1,1 @@
-"""What the model sees of a stored clip: training views, and the one evaluation view."""
+"""What the model sees of a stored clip: the random views of training, and the one view of evaluation."""

@@ -1,4 +1,8 @@
-"""The one view that evaluation, the export check and the server share."""
+"""The one view that evaluation, the check of an exported model and the server share.
+
+It is the only way from stored frames to what the model sees, outside of training. Importing it is cheap: neither
+torchvision nor the stream comes with it.
+"""
 
 from dataclasses import dataclass
 
@@ -15,10 +19,10 @@ def eval_view(frames: Tensor, view: ViewConfig) -> Tensor:
 
     Args:
         frames: `(T, H, W, 3) uint8 RGB`, as stored.
-        view: Size of the picture, and how it is cut.
+        view: Size of the model's frames, and how they are cut.
 
     Returns:
-        `(T, size_px, size_px, 3) uint8 RGB`; a view of `frames` where nothing had to be resized.
+        `(T, size_px, size_px, 3) uint8 RGB`; it shares memory with `frames` if nothing had to be resized.
     """
     if view.mode == "squash":
         return resize(frames, view.size_px, view.size_px)
@@ -29,7 +33,7 @@ def eval_view(frames: Tensor, view: ViewConfig) -> Tensor:
 
 @dataclass(frozen=True)
 class EvalView:
-    """`eval_view` as a stage of the stream."""
+    """`eval_view` as the stream calls it, with the row that the view does not depend on."""
 
     view: ViewConfig
 
@@ -39,7 +43,7 @@ class EvalView:
 
 
 def to_short_side(frames: Tensor, short_side_px: int) -> Tensor:
-    """Returns `(T, H, W, 3) uint8` frames resized to a short side; those that have it already, as they are."""
+    """Returns `(T, H, W, 3) uint8` frames resized to a short side; frames that have it already are returned as is."""
     height, width = frames.shape[1:3]
     short = min(height, width)
     if short == short_side_px:
@@ -51,9 +55,9 @@ def resize(frames: Tensor, height: int, width: int) -> Tensor:
     """Returns `(T, H, W, 3) uint8` frames resized to `(T, height, width, 3) uint8`, bilinear and antialiased."""
     if frames.shape[1:3] == (height, width):
         return frames
-    # Not torchvision's resize, which gives the same bytes: importing it costs every process 5 s of CPU.
+    # Not torchvision's resize, which gives the same bytes: importing torchvision costs every process 5 s of CPU.
     pictures = frames.contiguous().permute(0, 3, 1, 2)
-    if pictures.is_cuda:  # where it is not made for bytes
+    if pictures.is_cuda:  # CUDA has no antialiased resize of bytes
         pictures = pictures.float()
     resized = functional.interpolate(pictures, size=[height, width], mode="bilinear", antialias=True)
     return resized.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)

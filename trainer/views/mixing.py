@@ -1,8 +1,8 @@
-"""Mixup and cutmix: a training clip that is partly another one, and whose label is, too.
+"""Mixup and cutmix: a training clip that is partly another clip, and whose label is partly the other's label.
 
 A row's partner is another row of the same global batch, as that row itself shows it: the same frames, crop and light.
-Partner, share and box are functions of (seed, epoch, sample), so they do not depend on ranks or loader workers. A rank
-reads the partners of its rows itself, wherever they belong: two clips are read and decoded for each row.
+Partner, share and box are functions of (seed, epoch, sample), so they do not depend on ranks or loader processes. A
+rank reads the partners of its rows itself, whichever rank they belong to: two clips are read and decoded for each row.
 """
 
 from dataclasses import dataclass
@@ -16,25 +16,24 @@ from trainer.schedule.rows import Choice, Row, generator_of
 
 @dataclass(frozen=True)
 class Mixing:
-    """Mixes two clips; with both kinds given, half of the clips are blended and half are cut.
+    """Mixes two clips in the same way in all frames; if both kinds are on, half of the clips are blended, half are cut.
 
-    Sources: Zhang et al. 2018, "mixup"; Yun et al. 2019, "CutMix"; the same for all frames of a clip, as in Yun et al.
-    2020, "VideoMix".
+    Sources: Zhang et al. 2018, "mixup"; Yun et al. 2019, "CutMix"; Yun et al. 2020, "VideoMix".
     """
 
     mixup: float
-    """Alpha of the Beta distribution of the share that stays; 0: no clip is blended."""
+    """Blending: alpha of the Beta distribution of the share that the clip keeps; 0: no clip is blended."""
     cutmix: float
-    """The same for clips of which a box is replaced."""
+    """Cutting out a box that shows the partner: the same alpha; 0: no clip is cut."""
     seed: int
 
     def __call__(self, clip: Tensor, partner: Tensor, row: Row) -> tuple[Tensor, float]:
-        """Returns the mixed clip, and the share in it of `clip`, 0 to 1; the rest is the share of `partner`.
+        """Returns the mixed clip, and the share of `clip` in it, 0 to 1; the rest is the share of `partner`.
 
         Args:
             clip: `(T, S, S, 3) uint8 RGB`.
             partner: The same.
-            row: Where `clip` belongs.
+            row: The row of `clip`.
         """
         generator = generator_of(self.seed, row, Choice.MIX)
         if self.cutmix and (not self.mixup or generator.random() < 0.5):
@@ -43,15 +42,15 @@ class Mixing:
 
 
 def _blend(clip: Tensor, partner: Tensor, share: float) -> tuple[Tensor, float]:
-    # In 256ths: integers take a fifth of float32's time, and the label's share is exact. What overflows 15 bits comes
-    # out negative, and of that the lowest 8 bits are the same.
+    # In 256ths: integers take a fifth of float32's time, and the label's share is exact. A sum above 15 bits turns
+    # negative, but its lowest 8 bits after the shift, which are kept, stay right.
     parts = round(256 * share)
     blended = clip.to(torch.int16).mul_(parts).add_(partner.to(torch.int16), alpha=256 - parts).add_(128)
     return blended.bitwise_right_shift_(8).to(torch.uint8), parts / 256
 
 
 def _cut(clip: Tensor, partner: Tensor, share: float, generator: np.random.Generator) -> tuple[Tensor, float]:
-    """Replaces a box of 1 - share of the picture around a random place; less where it reaches over the edge."""
+    """Replaces a box of 1 - share of each frame around a random place; a box over the edge is cut off there."""
     side_px = clip.shape[1]
     half = side_px * (1 - share) ** 0.5 / 2
     centre = generator.uniform(0, side_px, 2)

@@ -1,4 +1,7 @@
-"""Test-time averaging: several views of a clip, whose logits are averaged. The server shows one view, `eval_view`."""
+"""Test-time averaging: a clip is shown in several views, and the logits are averaged.
+
+For a run's test figures only. The server shows one view, `trainer.views.eval_view`.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,11 +14,12 @@ from trainer.schedule.rows import Row
 from trainer.views.eval_view import to_short_side
 
 NUM_CROPS = 3
+"""Views of a clip that `Crops` gives."""
 
 
 @dataclass(frozen=True)
 class Crops:
-    """Squares from one end, the middle and the other end of the longer side, as a stage of the stream."""
+    """Three squares of a clip: from one end, the middle and the other end of the longer side."""
 
     view: ViewConfig
 
@@ -33,13 +37,13 @@ class Crops:
 
 @dataclass(frozen=True)
 class AveragedModel:
-    """A model that is shown several views of a clip, one after another in the clip's frames."""
+    """A model that is shown several views of a clip, which stand one after another in the clip's frames."""
 
     model: Callable[[Tensor], Tensor]
     num_frames: int
-    """Frames of a view, T."""
+    """Frames of one view, T."""
     flip: bool
-    """Whether the mirror image of each is shown, too."""
+    """Whether the mirror image of each view is shown, too."""
 
     def __call__(self, clips_BNCHW: Tensor) -> Tensor:
         """Returns the mean logits `(B, K)` of `(B, views * T, 3, S, S)` clips."""

@@ -1,8 +1,8 @@
-"""What happens to a stored clip before the model sees it: the random view of training, the fixed view of evaluation.
+"""The random view of a clip in training: crop, scale, flip, light, erasing.
 
-`eval_view` is the only way from stored frames to the model's picture outside of training: evaluation, the check of an
-exported model and the server all call it. Every random choice is a function of (seed, epoch, sample), so a clip is
-changed in the same way whichever rank, loader worker or device handles it, and all frames of a clip in the same way.
+Every random choice is a function of (seed, epoch, sample), so a clip is changed in the same way whichever rank, loader
+process or device handles it. All frames of a clip are changed in the same way. Outside of training only
+`trainer.views.eval_view` is used.
 """
 
 from dataclasses import dataclass
@@ -16,17 +16,18 @@ from trainer.schedule.rows import Choice, Row, generator_of
 from trainer.views.eval_view import resize, to_short_side
 
 GREY = 128
-"""What erased pixels become: about the mean that the model subtracts."""
+"""Value of erased pixels: about the mean that the model subtracts."""
 LUMA = (0.299, 0.587, 0.114)
-"""Shares of red, green and blue in a pixel's grey (BT.601)."""
+"""Weights of red, green and blue in a pixel's grey. Source: ITU-R BT.601."""
 
 
 @dataclass(frozen=True)
 class TrainView:
-    """A random view of a clip, one choice for all its frames.
+    """A random view of a clip, the same for all its frames.
 
-    The default, a square cut at a random place out of a slightly larger stored frame, resizes nothing and is the
-    recipe of the 3-D CNNs (Tran et al. 2018: 112 out of 128).
+    The default cuts a square at a random place out of a slightly larger stored frame, and resizes nothing.
+
+    Source: Tran et al. 2018, "A Closer Look at Spatiotemporal Convolutions": 112 px out of 128.
     """
 
     view: ViewConfig
@@ -57,7 +58,7 @@ def _random_crop(frames: Tensor, height_px: int, width_px: int, generator: np.ra
 
 
 def _random_part(frames: Tensor, view: ViewConfig, min_scale: float, generator: np.random.Generator) -> Tensor:
-    """Returns min_scale..1 of the area, resized: of a square, or of the whole frame where that is squashed."""
+    """Returns min_scale..1 of the area, resized: of a square, or of the whole frame if the view squashes it."""
     height, width = frames.shape[1:3]
     if view.mode == "crop":
         height = width = min(height, width)
@@ -74,14 +75,16 @@ def _other_light(frames: Tensor, augment: AugmentConfig, generator: np.random.Ge
     )
     luma = torch.tensor(LUMA, device=frames.device)
     matrix = brightness * contrast * (saturation * torch.eye(3, device=frames.device) + (1 - saturation) * luma)
-    mean_colour = frames.sum(dim=(0, 1, 2)).double() / frames[..., 0].numel()  # integers add up to the same anywhere
+    mean_colour = (
+        frames.sum(dim=(0, 1, 2)).double() / frames[..., 0].numel()
+    )  # integers: their sum does not depend on the order
     mean_grey = brightness * (mean_colour @ luma.double())
     pixels = frames.float() @ matrix.T + (1 - contrast) * mean_grey
     return pixels.round_().clamp_(0, 255).to(torch.uint8)
 
 
 def _erase(frames: Tensor, generator: np.random.Generator) -> Tensor:
-    """Returns a clip of which a box is grey, at one place in all frames: whatever the model relies on may be hidden.
+    """Returns a clip with a grey box, at one place in all frames, which may hide whatever the model relies on.
 
     Source: Zhong et al. 2020, "Random Erasing": 2 % to a third of the area, 0.3 to 3.3 times as high as wide.
     """
@@ -90,6 +93,6 @@ def _erase(frames: Tensor, generator: np.random.Generator) -> Tensor:
     aspect = float(np.exp(generator.uniform(np.log(0.3), np.log(3.3))))
     height, width = (min(side, max(1, round(length))) for length in ((area * aspect) ** 0.5, (area / aspect) ** 0.5))
     top, left = int(generator.integers(side - height + 1)), int(generator.integers(side - width + 1))
-    erased = frames.clone()  # they may lie in the stored frames
+    erased = frames.clone()  # it may share memory with the stored frames
     erased[:, top : top + height, left : left + width] = GREY
     return erased

@@ -50,7 +50,7 @@ def test_one_batch_is_fetched_while_another_is_used_and_none_without_need() -> N
     assert second.wait(60)
     ahead.close()
     assert fetched == [0, 1]
-    assert not [thread.name for thread in threads() if thread.name.startswith("transfer")]
+    assert not [thread.name for thread in threads() if thread.name.startswith("prefetch")]
 
 
 @pytest.mark.parametrize("ahead", [False, True])
@@ -69,9 +69,10 @@ def test_a_run_that_fetches_ahead_is_the_run_also_where_it_is_stopped_and_resume
     make_spec: MakeSpec, whole_run: tuple[JobSpec, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its position is that of the batch whose step was taken, not of the one that was fetched."""
+    # Patched, since nothing but the device decides this: without CUDA a run never fetches ahead.
     ahead: Callable[..., Iterator[Batch]] = partial(on_device, ahead=True)
     monkeypatch.setattr("trainer.worker.training.on_device", ahead)
-    monkeypatch.setattr("trainer.learning.learner.on_device", ahead)
+    monkeypatch.setattr("trainer.learning.evaluate.on_device", ahead)
     spec = make_spec()
     spec.stop_file.touch()
     for _ in range(EPOCH_ENDS[0] + 1):

@@ -1,5 +1,7 @@
 """Views of a clip: what is cut, what is resized, and that all frames of a clip are treated alike."""
 
+import subprocess
+import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -224,3 +226,14 @@ def test_erasing_is_of_a_share_of_the_clips_and_changes_no_other_choice() -> Non
         num_erased += not np.array_equal(plain, erased)
         assert np.array_equal(plain[erased != GREY], erased[erased != GREY])
     assert 45 < num_erased < 110
+
+
+def test_what_a_server_takes_of_the_trainer_brings_no_stream_and_no_slow_library() -> None:
+    files = ["trainer.views.eval_view", "trainer.views.frames", "trainer.model.contract"]
+    code = f"import sys, {', '.join(files)}; print(*sys.modules)"
+    loaded = set(
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    )
+    assert set(files) <= loaded
+    assert not [name for name in loaded if name.startswith(("trainer.stream", "packer.shards"))]
+    assert not loaded & {"mlflow", "pandas", "pyarrow", "ray", "torchvision", "webdataset"}

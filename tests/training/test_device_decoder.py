@@ -1,4 +1,4 @@
-"""JPEGs decoded by the training process: the batches, the skips and the run of loader processes that decode."""
+"""JPEGs decoded by the training process give the batches, the skips and the run that loader processes give."""
 
 import logging
 import shutil
@@ -17,12 +17,15 @@ from tests.support.registry import MLFLOW_WARNINGS
 from tests.support.runs import CPU, MakeSpec, assert_as_whole, curve, newest, train
 from trainer.learning.ranks import Ranks
 from trainer.schedule.order import Shuffle
+from trainer.schedule.rows import Row
 from trainer.schedule.schedule import Schedule
 from trainer.stream.batch import Batch
 from trainer.stream.device_decoder import DecoderError, DeviceDecoder
 from trainer.stream.index import SampleIndex
 from trainer.stream.loader import make_loader
+from trainer.stream.sample import BadSample, DecodedSample, JpegSample, Slot
 from trainer.stream.stages import inspect
+from trainer.views.frames import FixedFrames
 from trainer.views.mixing import Mixing
 from trainer.views.train_view import TrainView
 from trainer.worker.spec import JobSpec
@@ -93,7 +96,7 @@ def test_batches_are_those_of_the_loader_processes(
 def test_bad_samples_are_the_same_ones_for_the_same_reasons(
     packed: Path, tmp_path: Path, augment: AugmentConfig, with_checksums: bool
 ) -> None:
-    """Torchvision would decode two of them; the batches know before their mass is asked for."""
+    """Torchvision would decode two of them; the batches know before their weight sum is asked for."""
     shards = shutil.copytree(packed, tmp_path / "shards")
     damage(shards)
     index = SampleIndex.open(shards, "train")
@@ -106,20 +109,24 @@ def test_bad_samples_are_the_same_ones_for_the_same_reasons(
 
 
 def test_what_the_device_cannot_decode_harms_itself_alone() -> None:
-    """Of a list of JPEGs torchvision decodes all or none, and does not say which one it was."""
+    """Torchvision decodes all JPEGs of a list or none, and does not tell which one is bad."""
     pictures = np.random.default_rng(0).integers(0, 256, (4, 16, 24, 3), dtype=np.uint8)
     jpegs = [simplejpeg.encode_jpeg(picture) for picture in pictures]
     sent = [jpegs[:2], [jpegs[2], jpegs[3][:-30]], [jpegs[3]]]
-    marks = {"__url__": "x.tar", "__num_rows__": 3}
-    samples = [{"__key__": str(place), **marks, "jpegs": jpegs} for place, jpegs in enumerate(sent)]
-    first, second, third = DeviceDecoder([samples], CPU, [])
-    assert "1 (x.tar) cannot be decoded: " in second["__error__"]
-    for sample, wanted in ((first, jpegs[:2]), (third, [jpegs[3]])):
-        assert np.array_equal(sample["clip"], np.stack([simplejpeg.decode_jpeg(jpeg) for jpeg in wanted]))
+    slots = [Slot(Row(0, place, 1.0), 0, place, 4) for place in range(4)]
+    samples = [JpegSample(slot, f"{slot.place} (x.tar)", jpegs, 5) for slot, jpegs in zip(slots, sent, strict=False)]
+    first, second, third, unread = DeviceDecoder([[*samples, BadSample(slots[3], "gone")]], CPU, [])
+    assert isinstance(second, BadSample)
+    assert second.error.startswith("1 (x.tar) cannot be decoded: ")
+    assert unread == BadSample(slots[3], "gone")
+    for sample, slot, wanted in ((first, slots[0], jpegs[:2]), (third, slots[2], [jpegs[3]])):
+        assert isinstance(sample, DecodedSample)
+        assert (sample.slot, sample.label) == (slot, 5)
+        assert np.array_equal(sample.clip, np.stack([simplejpeg.decode_jpeg(jpeg) for jpeg in wanted]))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_a_device_that_decodes_nothing_is_no_reason_to_call_all_samples_bad() -> None:
+def test_a_device_that_decodes_nothing_is_refused_before_all_samples_count_as_bad() -> None:
     message = r"^decode_on \(device\): cuda decodes no JPEG \(.+\): give --decode-on loader$"
     with pytest.raises(DecoderError, match=message):
         DeviceDecoder([], torch.device("cuda"), [])
@@ -129,9 +136,11 @@ def test_a_sample_whose_frames_differ_in_size_is_bad_without_being_decoded(packe
     index = SampleIndex.open(packed, "train")
     small, large = (simplejpeg.encode_jpeg(np.zeros((side, side, 3), np.uint8)) for side in (8, 16))
     row = next(iter(Schedule(index.shard_sizes, 1).rows(0, 0, 1)))
-    sample = {"__key__": "one", "__url__": "x.tar", "__row__": row, "000.jpg": small, "001.jpg": large, "cls": b"0"}
-    (bad,) = inspect([sample], index=index, num_frames=2)
-    assert "one (x.tar) cannot be decoded: jpegs must be of one size" in bad["__error__"]
+    slot = Slot(row, step=0, place=0, num_rows=1)
+    sample = {"__key__": "one", "__url__": "x.tar", "000.jpg": small, "001.jpg": large, "cls": b"0", "__slot__": slot}
+    (bad,) = inspect([sample], frames=FixedFrames(range(2)), index=index)
+    assert isinstance(bad, BadSample)
+    assert "one (x.tar) cannot be decoded: jpegs must be of one size" in bad.error
 
 
 def test_a_run_that_decodes_itself_is_the_run(make_spec: MakeSpec, whole_run: tuple[JobSpec, dict[str, Any]]) -> None:

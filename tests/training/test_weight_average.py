@@ -1,4 +1,4 @@
-"""The moving average of a model's weights, and that it goes on from a checkpoint to the same bits."""
+"""The moving average of a model's weights; resumed from a checkpoint it is the same to the last bit."""
 
 import copy
 

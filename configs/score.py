@@ -1,24 +1,28 @@
 """Configuration of `python -m serve score`: which videos, by which model, to which file."""
 
-from typing import Literal
+from pathlib import PurePosixPath
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic_settings import CliPositionalArg
 
 from configs.pack import DecodeLimits
 from configs.serve import ModelSource
 
+OUT_ENDINGS = (".parquet", ".csv", ".jsonl")
+"""Endings of `out`; each stands for a format."""
+
 
 class ScoreConfig(ModelSource):
-    """Everything `python -m serve score` can be told."""
+    """The options of `python -m serve score`."""
 
-    source: CliPositionalArg[str] = Field(description="folder of videos, in it or in folders of it; or its address")
+    source: CliPositionalArg[str] = Field(description="folder whose videos, at any depth, are scored; or its address")
     out: str = "predictions.parquet"
-    """Parquet file to write, or its address."""
+    """File to write, or its address. The ending decides the format: .parquet, .csv or .jsonl."""
     version: str | None = None
     """Version of the registered model, instead of the one with the alias."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the model runs; auto: on a GPU where there is one."""
+    """Where the model runs; auto: on a GPU if there is one."""
     cpu_threads: int = Field(0, ge=0)
     """Torch threads of a forward pass on the CPU; 0: one per core."""
     max_batch_size: int = Field(16, ge=1)
@@ -26,8 +30,19 @@ class ScoreConfig(ModelSource):
     workers: int = Field(0, ge=0)
     """Processes that decode videos; 0: one per core."""
     ray: str = ""
-    """Address of a Ray cluster that decodes the videos, such as auto; all of its machines must have this version of
-    clipstream and be able to read the source. Unset: this machine decodes."""
+    """Address of a Ray cluster that decodes the videos, such as auto. All its machines need this version of clipstream
+    and access to the source. If unset, this machine decodes."""
     max_rejected_fraction: float = Field(0.05, ge=0, le=1)
-    """Above this share of rejected videos the exit code is 1, though the file is complete."""
+    """If a larger share of the videos is rejected, the exit code is 1; the file is complete nevertheless."""
     limits: DecodeLimits = DecodeLimits()
+
+    @property
+    def out_ending(self) -> str:
+        """The ending of `out`, such as `.csv`."""
+        return PurePosixPath(self.out).suffix
+
+    @model_validator(mode="after")
+    def _check_out(self) -> Self:
+        if self.out_ending not in OUT_ENDINGS:
+            raise ValueError(f"out ({self.out}) must end in {', '.join(OUT_ENDINGS[:-1])} or {OUT_ENDINGS[-1]}")
+        return self

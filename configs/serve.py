@@ -1,7 +1,7 @@
 """Configuration of the server: which model, what one request may cost, how many processes do the work.
 
-`ServeConfig` is what the application itself takes: `applications[0].args` of serve.yaml. `ServeCommand` adds what
-only `python -m serve` needs; a Ray cluster reads those from the top level of the same file.
+`ServeConfig` holds the options of the application itself: `applications[0].args` of serve.yaml. `ServeCommand` adds
+those of `python -m serve`, which a Ray cluster reads from the top level of the same file.
 """
 
 from typing import ClassVar, Self
@@ -16,34 +16,34 @@ API_KEY_VARIABLE = "CLIPSTREAM_API_KEY"
 
 
 class UploadLimits(DecodeLimits):
-    """What decoding one uploaded video may cost; tighter than the packer's, because anybody may send it."""
+    """What decoding one uploaded video may cost; less than in the packer, because anybody may send it."""
 
     survey_share: ClassVar[float] = 0.04
-    """By default 0.8 s: a bomb is refused in less than a second, and 10 minutes at 60 per second take 0.35 s."""
+    """By default 0.8 s: a bomb is refused in less than a second. 10 minutes at 60 frames per second take 0.35 s."""
 
     max_frames: int = Field(36_000, ge=1)
-    """Most frames a video may have (10 minutes at 60 per second by default)."""
+    """Most frames of a video; by default 10 minutes at 60 per second."""
     max_pixels: int = Field(4096 * 2304, ge=1)
-    """Most pixels a frame may have (4K by default)."""
+    """Most pixels of a frame; by default 4K."""
     timeout_seconds: float = Field(20.0, gt=0)
-    """Longest wall time for one video; its header and packets may take 0.04 of it of the processor's."""
+    """Longest wall time for one video. Its header and packets may take 0.04 of this time of the CPU."""
     memory_bytes: int = Field(2**30, ge=2**28)
-    """Most memory that decoding one video may take; small frames may take less."""
+    """Most memory for decoding one video; a video of small frames may take less."""
 
 
 class Autoscaling(Section):
-    """Model replicas that come and go with the load."""
+    """A number of model replicas that follows the load."""
 
     min_replicas: int = Field(1, ge=1)
-    """Replicas that are always there."""
+    """Fewest replicas."""
     max_replicas: int = Field(ge=1)
-    """Most replicas; those for which the cluster has no cores or GPUs are not started."""
+    """Most replicas; none is started if the cluster has no cores or GPUs left for it."""
     target_ongoing_requests: float = Field(8.0, gt=0)
-    """Videos per replica, worked on and waiting, that are aimed at; well below `max_queued`."""
+    """Videos per replica, in work or waiting, to aim at; keep it well below `max_queued`."""
     upscale_delay_seconds: float = Field(5.0, ge=0)
-    """How long the load must ask for more replicas before one is started."""
+    """How long the load must be too high before a replica is started."""
     downscale_delay_seconds: float = Field(120.0, ge=0)
-    """How long the load must ask for fewer before one ends, once it has answered what it had."""
+    """How long the load must be too low before a replica ends; it first answers the requests that it has."""
 
     @model_validator(mode="after")
     def _check_order(self) -> Self:
@@ -58,52 +58,52 @@ class ModelSource(Section):
     registered_model: str = REGISTERED_MODEL
     """Name in the MLflow registry."""
     alias: str = CHAMPION
-    """The version with this alias is taken; a server follows it when it moves."""
+    """Alias of the version to use; a server follows the alias when it moves."""
     tracking_uri: str | None = None
-    """MLflow store; by default MLFLOW_TRACKING_URI, else mlflow.db in the project's folder, as for the trainer."""
+    """MLflow store; by default MLFLOW_TRACKING_URI, or mlflow.db in the project's folder, as for the trainer."""
 
 
 class ServeConfig(ModelSource):
-    """Everything the served application can be told."""
+    """The options of the served application."""
 
     alias_poll_seconds: float = Field(10.0, gt=0)
     """How often the alias is looked up."""
     num_replicas: int = Field(1, ge=1)
-    """Model replicas: processes that hold the model; with two, one that dies costs no request."""
+    """Model replicas: processes that hold the model. With two of them no request fails when one dies."""
     autoscaling: Autoscaling | None = None
-    """As many replicas as the load asks for, instead of `num_replicas`."""
+    """Let the load decide the number of replicas, instead of `num_replicas`."""
     num_gateways: int = Field(1, ge=1)
-    """Processes that speak HTTP; the death of one costs its own requests, and with one alone new ones wait for it."""
+    """Processes that speak HTTP. If one dies, its requests fail, and if it was the only one, new requests wait."""
     gpus_per_replica: float = Field(0.0, ge=0)
     """Share of a GPU per replica; 0 runs the model on the CPU."""
     cpu_threads: int = Field(1, ge=1)
-    """Torch threads per replica, each with a core of its own; one is best for throughput, more for one's latency."""
+    """Torch threads per replica, each with its own core. One gives the best throughput, more the best latency."""
     decoder_processes: int = Field(1, ge=1)
-    """Processes per replica that decode videos, each with a core of its own."""
+    """Processes per replica that decode videos, each with its own core."""
     max_batch_size: int = Field(16, ge=1)
     """Most clips per forward pass."""
     max_queued: int = Field(32, ge=1)
-    """Most videos that a replica works on or keeps waiting; above it the answer is 503. Two batches keep a GPU busy;
-    on a core that takes 40 ms per video the last of 32 waits 1.3 seconds."""
+    """Most videos of a replica, in work or waiting; more are answered by 503. Two batches keep a GPU busy; on a core
+    that takes 40 ms per video, the last of 32 videos waits 1.3 seconds."""
     max_body_bytes: int = Field(32 * 2**20, ge=1)
-    """Most bytes of one request, all files together; above it the answer is 413."""
+    """Most bytes of one request, all files together; a larger one is answered by 413."""
     max_files: int = Field(16, ge=1)
-    """Most files, or clips of a batch, of one request."""
+    """Most files, or clips of a batch, in one request."""
     deadline_seconds: float = Field(60.0, gt=0)
     """Longest time for one request, from its headers to its answer; a client cannot raise it."""
     top_k: int = Field(5, ge=1)
     """Classes in an answer, unless the request names another number."""
     api_key_file: str | None = None
-    """File with one API key per line; keys may also stand in CLIPSTREAM_API_KEY, separated by commas."""
+    """File with one API key per line; CLIPSTREAM_API_KEY may hold keys too, separated by commas."""
     allow_unauthenticated: bool = False
-    """Serve without a key to programs of this machine; `python -m serve` sets it on a loopback host."""
+    """Serve without an API key, but only to programs on this machine; `python -m serve` sets it on a loopback host."""
     samples: str | None = None
-    """Folder of videos that the page offers to try, to whoever may ask; the first 24 by name."""
+    """Folder of videos that the page offers to everybody who may ask: at most 24, from it and the folders below."""
     limits: UploadLimits = UploadLimits()
 
     @property
     def max_replicas(self) -> int:
-        """Most model replicas that there can be."""
+        """Most model replicas that may run."""
         return self.autoscaling.max_replicas if self.autoscaling else self.num_replicas
 
     @property
@@ -119,11 +119,11 @@ class ServeConfig(ModelSource):
 
 
 class ServeCommand(ServeConfig):
-    """Everything `python -m serve` can be told."""
+    """The options of `python -m serve`."""
 
     host: str = "127.0.0.1"
-    """Address to listen on; any but a loopback address needs an API key."""
+    """Address to listen on; any address but a loopback one needs an API key."""
     port: int = Field(8000, ge=1, le=65535)
     """Port to listen on."""
     metrics_port: int | None = Field(None, ge=1, le=65535)
-    """Port of /metrics for Prometheus, open to read, on loopback if `host` is; by default a free one: see the log."""
+    """Port of /metrics for Prometheus, without a key, on loopback if `host` is; by default a free one (see the log)."""

@@ -1,13 +1,9 @@
-"""The command `python -m serve`: a local Ray with the application on it, on a loopback address, until it is stopped.
+"""The command `python -m serve`: the application on a local Ray until it is stopped; and `python -m serve score`.
 
-`python -m serve score` needs no Ray; its work is in score.py.
-
-It starts no dashboard and no gRPC server and leaves no process behind. Ray's own ports, its metrics among them, are on
-loopback as well; only the replicas' listen on every address whatever one says, behind a token of this run.
+By default the server listens on a loopback address. Scoring a folder needs no Ray; see serve/scoring.
 """
 
 import logging
-import signal
 import socket
 import sys
 import threading
@@ -20,7 +16,7 @@ from configs.section import UsageError
 from configs.serve import ServeCommand
 from serve.gateway.auth import LOOPBACK_NAMES, read_keys
 from serve.gateway.page import find_samples
-from serve.local_ray import drain, start, stop
+from serve.local_ray import address, running
 
 PROG = "python -m serve"
 DESCRIPTION = """Serves the registered model over HTTP: POST a video to /v1/predict, or open the address in a browser.
@@ -28,13 +24,16 @@ DESCRIPTION = """Serves the registered model over HTTP: POST a video to /v1/pred
 `python -m serve score videos/` scores a folder instead, without a server."""
 SCORE_DESCRIPTION = """Classifies every video of a folder with the registered model, as the server would: one row each.
 
-python -m serve score videos/ --out predictions.parquet   the same command goes on with a stopped scoring
+python -m serve score videos/ --out predictions.csv   after a stop, the same command goes on where it was
 
-A row holds the video's path in the folder (source), the most probable class (predicted) and its probability, that of
-every class (p_<class>), and, for a file that gives no clip, why (reason, message). The first folder of a path is taken
-for its true class (true_class) where the model has a class of that name: then the accuracy is printed too.
+--out may end in .parquet, .csv or .jsonl. A row holds the video's path in the folder (source), the most probable class
+(predicted) and its probability, and the probability of every class (p_<class>). If a file gives no clip, its row says
+why (reason, message). If the first folder of the path has the name of a class, that class is taken as the true one
+(true_class), and the accuracy is printed too.
 Exit codes: 0 scored, 1 failed or more rejected than --max-rejected-fraction, 2 a wrong command, 130 Ctrl-C."""
 EXIT_INTERRUPTED = 130
+
+logger = logging.getLogger("serve")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -75,12 +74,12 @@ def _score(argv: Sequence[str]) -> int:
     except UsageError as error:
         return fail(prog, error)
     except OSError as error:
-        print(f"{prog}: {error}: once that is mended, the same command continues it", file=sys.stderr)
+        print(f"{prog}: {error}: fix this, then give the same command to go on", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"{prog}: stopped; the same command continues it", file=sys.stderr)
+        print(f"{prog}: stopped; give the same command to go on", file=sys.stderr)
         return EXIT_INTERRUPTED
-    print(format_report(result, config))
+    print(format_report(result))
     if result.rejected_fraction > config.max_rejected_fraction:
         print(
             f"{prog}: {result.rejected_fraction:.1%} of the videos were rejected, more than max_rejected_fraction "
@@ -95,13 +94,14 @@ def _deploy_config_values(name: str | None) -> dict[str, Any]:
     """Returns the fields that a Ray Serve deploy config holds for `ServeCommand`."""
     if name is None:
         return {}
-    values = read_yaml(find_config(name))
+    path = find_config(name)
+    values = read_yaml(path)
     try:
         args = values["applications"][0].get("args") or {}
         http_options = values.get("http_options") or {}
         return {**args, **{field: http_options[field] for field in ("host", "port") if field in http_options}}
     except (KeyError, IndexError, TypeError, AttributeError) as error:
-        raise UsageError(f"{name} is not a Ray Serve deploy config: it needs applications[0].args") from error
+        raise UsageError(f"{path} is not a Ray Serve deploy config: it needs applications[0].args") from error
 
 
 def _check_port(host: str, port: int) -> None:
@@ -111,42 +111,24 @@ def _check_port(host: str, port: int) -> None:
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise UsageError(f"cannot listen on {host}:{port} ({error.strerror}): choose another --port") from error
+            raise UsageError(
+                f"cannot listen on {address(host, port)} ({error.strerror}): choose another --host or --port"
+            ) from error
 
 
 def _serve(command: ServeCommand) -> int:
-    signal.signal(signal.SIGTERM, _raise_exit)
     try:
-        start(command)
-        signal.signal(signal.SIGTERM, _raise_exit)  # Ray has put its own handler there
-        logger = logging.getLogger("serve")
-        logger.info(
-            "listening url=http://%s:%d metrics=http://%s/metrics model=%s",
-            command.host,
-            command.port,
-            _metrics_address(),
-            command.registered_model,
-        )
-        try:
+        with running(command) as metrics:
+            logger.info(
+                "listening url=http://%s metrics=http://%s/metrics model=%s",
+                address(command.host, command.port),
+                metrics,
+                command.registered_model,
+            )
             threading.Event().wait()
-        finally:
-            drain(command.deadline_seconds)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
-    finally:
-        stop()
     return 0
-
-
-def _metrics_address() -> str:
-    import ray
-
-    (node,) = ray.nodes()  # type: ignore[no-untyped-call]
-    return f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}"
-
-
-def _raise_exit(number: int, frame: object) -> None:
-    raise SystemExit(0)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""The Ray Serve application: a light gateway that speaks HTTP, and replicas that hold the model.
+"""The Ray Serve application: gateways that speak HTTP, and replicas that hold the model.
 
     serve run serve.app:build        serve deploy configs/serve.yaml        python -m serve
 
-The gateway imports no torch (0.9 GB of memory) and hands the video on as it came; a replica decodes, batches, answers.
+A gateway hands a video on as it came, and does not import torch (0.9 GB of memory). A replica decodes, batches and
+classifies.
 """
 
 import asyncio
@@ -25,7 +26,7 @@ from serve.gateway.admission import Admission
 from serve.gateway.auth import read_keys
 from serve.gateway.http import make_app
 from serve.gateway.page import find_samples
-from serve.messages.refusal import OVERLOADED_SECONDS, Refusal, overloaded
+from serve.messages.refusal import OVERLOADED_SECONDS, Refusal, overloaded, unavailable
 from serve.messages.schema import Answer, Clips, ModelStatus, Scores
 from serve.replica.alias_watch import ModelDied
 from serve.replica.classifier import Classifier, load_beside
@@ -37,23 +38,23 @@ logger = logging.getLogger(__name__)
 AnswerT = TypeVar("AnswerT")
 
 GATEWAY_REQUESTS = 512
-"""Requests that a gateway holds at once; many may be slow uploads, which wait for no model."""
+"""Most requests that a gateway holds at once; many of them may be slow uploads, which wait for no model."""
 ACCEPT_SECONDS = 1.0
-"""How long it may take until a replica accepts a video, which takes milliseconds; else there is none."""
+"""How long to wait for a replica to accept a video. That takes milliseconds, so after this time there is no replica."""
 STATUS_SECONDS = 2.0
-"""How long a replica may take to tell its status before the server calls itself not ready."""
+"""How long a replica may take to return its status before the server says that it is not ready."""
 HEALTH_CHECK_SECONDS = 1.0
-"""How often Ray looks for dead processes; at its default, 10, a new one starts so much later."""
+"""How often Ray looks for dead processes. With Ray's default of 10, a new process starts up to 9 s later."""
 MAX_TRIES = 3
-"""Replicas that may die on one request: it may be what kills them."""
+"""Most replicas that one request may reach: the request itself may be what kills them."""
 
 
 class ModelReplica:
-    """One process with the model; refusals are returned, since Ray would wrap a raised one in its own error."""
+    """One process with the model. It returns refusals, because Ray would wrap a raised one in its own error."""
 
     async def __init__(self, config: ServeConfig) -> None:  # type: ignore[misc]  # Ray awaits it
         log_to_stderr()
-        os.environ["PYTHONPATH"] = code_path()  # for what the models' processes share, as of a trainer's worker
+        os.environ["PYTHONPATH"] = code_path()  # so that the processes of the models find the same code
         self._classifier = Classifier(config, ModelMetrics(), load_beside)
         await self._classifier.start()
 
@@ -66,15 +67,15 @@ class ModelReplica:
         return await _settled(request_id, self._classifier.infer(clips))
 
     async def status(self) -> ModelStatus:
-        """Returns what this replica serves."""
+        """Returns which model this replica serves."""
         return await self._classifier.status()
 
 
 class RemoteClassifier:
-    """The replicas as `serve.http.VideoClassifier`: a replica that dies costs another try, not the request.
+    """The replicas as a `serve.messages.schema.VideoClassifier`. If a replica dies, its request goes to another one.
 
-    Ray lets requests wait for as long as there is no replica. Here the first ones find out within a second, and until
-    there is a replica again all are refused at once.
+    Ray would let requests wait until there is a replica. Here the first ones are refused after a second, and all others
+    at once, until there is a replica again.
     """
 
     def __init__(self, replicas: DeploymentHandle[Any]) -> None:
@@ -82,22 +83,22 @@ class RemoteClassifier:
         self._comeback: asyncio.Task[None] | None = None
 
     async def classify(self, video: bytes, top_k: int, with_frames: bool) -> Answer:
-        """Returns the answer of one replica, or raises its refusal."""
+        """Returns the answer of a replica, or raises its refusal."""
         answer: Answer = await self._ask("classify", video, top_k, with_frames)
         return answer
 
     async def infer(self, clips: Clips) -> Scores:
-        """Returns the probabilities of a batch of one replica, or raises its refusal."""
+        """Returns the probabilities that a replica gives for a batch, or raises its refusal."""
         scores: Scores = await self._ask("infer", clips)
         return scores
 
     async def status(self) -> ModelStatus:
-        """Returns the status of one replica."""
+        """Returns the status of a replica."""
         try:
             async with asyncio.timeout(STATUS_SECONDS):
                 status: ModelStatus = await self._call("status")
         except TimeoutError as error:
-            raise _unavailable() from error
+            raise unavailable() from error
         return status
 
     async def _ask(self, method: str, *args: object) -> Any:
@@ -110,14 +111,14 @@ class RemoteClassifier:
         for tries_left in reversed(range(MAX_TRIES)):
             try:
                 return await self._try(method, *args)
-            except RayActorError as error:  # classifying is idempotent, and Ray offers a dead replica no more
+            except RayActorError as error:  # another try does no harm, and Ray does not offer a dead replica again
                 logger.warning("replica_died tries_left=%d", tries_left)
                 if not tries_left:
-                    raise _unavailable() from error
+                    raise unavailable() from error
 
     async def _try(self, method: str, *args: object) -> Any:
         if self._comeback is not None:
-            raise _unavailable()
+            raise unavailable()
         response = getattr(self._replicas, method).remote(*args)
         try:
             await self._accepted(response)
@@ -128,10 +129,10 @@ class RemoteClassifier:
         except BackPressureError as error:
             raise overloaded() from error
         except DeploymentUnavailableError as error:
-            raise _unavailable() from error
+            raise unavailable() from error
 
     async def _accepted(self, response: DeploymentResponse[Any]) -> None:
-        """Returns once a replica has accepted a request."""
+        """Returns as soon as a replica has accepted the request."""
         try:
             async with asyncio.timeout(ACCEPT_SECONDS):
                 await response._to_object_ref()
@@ -140,7 +141,7 @@ class RemoteClassifier:
                 logger.warning("no_replica")
                 self._comeback = asyncio.create_task(self._await_replica())
             response.cancel()  # type: ignore[no-untyped-call]
-            raise _unavailable() from error
+            raise unavailable() from error
 
     async def _await_replica(self) -> None:
         try:
@@ -149,15 +150,15 @@ class RemoteClassifier:
         except (RayActorError, BackPressureError, DeploymentUnavailableError) as error:
             logger.warning("no_replica reason=%s", type(error).__name__)
         finally:
-            self._comeback = None  # the next request finds out
+            self._comeback = None  # the next request tries again
 
 
 class Gateway:
-    """The HTTP side; Ray asks it for its ASGI application once it is constructed."""
+    """The process that speaks HTTP. Ray asks it for its ASGI application after the constructor."""
 
     def __init__(self, replicas: DeploymentHandle[Any], config: ServeConfig) -> None:
         log_to_stderr()
-        self._keys = read_keys(config)  # of this process's own environment: they travel in no message
+        self._keys = read_keys(config)  # from this process's own environment, so that no message holds them
         self._classifier = RemoteClassifier(replicas)
         self._config = config
         self._admission = Admission(config.max_queued * config.max_replicas)
@@ -168,7 +169,7 @@ class Gateway:
         return make_app(self._classifier, self._config, self._keys, self._metrics, self._admission)
 
     async def close(self) -> None:
-        """Refuses every new request and returns when those inside are answered."""
+        """Refuses every new request, and returns when those inside have their answers."""
         await self._admission.close()
 
 
@@ -176,9 +177,9 @@ def build(config: ServeConfig) -> Application:
     """Returns the application for `serve run serve.app:build` and for `import_path` in a deploy config.
 
     Raises:
-        UsageError: There is no API key and `allow_unauthenticated` is off, or there are no such samples.
+        UsageError: There is no API key and `allow_unauthenticated` is off, or there are no samples in the folder.
     """
-    read_keys(config)  # refuse here, not in a replica that Ray would start again and again
+    read_keys(config)  # refuse here, because Ray would restart a failing gateway again and again
     find_samples(config.samples)
     shared: dict[str, Any] = {
         "graceful_shutdown_timeout_s": config.deadline_seconds,
@@ -187,14 +188,14 @@ def build(config: ServeConfig) -> Application:
     replicas = ray_serve.deployment(
         **_replica_count(config),
         **shared,
-        max_ongoing_requests=2 * config.max_queued,  # the replica itself refuses above max_queued, at once
+        max_ongoing_requests=2 * config.max_queued,  # the replica itself refuses at once what exceeds max_queued
         max_queued_requests=config.max_queued,
         ray_actor_options={"num_cpus": config.cpus_per_replica, "num_gpus": config.gpus_per_replica},
     )(ModelReplica).bind(config)
     gateway = ray_serve.deployment(
         num_replicas=config.num_gateways,
         **shared,
-        max_surge_percent=100,  # on a changed config the new one starts first; for models that may want a second GPU
+        max_surge_percent=100,  # a new gateway starts first; a new replica may have to wait for a GPU
         max_ongoing_requests=GATEWAY_REQUESTS,
         max_queued_requests=GATEWAY_REQUESTS,
         backpressure_config={"retry_after_s": OVERLOADED_SECONDS},
@@ -211,7 +212,7 @@ async def _settled(request_id: str, answer: Coroutine[Any, Any, AnswerT]) -> Ans
     except Refusal as refusal:
         logger.info("refused code=%s", refusal.code)
         return refusal
-    except ModelDied as error:  # the gateway tries another replica, and Ray starts this one anew
+    except ModelDied as error:  # the gateway tries another replica, and Ray restarts this one
         logger.critical("model_died reason=%s", error)
         os._exit(1)
 
@@ -227,7 +228,3 @@ def _replica_count(config: ServeConfig) -> dict[str, Any]:
         downscale_delay_s=config.autoscaling.downscale_delay_seconds,
     )
     return {"autoscaling_config": autoscaling}
-
-
-def _unavailable() -> Refusal:
-    return Refusal(503, "unavailable", "no model replica answers: it is starting or starting again", 5)

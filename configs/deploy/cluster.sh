@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Starts or stops a Ray cluster of one machine: `make cluster` and `make cluster-stop`.
 #
-# Its job server listens on loopback and asks for a token, as do Ray's inner ports, which know only all interfaces.
-# It takes free ports and a temporary folder of its own, so that it stands beside any other Ray cluster, and it is
-# stopped by the id of the process started here (`ray stop` would end every cluster of the user). State lies in
-# $CLIPSTREAM_HOME/.ray: pid, temp, token, log, and `env` for the user's shell.
+# Its job server listens on loopback and wants a token. Ray's inner ports want it too, because they listen on every
+# interface. The cluster takes free ports and its own temporary folder, so it can run beside other Ray clusters. It is
+# stopped by the id of the process started here, because `ray stop` would end every cluster of the user. Its state lies
+# in $CLIPSTREAM_HOME/.ray: pid, temp, token, log, and `env` for the user's shell.
 set -euo pipefail
 
 project=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
@@ -14,7 +14,8 @@ export CLIPSTREAM_HOME
 export PATH="$project/.venv/bin:$PATH"
 state=$CLIPSTREAM_HOME/.ray
 
-# True while the process started here lives; its temporary folder's name tells it from a later one of the same id.
+# True while the process started here lives. The name of its temporary folder shows that it is not another process with
+# the same id.
 is_running() {
     [ -f "$state/pid" ] && ps -o args= -p "$(cat "$state/pid")" 2>/dev/null | grep -qF -- "$(cat "$state/temp")"
 }
@@ -51,7 +52,7 @@ start() {
         exit 1
     fi
     mkdir -p "$state"
-    # Not below the project: a socket's path may have 107 bytes, and Ray needs 65 of them.
+    # Not below the project: the path of a socket may have 107 bytes, and Ray needs 65 of them.
     mktemp -d /tmp/clipstream-XXXXXX >"$state/temp"
     (umask 077 && python -c 'import secrets; print(secrets.token_hex(32), end="")' >"$state/token")
     read -r dashboard gcs client agent < <(free_ports)

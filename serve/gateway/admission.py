@@ -1,7 +1,7 @@
-"""Refuses what the server cannot take before its body is read, and lets a shutdown wait for what it has taken.
+"""Refuses requests that the server has no room for before it reads their bodies; a shutdown waits for the others.
 
-A request counts as work once its body has arrived: slow uploads wait for no model and keep nobody out. Each process of
-the HTTP side knows its own requests alone; a model replica refuses what is too much for it in the end.
+A request counts as work once its body has arrived, so slow uploads keep nobody out. Each gateway process knows only its
+own requests; in the end, a model replica itself refuses what is too much for it.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ ALIVE_PATH = "/healthz"
 
 
 class Admission:
-    """Who is inside.
+    """Counts the requests inside, and decides who may come in.
 
     Args:
         max_working: Most requests whose body has arrived and that have no answer yet.
@@ -29,13 +29,13 @@ class Admission:
         self.num_working = 0
 
     async def close(self) -> None:
-        """Refuses every new request and returns when those inside are answered."""
+        """Refuses every new request, and returns when those inside have their answers."""
         self._closed = True
         if self.num_requests:
             await self._empty.wait()
 
     def refusal(self, scope: Scope) -> Refusal | None:
-        """Returns why a request may not come in, if so."""
+        """Returns why a request may not come in, or None if it may."""
         if self._closed and scope["path"] != ALIVE_PATH:
             return Refusal(503, "shutting_down", "the server is shutting down", retry_after_seconds=5)
         if scope["method"] == "POST" and self.num_working >= self._max_working:
@@ -43,7 +43,11 @@ class Admission:
         return None
 
     def left(self, worked: bool) -> None:
-        """Counts a request that was answered or given up."""
+        """Removes a request that was answered or abandoned from the count.
+
+        Args:
+            worked: Whether its body had arrived.
+        """
         self.num_requests -= 1
         self.num_working -= worked
         if self._closed and not self.num_requests:

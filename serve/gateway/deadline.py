@@ -8,10 +8,10 @@ from serve.messages.refusal import Refusal
 
 
 class Deadline:
-    """Runs from its construction, which is when a request's headers have arrived.
+    """The deadline of one request; create it when the request's headers have arrived.
 
     Args:
-        seconds: Longest time to the answer.
+        seconds: Longest time from now to the answer.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -20,7 +20,7 @@ class Deadline:
 
     @asynccontextmanager
     async def of_body(self) -> AsyncGenerator[None, None]:
-        """Bounds the reading of the body.
+        """Limits the time for reading the body.
 
         Raises:
             Refusal: The body has not arrived in time (408).
@@ -34,7 +34,7 @@ class Deadline:
 
     @asynccontextmanager
     async def of_answer(self) -> AsyncGenerator[None, None]:
-        """Bounds the work.
+        """Limits the time for the answer.
 
         Raises:
             Refusal: There is no answer in time (503).

@@ -1,4 +1,4 @@
-"""The HTTP side: routes, limits and error answers around anything that classifies videos."""
+"""The HTTP application: our own routes, the limits and the error answers, around anything that classifies videos."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -22,22 +22,22 @@ from serve.gateway.openapi import DESCRIPTION, PREDICTED, VIDEOS, DescribedApp, 
 from serve.gateway.page import add_page, find_samples
 from serve.gateway.upload import read_videos
 from serve.messages.refusal import Refusal
-from serve.messages.schema import Answer, ErrorAnswer, Health, ModelFacts, Results, VideoClassifier
+from serve.messages.schema import Answer, ErrorAnswer, Health, ModelInfo, Results, VideoClassifier
 from serve.request.access_log import Access
 from serve.request.error_response import refusal_response
-from serve.request.facts import CLIENT_GONE, RequestObserver, note_answer, note_refusal
+from serve.request.record import CLIENT_GONE, RequestObserver, note_answer, note_refusal
 from serve.request.request_id import RequestIds
 
 MAX_ECHO = 100
-"""Most characters of a client's own words in an error's sentence."""
+"""Most characters of the client's own input that an error message repeats."""
 
 
 class PredictOptions(BaseModel):
-    """What the query of `/v1/predict` may hold."""
+    """The parameters of the query of `/v1/predict`."""
 
     model_config = ConfigDict(extra="forbid")
 
-    top_k: int | None = Field(None, ge=1, description="classes in the answer; the server's own number by default")
+    top_k: int | None = Field(None, ge=1, description="classes in the answer; by default the server's own number")
     frames: bool = Field(False, description="also return the frames that the model saw")
 
 
@@ -64,15 +64,19 @@ class Routes:
             responses={**PREDICTED, **errors(400, 408, 413, 415, 422)},
         )
         app.add_api_route("/v1/model", self.model)
-        app.add_api_route("/healthz", self.healthz, response_model_exclude_none=True)
-        app.add_api_route("/readyz", self.readyz, response_model_exclude_none=True)
+        for path, handler in {"/healthz": self.healthz, "/readyz": self.readyz}.items():
+            app.add_api_route(path, handler, response_model_exclude_none=True)
+            # Load balancers ask by HEAD too. The description leaves it out: HTTP defines it as GET without the body.
+            app.add_api_route(
+                path, handler, methods=["HEAD"], response_model_exclude_none=True, include_in_schema=False
+            )
 
     async def predict(self, request: Request, options: Annotated[PredictOptions, Query()]) -> Answer | Results:
         """Classifies one video, or each of several.
 
-        The body is the video itself, whatever type it claims unless that is text or JSON; or a multipart form whose
-        every field is a file and named `file`. One file is answered like a raw body. Several get one result each, in
-        their order: an answer, or an error object for a file that cannot be used.
+        The body is the video itself, of any type but text and JSON, or a multipart form in which every field is a file
+        and named `file`. A form with one file gets the same answer as a raw body. For several files there is one result
+        each, in their order: an answer, or an error object if the file cannot be used.
         """
         deadline = Deadline(self._config.deadline_seconds)
         async with deadline.of_body():
@@ -84,10 +88,9 @@ class Routes:
         results = await asyncio.gather(*map(_caught, answers))
         return Results(results=results)
 
-    async def model(self) -> ModelFacts:
-        """Returns what is served now."""
-        facts, _ = await self._ready()
-        return facts
+    async def model(self) -> ModelInfo:
+        """Returns the model that is served now."""
+        return (await self._classifier.status()).served_model()
 
     async def healthz(self) -> Health:
         """Says that the server is alive."""
@@ -95,14 +98,9 @@ class Routes:
 
     async def readyz(self) -> Health:
         """Says whether a model is loaded, so that videos can be classified."""
-        _, problem = await self._ready()
-        return Health(status="ready", problem=problem)
-
-    async def _ready(self) -> tuple[ModelFacts, str | None]:
         status = await self._classifier.status()
-        if status.model is None:
-            raise Refusal(503, "no_model", str(status.problem), retry_after_seconds=10)
-        return status.model, status.problem
+        status.served_model()
+        return Health(status="ready", problem=status.problem)
 
     async def _classify(self, video: bytes, top_k: int, frames: bool, deadline: Deadline) -> Answer:
         if not video:
@@ -125,9 +123,9 @@ def make_app(
     Args:
         classifier: Where the answers come from.
         config: Limits and defaults.
-        keys: API keys; none: only requests of this machine's own programs are answered.
-        observer: Told of every request.
-        admission: Who may come in; by default as many as one model replica takes.
+        keys: API keys. If empty, only this machine's own programs get an answer.
+        observer: Is told of every request.
+        admission: Decides who may come in; by default as many as one model replica takes.
     """
     gate = Middleware(Gate, admission=admission or Admission(config.max_queued))
     app = DescribedApp(
@@ -137,7 +135,7 @@ def make_app(
         version=version("clipstream"),
         docs_url=None,
         redoc_url=None,
-        redirect_slashes=False,  # it would send the client to whatever Host the request names
+        redirect_slashes=False,  # a redirect would send the client to any Host that the request names
         middleware=[
             Middleware(RequestIds),
             Middleware(Access, observer=observer or RequestObserver()),
@@ -178,7 +176,7 @@ async def _on_bad_parameter(request: Request, error: RequestValidationError) -> 
 
 async def _on_http_error(request: Request, error: HTTPException) -> Response:
     code = HTTPStatus(error.status_code).name.lower()
-    way_out = {404: "GET /openapi.json tells what there is", 405: f"use {(error.headers or {}).get('Allow')}"}
+    way_out = {404: "GET /openapi.json lists the routes", 405: f"use {(error.headers or {}).get('Allow')}"}
     path = request.scope["path"]
     sentence = f"{request.method} {path[:MAX_ECHO]}: {error.detail}"
     if error.status_code in way_out:

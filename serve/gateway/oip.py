@@ -1,6 +1,6 @@
-"""The Open Inference Protocol, version 2, beside our own routes: the same model, batches, limits and key.
+"""The Open Inference Protocol, version 2, beside our own routes, with the same model, batches, limits and API keys.
 
-A batch is answered whole or not at all, since the protocol knows no error per clip, and by one version of the model.
+The protocol has no error per clip, so a batch is answered as a whole or not at all, by one version of the model.
 
 Source: https://github.com/kserve/open-inference-protocol/blob/main/specification/protocol/inference_rest.md
 """
@@ -16,10 +16,10 @@ from configs.serve import ServeConfig
 from serve.gateway.deadline import Deadline
 from serve.gateway.openapi import INFERENCE, INFERRED, errors
 from serve.gateway.upload import read_body
-from serve.messages.refusal import Refusal
-from serve.messages.schema import ModelFacts, VideoClassifier
+from serve.messages.refusal import unknown_model, unknown_version
+from serve.messages.schema import ModelInfo, VideoClassifier
 from serve.messages.tensors import JSON_LENGTH, parse_request, render_response
-from serve.request.facts import note_answer
+from serve.request.record import note_answer
 
 
 class ServerLive(BaseModel):
@@ -41,7 +41,7 @@ class ModelReady(ServerReady):
 
 
 class ServerMetadata(BaseModel):
-    """What the server is."""
+    """Name, version and extensions of the server."""
 
     name: str = "clipstream"
     version: str
@@ -49,7 +49,7 @@ class ServerMetadata(BaseModel):
 
 
 class TensorMetadata(BaseModel):
-    """What a tensor is; -1 stands for the number of clips."""
+    """Name, type and shape of a tensor; -1 stands for the number of clips."""
 
     name: str
     datatype: str
@@ -57,7 +57,7 @@ class TensorMetadata(BaseModel):
 
 
 class ModelMetadata(BaseModel):
-    """What the model takes and gives; the input may also be BYTES [-1], video files."""
+    """Inputs and outputs of the model. The input may also be BYTES [-1]: video files."""
 
     name: str = Field(examples=["clipstream"])
     versions: list[str] = Field(examples=[["3"]])
@@ -96,7 +96,7 @@ class OpenInference:
             )
 
     async def metadata(self) -> ServerMetadata:
-        """Tells what the server is."""
+        """Returns the server's name, version and extensions."""
         return ServerMetadata(version=installed_version("clipstream"))
 
     async def live(self) -> ServerLive:
@@ -105,38 +105,39 @@ class OpenInference:
 
     async def ready(self, request: Request) -> ServerReady:
         """Says whether a model is loaded."""
-        await self._facts(request)
+        await self._model_info(request)
         return ServerReady(ready=True)
 
     async def model(self, request: Request) -> ModelMetadata:
-        """Tells what the model takes and gives."""
-        facts = await self._facts(request)
-        shape = [-1, facts.num_frames, 3, facts.size_px, facts.size_px]
+        """Returns the inputs and outputs of the model."""
+        info = await self._model_info(request)
+        shape = [-1, info.num_frames, 3, info.size_px, info.size_px]
         return ModelMetadata(
-            name=facts.name,
-            versions=[facts.version],
+            name=info.name,
+            versions=[info.version],
             platform="pytorch_exportedprogram",
             inputs=[TensorMetadata(name="clips", datatype="UINT8", shape=shape)],
-            outputs=[TensorMetadata(name="probabilities", datatype="FP32", shape=[-1, len(facts.class_names)])],
+            outputs=[TensorMetadata(name="probabilities", datatype="FP32", shape=[-1, len(info.class_names)])],
         )
 
     async def model_ready(self, request: Request) -> ModelReady:
         """Says whether the model is loaded."""
-        facts = await self._facts(request)
-        return ModelReady(name=facts.name, ready=True)
+        info = await self._model_info(request)
+        return ModelReady(name=info.name, ready=True)
 
     async def infer(
         self,
         request: Request,
         json_length: Annotated[
-            str | None, Header(alias=JSON_LENGTH, description="bytes of JSON, where a tensor's bytes follow it")
+            str | None, Header(alias=JSON_LENGTH, description="bytes of JSON, if a tensor's bytes follow it")
         ] = None,
     ) -> Response:
         """Classifies a batch of videos, or of clips as the model sees them.
 
-        One input, `clips`: `BYTES` [N], video files, or `UINT8` [N, T, 3, S, S], RGB frames as `/v2/models/{name}`
-        tells their shape. One output, `probabilities`: `FP32` [N, K] in the order of `/v1/model`'s class names; with
-        the parameter `classification` the best classes by name. A clip that cannot be used refuses the batch.
+        There is one input, `clips`: `BYTES` [N], video files, or `UINT8` [N, T, 3, S, S], RGB frames of the shape that
+        `/v2/models/{name}` states. There is one output, `probabilities`: `FP32` [N, K] in the order of `/v1/model`'s
+        class names, or the best classes by name if the parameter `classification` is set. If one clip cannot be used,
+        the whole batch is refused.
         """
         self._check_name(request)
         deadline = Deadline(self._config.deadline_seconds)
@@ -155,17 +156,15 @@ class OpenInference:
     def _check_name(self, request: Request) -> None:
         name = self._config.registered_model
         if request.path_params.get("model_name", name) != name:
-            raise Refusal(404, "unknown_model", f"the model {name} alone is served here")
+            raise unknown_model(name)
 
-    async def _facts(self, request: Request) -> ModelFacts:
+    async def _model_info(self, request: Request) -> ModelInfo:
         self._check_name(request)
-        status = await self._classifier.status()
-        if status.model is None:
-            raise Refusal(503, "no_model", str(status.problem), retry_after_seconds=10)
-        _check_version(request, status.model.version)
-        return status.model
+        info = (await self._classifier.status()).served_model()
+        _check_version(request, info.version)
+        return info
 
 
 def _check_version(request: Request, served: str) -> None:
     if request.path_params.get("model_version", served) != served:
-        raise Refusal(404, "unknown_version", f"version {served} alone is served now: the alias points at it")
+        raise unknown_version(served)

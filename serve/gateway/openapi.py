@@ -1,4 +1,4 @@
-"""What `/openapi.json` tells beyond the types of the handlers: bodies, refusals, headers, the key, examples."""
+"""The parts of `/openapi.json` that the handlers' types do not give: bodies, refusals, headers, the key, examples."""
 
 import re
 from typing import Any
@@ -8,6 +8,7 @@ from pydantic.json_schema import models_json_schema
 
 from serve.gateway.auth import OPEN_PATHS
 from serve.gateway.upload import FILE_FIELD
+from serve.messages.refusal import Refusal, foreign_host, internal_error, overloaded, unauthorized, unknown_model
 from serve.messages.schema import ErrorAnswer, OipError
 from serve.messages.tensors import JSON_LENGTH, InferRequest, InferResponse
 from serve.request.error_response import CODE_HEADER, is_oip
@@ -17,11 +18,13 @@ Send a video, get its classes:
 
     curl --data-binary @clip.mp4 'http://127.0.0.1:8000/v1/predict?top_k=3'
 
-- A server with API keys wants one in `Authorization: Bearer KEY`; one without answers this machine's programs alone.
+- If the server has API keys, send one in `Authorization: Bearer KEY`. Otherwise it answers only programs on its own
+  machine.
 - Every refusal is `{"error": {"code", "message"}}`: a stable name for programs and a sentence for people. Under `/v2`
-  it is `{"error": "sentence"}`, as the Open Inference Protocol has it; `X-Error-Code` holds the name there too.
-- After a 503 the same request may succeed later: `Retry-After` says when to try.
-- What a video is, is decided by its bytes, never by its name or type. No path and no address is ever opened.
+  it is `{"error": "sentence"}`, the form of the Open Inference Protocol. The header `X-Error-Code` always holds the
+  name.
+- After a 503 the same request may succeed later: `Retry-After` says when to try again.
+- The server recognises a video by its bytes, never by its name or type. It never opens a path or an address.
 """
 
 ANSWER = {
@@ -49,63 +52,50 @@ INFERENCE_ANSWER = {
 NO_VIDEO = "no known video container, or its header is missing or damaged: Invalid data found when processing input"
 REFUSALS = {
     400: (
-        "The body is empty, or not a form or message that can be read.",
-        "empty_body",
-        f"the body is empty: send a video's bytes, or a form with the field `{FILE_FIELD}`",
+        "The body is empty, or it is not a form or message that the server can read.",
+        Refusal(400, "empty_body", f"the body is empty: send a video's bytes, or a form with the field `{FILE_FIELD}`"),
     ),
-    401: (
-        "The server has API keys, and the request none of them.",
-        "unauthorized",
-        "this needs the header `Authorization: Bearer KEY` with a valid key",
-    ),
+    401: ("The server has API keys, and the request has none of them.", unauthorized()),
     403: (
-        "The server has no API key, and the request comes from elsewhere than this machine's own programs.",
-        "foreign_host",
-        "without an API key only requests to a loopback name are answered",
+        "The server has no API key, and the request does not come from a program on the server's own machine.",
+        foreign_host(),
     ),
-    404: ("Another model or version is served.", "unknown_model", "the model clipstream alone is served here"),
-    408: ("The body did not arrive in time.", "request_timeout", "the body did not arrive within 60 seconds"),
+    404: ("The server serves another model or version.", unknown_model("clipstream")),
+    408: (
+        "The body did not arrive in time.",
+        Refusal(408, "request_timeout", "the body did not arrive within 60 seconds"),
+    ),
     413: (
-        "The body is larger than the server takes.",
-        "too_large",
-        "the body is larger than 67108864 bytes: send a smaller video",
+        "The body is too large.",
+        Refusal(413, "too_large", "the body is larger than 67108864 bytes: send a smaller video"),
     ),
     415: (
-        "The body's type or encoding cannot be that of a video.",
-        "unsupported_media_type",
-        "a video cannot be text/plain: send the file's bytes",
+        "A body of this type or encoding cannot be a video.",
+        Refusal(415, "unsupported_media_type", "a video cannot be text/plain: send the file's bytes"),
     ),
-    422: (
-        "The video, or a parameter of the query, cannot be used.",
-        "not_a_video",
-        NO_VIDEO,
-    ),
-    500: ("The server failed.", "internal_error", "the server failed on this request; its log says why"),
-    503: (
-        "No model is loaded, too much waits already, or there is no answer in time.",
-        "overloaded",
-        "the server has all the videos it can take",
-    ),
+    422: ("The video, or a parameter of the query, cannot be used.", Refusal(422, "not_a_video", NO_VIDEO)),
+    500: ("The server failed.", internal_error()),
+    503: ("No model is loaded, too many videos are waiting, or there was no answer in time.", overloaded()),
 }
-"""Status: what it means, and the code and sentence of one such refusal."""
+"""For each status: what it means, and one such refusal."""
 OIP_SENTENCES = {
     400: "inputs: Field required",
     422: f"clip 0: {NO_VIDEO}",
 }
-"""Where the Open Inference Protocol's differ."""
+"""Sentences of the refusals for which the Open Inference Protocol has others."""
 
 HEADERS = {
-    "X-Request-ID": ("string", "the request's own, else a new one; the server's log tells it too"),
+    "X-Request-ID": ("string", "the request's own id, or a new one; the server's log shows it too"),
     CODE_HEADER: ("string", "the refusal's name"),
     "Retry-After": ("integer", "seconds after which the same request may succeed"),
-    "WWW-Authenticate": ("string", "how to show a key"),
+    "WWW-Authenticate": ("string", "how to send a key"),
     JSON_LENGTH: ("integer", "bytes of JSON; the tensors' bytes follow them"),
 }
 
 BINARY = {"type": "string", "format": "binary"}
 VIDEOS = {
     "required": True,
-    "description": "A video's own bytes, or a form with one or several.",
+    "description": "The bytes of a video, or a form with one or several videos.",
     "content": {
         "application/octet-stream": {"schema": BINARY},
         "multipart/form-data": {
@@ -120,7 +110,7 @@ VIDEOS = {
 }
 PREDICTED: dict[int | str, dict[str, Any]] = {
     200: {
-        "description": "The classes of the video; of several files one result each, in their order.",
+        "description": "The classes of the video. If there are several files: one result each, in their order.",
         "content": {
             "application/json": {
                 "examples": {"one video": {"value": ANSWER}, "several": {"value": {"results": [ANSWER, REFUSED]}}}
@@ -130,7 +120,7 @@ PREDICTED: dict[int | str, dict[str, Any]] = {
 }
 INFERENCE = {
     "required": True,
-    "description": f"JSON; or JSON and, after it, the tensor's bytes, and then `{JSON_LENGTH}` tells where they begin.",
+    "description": f"JSON, or JSON followed by the tensor's bytes. `{JSON_LENGTH}` then says how long the JSON is.",
     "content": {
         "application/json": {
             "schema": {"$ref": "#/components/schemas/InferRequest"},
@@ -146,7 +136,7 @@ INFERENCE = {
 INFERRED: dict[int | str, dict[str, Any]] = {
     200: {
         "model": InferResponse,
-        "description": "What the model says of the batch; tensors as bytes after the JSON where that was asked for.",
+        "description": "The answer for the batch. If the request asks for it, the tensors are bytes after the JSON.",
         "headers": {JSON_LENGTH: {"$ref": f"#/components/headers/{JSON_LENGTH}"}},
         "content": {"application/json": {"example": INFERENCE_ANSWER}, "application/octet-stream": {"schema": BINARY}},
     }
@@ -157,14 +147,14 @@ class DescribedApp(FastAPI):
     """An application whose `/openapi.json` is complete."""
 
     def openapi(self) -> dict[str, Any]:
-        """Returns the description; it is made once."""
+        """Returns the description, which is made at the first call."""
         if self.openapi_schema is None:
             _complete(super().openapi())
         return super().openapi()
 
 
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Returns the refusals of an operation, beyond those that every one has, for FastAPI's `responses`."""
+    """Returns the refusals that only some operations give, for FastAPI's `responses`."""
     return {status: {"description": REFUSALS[status][0]} for status in statuses}
 
 
@@ -193,7 +183,7 @@ def _complete_operation(path: str, operation: dict[str, Any]) -> None:
         operation["parameters"] = in_path + operation.get("parameters", [])
     responses = operation["responses"]
     if "HTTPValidationError" in str(responses.get("422")):
-        del responses["422"]  # FastAPI's, of parameters that no text is wrong for
+        del responses["422"]  # FastAPI adds it to every route with parameters, but these accept any text
     common = errors(403, 500)
     if path not in OPEN_PATHS:
         operation["security"] = [{"key": []}, {}]
@@ -212,11 +202,11 @@ def _complete_operation(path: str, operation: dict[str, Any]) -> None:
 
 
 def _error_content(path: str, status: int) -> dict[str, Any]:
-    _, code, message = REFUSALS[status]
+    _, refusal = REFUSALS[status]
     if is_oip(path):
         return {
             "schema": {"$ref": "#/components/schemas/OipError"},
-            "example": {"error": OIP_SENTENCES.get(status, message)},
+            "example": {"error": OIP_SENTENCES.get(status, refusal.message)},
         }
-    example = {"error": {"code": code, "message": message}}
+    example = ErrorAnswer.of(refusal).model_dump()
     return {"schema": {"$ref": "#/components/schemas/ErrorAnswer"}, "example": example}

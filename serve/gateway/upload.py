@@ -1,6 +1,6 @@
-"""Reads the videos out of a request body, never holding more of it than the cap allows.
+"""Reads the videos out of a request body, and never holds more of it than the limit.
 
-A form holds files in the field `file` and nothing else: what would be passed over in silence is refused.
+A form may hold only files, in the field `file`. Anything else in it is refused rather than silently ignored.
 """
 
 from collections.abc import AsyncGenerator
@@ -17,10 +17,10 @@ FILE_FIELD = "file"
 async def read_videos(request: Request, max_body_bytes: int, max_files: int) -> tuple[list[bytes], bool]:
     """Returns the videos of a request, and whether they came as several files of one form.
 
-    A raw body is one video, whatever type it claims: plain `curl --data-binary` claims to be a form.
+    A raw body is one video, even if its type says that it is a form: plain `curl --data-binary` says so.
 
     Raises:
-        Refusal: The body is empty (400), too large (413), of a type that is no video (415), or a bad form (400).
+        Refusal: The body is empty (400), too large (413), of a type that cannot be a video (415), or a bad form (400).
     """
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type == "multipart/form-data":
@@ -83,19 +83,19 @@ async def _file(name: str, value: UploadFile | str) -> bytes:
 
 
 class _Form(MultiPartParser):
-    """A form that must end with its last boundary: the parser would pass over, and leave open, a file that is cut."""
+    """A form that must end with its last boundary. The parser alone would skip a file that is cut, and not close it."""
 
     _ended = False
 
     async def parse(self) -> FormData:
-        self.stream = self._to_its_end(self.stream)
+        self.stream = self._checked(self.stream)
         return await super().parse()
 
     def on_end(self) -> None:
         self._ended = True
 
-    async def _to_its_end(self, body: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+    async def _checked(self, body: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
         async for chunk in body:
             yield chunk
         if not self._ended:
-            raise MultiPartException("it ends before its last boundary")
+            raise MultiPartException("its last boundary is missing")

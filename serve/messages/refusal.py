@@ -1,9 +1,10 @@
-"""The one exception behind every error answer: what is raised anywhere in `serve` to refuse a request or a file."""
+"""The one exception behind every error answer, and the refusals that several places give."""
 
 OVERLOADED = "overloaded"
-"""Code of a refusal for want of room alone."""
+"""Code of the refusal that a full server gives."""
 OVERLOADED_SECONDS = 1
-"""When to try again then."""
+NO_MODEL_SECONDS = 10
+UNAVAILABLE_SECONDS = 5
 
 
 class Refusal(Exception):
@@ -13,7 +14,7 @@ class Refusal(Exception):
         status: HTTP status.
         code: Stable name of the reason, for programs.
         message: One sentence for people: the value, the rule, the way out.
-        retry_after_seconds: Set where the same request may succeed later.
+        retry_after_seconds: When the same request may succeed; None if it never will.
     """
 
     def __init__(self, status: int, code: str, message: str, retry_after_seconds: int | None = None) -> None:
@@ -29,5 +30,49 @@ class Refusal(Exception):
 
 
 def overloaded() -> Refusal:
-    """Returns the refusal of what is too much."""
+    """Returns the refusal of a full server."""
     return Refusal(503, OVERLOADED, "the server has all the videos it can take", OVERLOADED_SECONDS)
+
+
+def no_model(problem: str | None) -> Refusal:
+    """Returns the refusal of a server that has no model to answer with.
+
+    Args:
+        problem: Why it has none, as a sentence for clients.
+    """
+    return Refusal(503, "no_model", problem or "the model is being loaded", NO_MODEL_SECONDS)
+
+
+def unavailable() -> Refusal:
+    """Returns the refusal of a gateway that reaches no model replica."""
+    return Refusal(503, "unavailable", "no model replica answers: it is starting or restarting", UNAVAILABLE_SECONDS)
+
+
+def unknown_model(served: str) -> Refusal:
+    """Returns the refusal of a request for another model than the served one."""
+    return Refusal(404, "unknown_model", f"only the model {served} is served here")
+
+
+def unknown_version(served: str) -> Refusal:
+    """Returns the refusal of a request for another version than the served one."""
+    return Refusal(404, "unknown_version", f"only version {served} is served now: the alias points at it")
+
+
+def unknown_sample() -> Refusal:
+    """Returns the refusal of a request for a sample video that the server does not offer."""
+    return Refusal(404, "no_sample", "there is no such sample: /samples lists them, numbered from 0")
+
+
+def internal_error() -> Refusal:
+    """Returns the refusal of a request on which the server itself failed."""
+    return Refusal(500, "internal_error", "the server failed on this request; its log says why")
+
+
+def unauthorized() -> Refusal:
+    """Returns the refusal of a request without a valid API key."""
+    return Refusal(401, "unauthorized", "this needs the header `Authorization: Bearer KEY` with a valid key")
+
+
+def foreign_host() -> Refusal:
+    """Returns the refusal of a request to a name that is not this machine's, by a server without an API key."""
+    return Refusal(403, "foreign_host", "the server has no API key, so it answers only requests to a loopback name")

@@ -1,4 +1,4 @@
-"""The JSON that the server answers with, as `/openapi.json` tells it, and what the routes need to make it."""
+"""The JSON of the server's answers, as `/openapi.json` describes it, and the protocol of whatever gives the answers."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -7,10 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from serve.messages.refusal import Refusal
+from serve.messages.refusal import Refusal, no_model
 
 Clips = Sequence[bytes | NDArray[np.uint8]]
-"""A batch: video files, or of each clip the frames as the model sees them, `(T, 3, S, S) uint8 RGB`."""
+"""A batch. Each item is a video file, or the frames as the model sees them, `(T, 3, S, S) uint8 RGB`."""
 
 
 class ModelName(BaseModel):
@@ -29,7 +29,7 @@ class ClassProbability(BaseModel):
     probability: float = Field(ge=0, le=1, examples=[0.97])
 
 
-class ClipFacts(BaseModel):
+class ClipInfo(BaseModel):
     """What the server saw of the video."""
 
     num_frames: int = Field(description="frames that the video decodes to", examples=[120])
@@ -42,21 +42,21 @@ class ClipFacts(BaseModel):
 
 
 class Timing(BaseModel):
-    """Where the time of one video went, once the server had all of it."""
+    """Where the time of one video went, from the moment that the server had all of it."""
 
     decode_seconds: float = Field(ge=0, description="decoding, and making the view", examples=[0.021])
-    queue_seconds: float = Field(ge=0, description="waiting for a free decoder, and for the model", examples=[0.004])
+    queue_seconds: float = Field(ge=0, description="waiting for a free decoder and for the model", examples=[0.004])
     model_seconds: float = Field(ge=0, description="the forward pass of its batch", examples=[0.035])
 
 
 class Answer(BaseModel):
-    """The classes of one video, most probable first; over all classes the probabilities sum to 1."""
+    """The classes of one video, most probable first. The probabilities of all classes sum to 1."""
 
     model: ModelName
     predictions: list[ClassProbability]
-    clip: ClipFacts
+    clip: ClipInfo
     timing: Timing
-    frames: list[str] | None = Field(None, description="with `?frames=1`: the frames that were seen, base64 JPEGs")
+    frames: list[str] | None = Field(None, description="with `?frames=1`: the frames that the model saw, base64 JPEGs")
 
 
 class ErrorDetail(BaseModel):
@@ -73,14 +73,14 @@ class ErrorAnswer(BaseModel):
 
     @classmethod
     def of(cls, refusal: Refusal) -> "ErrorAnswer":
-        """Returns the answer that tells a refusal."""
+        """Returns the answer that reports a refusal."""
         return cls(error=ErrorDetail(code=refusal.code, message=refusal.message))
 
 
 class OipError(BaseModel):
     """The answer of the Open Inference Protocol to a refused request."""
 
-    error: str = Field(description="one sentence for people", examples=["clip 0: the file is no video"])
+    error: str = Field(description="one sentence for people", examples=["clip 0: the file is not a video"])
 
 
 class Results(BaseModel):
@@ -89,27 +89,37 @@ class Results(BaseModel):
     results: list[Answer | ErrorAnswer]
 
 
-class ModelFacts(ModelName):
-    """What is served now."""
+class ModelInfo(ModelName):
+    """The model that is served now."""
 
     alias: str = Field(examples=["champion"])
     class_names: list[str] = Field(description="in the order of the logits")
     num_frames: int = Field(description="frames that the model sees of a video", examples=[16])
-    size_px: int = Field(description="side of the square picture that the model sees", examples=[112])
+    size_px: int = Field(description="side of the square frame that the model sees", examples=[112])
     select_by: str = Field(description="the val metric that chose this model", examples=["macro_f1"])
     val_metric: float = Field(examples=[0.91])
-    code_version: str = Field(description="the code that trained it")
+    code_version: str = Field(description="version of the code that trained it")
 
 
 class ModelStatus(BaseModel):
-    """Whether a model is served, and what keeps the newest one from it."""
+    """Whether a model is served, and why the newest one is not."""
 
-    model: ModelFacts | None = None
+    model: ModelInfo | None = None
     problem: str | None = None
+
+    def served_model(self) -> ModelInfo:
+        """Returns the model that is served.
+
+        Raises:
+            Refusal: No model is served (503).
+        """
+        if self.model is None:
+            raise no_model(self.problem)
+        return self.model
 
 
 class Scores(BaseModel):
-    """The probabilities of a batch, all by one version of the model."""
+    """The probabilities of a batch, all from one version of the model."""
 
     model: ModelName
     class_names: list[str]
@@ -117,7 +127,7 @@ class Scores(BaseModel):
 
 
 class VideoClassifier(Protocol):
-    """What the routes need: `serve.classifier.Classifier` in this process, or a Ray deployment of it."""
+    """What the routes ask: a `serve.replica.classifier.Classifier` in this process, or a Ray deployment of it."""
 
     async def classify(self, video: bytes, top_k: int, with_frames: bool) -> Answer:
         """Returns the answer for one video, or raises Refusal."""
@@ -133,4 +143,4 @@ class Health(BaseModel):
     """State of the server."""
 
     status: str = Field(examples=["ready"])
-    problem: str | None = Field(None, description="why the newest model is not served, though an older one is")
+    problem: str | None = Field(None, description="why an older model is served instead of the newest one")

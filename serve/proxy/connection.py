@@ -1,9 +1,10 @@
-"""Connections that bring no whole request: closed in time, and never given more than a little memory.
+"""Limits on a connection that never brings a whole request: it is closed in time and takes little memory.
 
-Uvicorn sets no deadline for the end of a request's headers, and its fast parser keeps them however large they are.
+Uvicorn itself sets no deadline for the end of a request's headers, and its fast parser keeps headers of any size.
 """
 
 import asyncio
+from typing import ClassVar
 
 import httptools
 from uvicorn.config import HTTP_PROTOCOLS
@@ -12,10 +13,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from serve.messages.refusal import Refusal
 from serve.messages.schema import ErrorAnswer
 
-HEADERS_SECONDS = 10.0
-"""Longest time from a connection's first byte, or its start, to the end of a request's headers."""
 MAX_HEADERS_BYTES = 64 * 2**10
-"""Most bytes of a request's line and headers, give or take what one read brings; as for Uvicorn's slow parser."""
+"""Most bytes of a request's line and headers, up to one read more. Source: the limit of Uvicorn's slow parser."""
 
 
 def limit_connections() -> None:
@@ -24,7 +23,10 @@ def limit_connections() -> None:
 
 
 class LimitedProtocol(HttpToolsProtocol):
-    """One HTTP connection, which is closed where a request's headers come too slowly or are too large."""
+    """One HTTP connection, which is closed if a request's headers come too slowly or are too large."""
+
+    headers_seconds: ClassVar[float] = 10.0
+    """Longest time from the start of a connection, or its first byte after an answer, to the end of the headers."""
 
     _timer: asyncio.TimerHandle | None = None
     _in_headers = False
@@ -32,17 +34,17 @@ class LimitedProtocol(HttpToolsProtocol):
     """Received since the last headers, the last piece of a body or its end."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Gives the connection the time for its first headers."""
+        """Starts the time for the connection's first headers."""
         super().connection_made(transport)
         self._start_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forgets the connection."""
+        """Stops the timer of a connection that has ended."""
         self._stop_timer()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Reads on; what comes after an answer must soon be the headers of another request."""
+        """Reads on. After an answer, the headers of the next request must come soon."""
         if self.cycle is not None and self.cycle.response_complete:
             self._start_timer()
         self._num_bytes += len(data)
@@ -56,10 +58,10 @@ class LimitedProtocol(HttpToolsProtocol):
         self._in_headers = True
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Takes a header, which must be text: Ray's proxy would fail on some that are not.
+        """Takes a header, which must be text: Ray's proxy fails on some that are not.
 
         Raises:
-            HttpParserError: It is not UTF-8; `data_received` answers.
+            HttpParserError: The header is not UTF-8; `data_received` answers with 400.
         """
         try:
             value.decode()
@@ -68,13 +70,13 @@ class LimitedProtocol(HttpToolsProtocol):
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """Hands the request on; its body is the application's to limit."""
+        """Hands the request on; the application limits its body."""
         self._in_headers, self._num_bytes = False, 0
         self._stop_timer()
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
-        """Takes a piece of the body; what may follow the last one are headers again."""
+        """Takes a piece of the body; new headers may follow the last one."""
         self._num_bytes = 0
         super().on_body(body)
 
@@ -84,13 +86,13 @@ class LimitedProtocol(HttpToolsProtocol):
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        """Goes on to the next request; the rest of this one's body, or the next one's headers, must come soon."""
+        """Goes on to the next request. The rest of this one's body, or the next one's headers, must come soon."""
         super().on_response_complete()
         if self._in_headers or self.cycle.more_body:
             self._start_timer()
 
     def send_400_response(self, msg: str) -> None:
-        """Answers what is no HTTP."""
+        """Answers bytes that are not HTTP."""
         self._refuse(Refusal(400, "bad_request", msg))
 
     def _refuse(self, refusal: Refusal) -> None:
@@ -102,7 +104,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def _start_timer(self) -> None:
         if self._timer is None and not self.transport.is_closing():
-            self._timer = self.loop.call_later(HEADERS_SECONDS, self.transport.close)
+            self._timer = self.loop.call_later(self.headers_seconds, self.transport.close)
 
     def _stop_timer(self) -> None:
         if self._timer is not None:

@@ -1,9 +1,9 @@
-"""What Ray's HTTP proxy is set up with; it has no setting for either, only a function that it calls at its start.
+"""Sets up Ray's HTTP proxy: limits, request ids and refusals, for which Ray has no options, only a function to call.
 
-Without it a request's headers have no deadline and no limit, the proxy answers whatever request id a client sent, and
-reads a body as fast as it comes, however far behind the application is: one body took 230 MB of it.
-HAProxy in its place (RAY_SERVE_ENABLE_HA_PROXY=1) was refused, though it costs a request less: it calls no such
-function, has its own ports listen on every address, and obeys any user of the machine, by a socket of mode 666.
+Without it, a request's headers have no deadline and no limit, and the proxy sends back any request id that a client
+sent. It also reads a body as fast as it comes, even if the application is far behind: one body took 230 MB of memory.
+HAProxy instead of Ray's proxy (RAY_SERVE_ENABLE_HA_PROXY=1) costs less per request, but was rejected: it calls no such
+function, its own ports listen on every address, and any user of the machine can control it by a socket of mode 666.
 """
 
 import asyncio
@@ -16,17 +16,17 @@ from serve.proxy.shedding import Shedding
 from serve.request.request_id import RequestIds, log_to_stderr
 
 CALLBACK_VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
-"""Where Ray's proxy looks for the function to call: `SET_UP`."""
+"""The environment variable by which Ray's proxy finds the function to call: `SET_UP`."""
 SET_UP = "serve.proxy.set_up_proxy"
 BODY_BYTES_PER_SECOND = 64 * 2**20
-"""How fast a long body is read: the application keeps up with it, and ends what is too long before much waits."""
+"""How fast a long body is read. The application keeps up, and refuses a body that is too long before much waits."""
 _UNPACED_BYTES = 8 * 2**20
 _PIECE_BYTES = 2**20
 
 
 def set_up_proxy() -> list[Middleware]:
-    """Limits the connections of the process that it is called in; returns what stands before it, the inmost first."""
-    from serve.request.metrics import RequestMetrics  # here: the command sets Ray's variables before Ray is imported
+    """Limits the connections of the proxy's process and returns the middleware for it, the innermost first."""
+    from serve.request.metrics import RequestMetrics  # here, because the command sets Ray's variables before this
 
     limit_connections()
     log_to_stderr()
@@ -34,7 +34,7 @@ def set_up_proxy() -> list[Middleware]:
 
 
 class PacedBodies:
-    """ASGI middleware that reads a request's body, but for its beginning, at `BODY_BYTES_PER_SECOND` at most."""
+    """ASGI middleware that reads a request's body, after its beginning, at `BODY_BYTES_PER_SECOND` at most."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

@@ -1,11 +1,12 @@
-"""Refuses in the proxy's process what a full gateway would refuse, before the gateway hears of it.
+"""Refuses in the proxy's process what a full gateway would refuse, so that the gateway is not even asked.
 
-Under an overload most requests are refusals, and each that a gateway gives costs as much as handing a video on. So
-after one, each request that leaves lets one in, until the time is over that the refusal named; then the next refusal
-begins it anew. No limit is known here: the gateway's own is met again and again.
+Under an overload most requests are refused, and a refusal by the gateway costs as much as handing a video on. So after
+one refusal the proxy lets one request in for each one that leaves, for as long as the refusal told its client to wait.
+Then the gateway is asked again, and its next refusal starts the same anew. The proxy knows no limit of its own.
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from starlette.datastructures import Headers
@@ -14,16 +15,16 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serve.messages.refusal import OVERLOADED, OVERLOADED_SECONDS, overloaded
 from serve.request.access_log import Access
 from serve.request.error_response import CODE_HEADER, refusal_response, with_nosniff
-from serve.request.facts import RequestObserver
+from serve.request.record import RequestObserver
 
 
 @dataclass
 class _Full:
-    """A path whose gateway is full."""
+    """The state of a path whose gateway is full."""
 
     ends_at: float
     num_free: int = 0
-    """Requests that have left since, and in whose place no other came."""
+    """Requests that have left since and that no other one has replaced."""
 
 
 class Shedding:
@@ -31,12 +32,14 @@ class Shedding:
 
     Args:
         app: The proxy.
-        observer: Told of each request that is refused here; a gateway tells of the others.
+        observer: Is told of each request that is refused here. The gateways have observers for the others.
+        clock: Returns the time in seconds.
     """
 
-    def __init__(self, app: ASGIApp, observer: RequestObserver) -> None:
+    def __init__(self, app: ASGIApp, observer: RequestObserver, clock: Callable[[], float] = time.monotonic) -> None:
         self._app = app
         self._refuse = Access(_refuse, observer)
+        self._clock = clock
         self._full: dict[str, _Full] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -50,7 +53,7 @@ class Shedding:
 
     def _enters(self, path: str) -> bool:
         full = self._full.get(path)
-        if full is None or full.ends_at <= time.monotonic():
+        if full is None or full.ends_at <= self._clock():
             return True
         if not full.num_free:
             return False
@@ -60,20 +63,20 @@ class Shedding:
     async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
         refused = False
 
-        async def noted_send(message: Message) -> None:
+        async def watching_send(message: Message) -> None:
             nonlocal refused
             if message["type"] == "http.response.start":
                 refused = Headers(raw=message["headers"]).get(CODE_HEADER) == OVERLOADED
             await send(message)
 
         try:
-            await self._app(scope, receive, noted_send)
+            await self._app(scope, receive, watching_send)
         finally:
             self._left(scope["path"], refused)
 
     def _left(self, path: str, refused: bool) -> None:
         if refused:
-            now = time.monotonic()
+            now = self._clock()
             self._full = {known: full for known, full in self._full.items() if full.ends_at > now}
             self._full[path] = _Full(now + OVERLOADED_SECONDS)
         elif path in self._full:

@@ -1,1 +1,1 @@
-"""A loaded model: decode, batch, forward, follow the alias."""
+"""The process with the model: it decodes, batches, classifies, and follows the registry's alias."""

@@ -1,7 +1,7 @@
-"""Follows the registry's alias: loads the version it points at beside the one being served, then swaps.
+"""Follows the registry's alias: loads the version that it points at beside the served one, then swaps them.
 
-A version that cannot be loaded leaves the old one serving, and the reason in `problem`. The registry being away
-changes nothing for a model that is loaded.
+If a version cannot be loaded, the old one goes on serving and `problem` says why. If the registry cannot be reached, a
+loaded model goes on serving too.
 """
 
 import asyncio
@@ -18,15 +18,15 @@ ModelT = TypeVar("ModelT")
 FIRST_LOAD_SECONDS = 60.0
 """How long `start` waits for the first model."""
 RELOAD_SECONDS = 60.0
-"""How long a version that failed to load is left alone."""
+"""How long to wait before a version that failed to load is tried again."""
 
 
 class ModelDied(Exception):
-    """The process of the model that was being served has ended by itself, killed or crashed."""
+    """The process of the served model was killed or has crashed."""
 
 
 class ModelUnavailable(Exception):
-    """No model can be had; the text is one sentence for clients, without paths or addresses."""
+    """A model cannot be found or loaded; the text is one sentence for clients, without paths or addresses."""
 
 
 class AliasWatch(Generic[ModelT]):
@@ -35,8 +35,8 @@ class AliasWatch(Generic[ModelT]):
     Args:
         resolve: Returns the version that the alias points at; called in a thread.
         load: Returns the model of a version, checked and warm; called in a thread.
-        retire: Takes a model that another one has replaced.
-        poll_seconds: Most time between two calls of `resolve`.
+        retire: Is given each model that another one has replaced.
+        poll_seconds: Longest time between two calls of `resolve`.
     """
 
     def __init__(
@@ -59,13 +59,13 @@ class AliasWatch(Generic[ModelT]):
         self.problem: str | None = "the model is being loaded"
 
     async def start(self) -> None:
-        """Returns when the first attempt has ended, or after a minute; goes on watching."""
+        """Starts to watch, and returns when the first attempt to load a model has ended, or after a minute."""
         self._task = asyncio.create_task(self._watch())
         with suppress(TimeoutError):
             await asyncio.wait_for(self._tried.wait(), FIRST_LOAD_SECONDS)
 
     def close(self) -> None:
-        """Ends the watching."""
+        """Stops watching."""
         if self._task is not None:
             self._task.cancel()
 
@@ -75,10 +75,10 @@ class AliasWatch(Generic[ModelT]):
                 await self._refresh()
             except ModelUnavailable as error:
                 self._fail(str(error), error)
-            except Exception as error:  # a model is foreign input: whatever it raises, the old one serves on
+            except Exception as error:  # a model is foreign input: whatever it raises, the old one goes on serving
                 self._fail("the version that the alias points at cannot be loaded: see the server's log", error)
             self._tried.set()
-            # At random, so that the replicas of one machine do not all load at once and leave no core for serving.
+            # A random time, so that the replicas of a machine do not all load at once and leave no core for serving.
             await asyncio.sleep(self._poll_seconds * random.uniform(0.5, 1))
 
     async def _refresh(self) -> None:

@@ -1,8 +1,8 @@
-"""Greedy batching: when the model is free, take all that is waiting, up to a maximum.
+"""Greedy batching: when the model is free, it takes everything that is waiting, up to a maximum.
 
-Nothing is waited for: one request alone runs at once, and under load the batch is what arrived during the last forward
-pass. Ray's `@serve.batch` closes a batch after a fixed wait even while the model is busy, so that its mean batch stays
-near 1 under load.
+Nobody waits for a batch to fill. A single request runs at once, and under load the batch is what arrived during the
+last forward pass. Ray's `@serve.batch` closes a batch after a fixed wait even while the model is busy, so its mean
+batch stays near 1 under load.
 """
 
 import asyncio
@@ -14,11 +14,11 @@ ResultT = TypeVar("ResultT")
 
 
 class GreedyBatcher(Generic[ItemT, ResultT]):
-    """Runs single items through a function of batches, one batch at a time, in order of arrival.
+    """Runs single items through a function of batches, one batch at a time, in the order of arrival.
 
     Args:
-        run_batch: Returns one result per item, in order; an exception in an item's place is raised to its submitter
-            alone, and an exception that is raised goes to the whole batch.
+        run_batch: Returns one result per item, in order. If an exception stands in an item's place, only that item's
+            `submit` raises it; an exception that `run_batch` raises goes to the whole batch.
         max_batch_size: Most items per call.
     """
 
@@ -31,7 +31,7 @@ class GreedyBatcher(Generic[ItemT, ResultT]):
         self._drain_task: asyncio.Task[None] | None = None
 
     async def submit(self, item: ItemT) -> ResultT:
-        """Returns the result of one item; cancelled while it waits, the item is dropped."""
+        """Returns the result of one item. If it is cancelled while it waits, the item is dropped."""
         future: asyncio.Future[ResultT] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, future))
         if self._drain_task is None:
@@ -47,7 +47,7 @@ class GreedyBatcher(Generic[ItemT, ResultT]):
                     _settle(future, result)
         finally:
             self._drain_task = None
-            for _, future in self._waiting:  # left only where this task itself was cancelled
+            for _, future in self._waiting:  # only if this task itself was cancelled
                 future.cancel()
 
     def _take(self) -> list[tuple[ItemT, asyncio.Future[ResultT]]]:

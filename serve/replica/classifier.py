@@ -1,7 +1,7 @@
-"""Classifies videos: decode in killable processes, batch, forward; and keeps up with the registry's alias.
+"""Classifies videos: decodes in processes that can be killed, batches, runs the model, and follows the alias.
 
-Plain asyncio, no Ray: a model replica is this class with a queue in front. The heavy imports (torch, MLflow) happen
-when the first model is loaded, so that the HTTP side, which imports this module for its types, stays small.
+This is plain asyncio without Ray: a model replica is this class with a queue in front. Torch and MLflow are imported
+only when the first model is loaded, because the gateway imports this module for its types and must stay small.
 """
 
 import asyncio
@@ -20,13 +20,13 @@ from configs.serve import ServeConfig
 from packer.decoders.pool import ClipFuture, DecodePool
 from packer.video.clip import Clip
 from packer.video.container import VideoError
-from serve.messages.refusal import Refusal, overloaded
+from serve.messages.refusal import Refusal, no_model, overloaded
 from serve.messages.schema import (
     Answer,
     ClassProbability,
-    ClipFacts,
+    ClipInfo,
     Clips,
-    ModelFacts,
+    ModelInfo,
     ModelName,
     ModelStatus,
     Scores,
@@ -34,7 +34,7 @@ from serve.messages.schema import (
 )
 from serve.replica.alias_watch import AliasWatch
 from serve.replica.batcher import GreedyBatcher
-from serve.request.facts import ClassifierObserver
+from serve.request.record import ClassifierObserver
 
 if TYPE_CHECKING:
     from serve.replica.model_process import ModelProcess
@@ -43,16 +43,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Forward:
-    """What one clip got out of the forward pass of its batch, and when that was."""
+    """The result of one clip in the forward pass of its batch, and when that pass was."""
 
     probabilities: "ProbabilitiesK"
     started_at: float
-    """`time.monotonic()` of the batch's start."""
+    """`time.monotonic()` at the start of the batch."""
     seconds: float
 
 
 class ServedModel:
-    """One version of the model with a batcher of its own, so that a batch never mixes versions."""
+    """One version of the model, with its own batcher so that a batch never mixes versions."""
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class ServedModel:
 
     @contextmanager
     def used(self) -> Iterator[None]:
-        """Keeps the model, though another one may take its place, until the block ends."""
+        """Keeps the model alive until the block ends, even if another one replaces it meanwhile."""
         self._num_users += 1
         try:
             yield
@@ -81,13 +81,13 @@ class ServedModel:
             self._close_if_done()
 
     def retire(self) -> None:
-        """Ends the model's process once nobody uses it any more."""
+        """Ends the model's process as soon as nobody uses it any more."""
         self._retired = True
         self._close_if_done()
 
     def _close_if_done(self) -> None:
         if self._retired and not self._num_users:
-            # In a thread: until a process of this size is gone, every request of the replica would wait.
+            # In a thread, because all requests of the replica would wait until so large a process has ended.
             asyncio.get_running_loop().run_in_executor(None, self.predictor.close)
 
     async def _predict(self, clips: "list[FramesTHWC]") -> Sequence[Forward]:
@@ -102,26 +102,26 @@ class ServedModel:
 
 
 def load_here(config: ServeConfig, version: str, gives_way: bool) -> "Predictor":
-    """Returns a version in this process, which answers more slowly while another one is loaded."""
+    """Returns a version in this process. It answers more slowly while another one is loaded."""
     from serve.replica.versions import load_predictor
 
     return load_predictor(config, version)
 
 
 def load_beside(config: ServeConfig, version: str, gives_way: bool) -> "ModelProcess":
-    """Returns a version in a process of its own."""
+    """Returns a version in its own process."""
     from serve.replica.model_process import ModelProcess
 
     return ModelProcess(config, version, gives_way)
 
 
 class Classifier:
-    """Answers videos with classes; `start` it before use and `close` it after.
+    """Answers videos with classes. Call `start` before use and `close` after it.
 
     Args:
         config: Which model, from which store, and the limits.
-        observer: Told of what happens.
-        load_model: `load_here` or `load_beside`; told whether a version is served meanwhile.
+        observer: Is told of each answer, batch and version.
+        load_model: `load_here` or `load_beside`. Its last argument says whether another version is served meanwhile.
     """
 
     def __init__(
@@ -139,11 +139,11 @@ class Classifier:
         self._num_admitted = 0
 
     async def start(self) -> None:
-        """Returns when the first attempt to load the model has ended; goes on following the alias."""
+        """Starts to follow the alias, and returns when the first attempt to load a model has ended."""
         await self._watch.start()
 
     async def close(self) -> None:
-        """Ends the watching, the model's process and the decoders."""
+        """Stops following the alias, and ends the model's process and the decoders."""
         self._watch.close()
         if self._watch.model is not None:
             self._watch.model.retire()
@@ -151,12 +151,12 @@ class Classifier:
         await asyncio.to_thread(self._pool.close)
 
     async def status(self) -> ModelStatus:
-        """Returns what is served now, and what keeps the newest version from it."""
+        """Returns which model is served now, and why the newest version is not."""
         model = self._watch.model
         if model is None:
             return ModelStatus(problem=self._watch.problem)
         contract = model.predictor.contract
-        facts = ModelFacts(
+        info = ModelInfo(
             name=self._config.registered_model,
             version=model.version,
             alias=self._config.alias,
@@ -167,13 +167,13 @@ class Classifier:
             val_metric=contract.val_metric,
             code_version=contract.code_version,
         )
-        return ModelStatus(model=facts, problem=self._watch.problem)
+        return ModelStatus(model=info, problem=self._watch.problem)
 
     async def classify(self, video: bytes, top_k: int, with_frames: bool) -> Answer:
         """Returns the `top_k` most probable classes of a video file.
 
         Raises:
-            Refusal: There is no model (503), too much waits already (503), or the video cannot be used (422).
+            Refusal: There is no model (503), too many videos are waiting (503), or the video cannot be used (422).
             ModelDied: The model's process has ended.
         """
         model = self._model()
@@ -181,10 +181,10 @@ class Classifier:
             return await self._classify(model, video, top_k, with_frames)
 
     async def infer(self, clips: Clips) -> Scores:
-        """Returns the probabilities of a batch, all by one version: of videos, or of clips as the model sees them.
+        """Returns the probabilities of a batch of videos, or of clips as the model sees them, all from one version.
 
         Raises:
-            Refusal: As of `classify`, for the first clip that cannot be used; frames of another shape (400).
+            Refusal: See `classify`; it names the first clip that is refused. Frames have another shape (400).
         """
         model = self._model()
         with model.used():
@@ -209,9 +209,9 @@ class Classifier:
             raise Refusal(refusal.status, refusal.code, message, refusal.retry_after_seconds) from refusal
 
     def _model(self) -> ServedModel:
-        model = self._watch.model  # the same one to the end of a request, even if the alias moves meanwhile
+        model = self._watch.model  # a request keeps it to its end, even if the alias moves meanwhile
         if model is None:
-            raise Refusal(503, "no_model", str(self._watch.problem), retry_after_seconds=10)
+            raise no_model(self._watch.problem)
         return model
 
     @contextmanager
@@ -241,7 +241,7 @@ class Classifier:
         return Answer(
             model=ModelName(name=self._config.registered_model, version=model.version),
             predictions=_top(forward.probabilities, model.predictor.contract.class_names, top_k),
-            clip=_facts(clip),
+            clip=_clip_info(clip),
             timing=timing,
             frames=_frames(clip, with_frames),
         )
@@ -276,8 +276,8 @@ def _top(probabilities: NDArray[np.float64], class_names: Sequence[str], top_k: 
     return [ClassProbability(**{"class": class_names[i], "probability": float(probabilities[i])}) for i in order]
 
 
-def _facts(clip: Clip) -> ClipFacts:
-    return ClipFacts(
+def _clip_info(clip: Clip) -> ClipInfo:
+    return ClipInfo(
         num_frames=clip.num_frames,
         frame_indices=list(clip.frame_indices),
         fps=clip.fps,

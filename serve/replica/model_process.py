@@ -1,29 +1,26 @@
-"""One version of the model in a process of its own, which loads it, checks it, answers batches, and ends with it.
+"""One version of the model in a process of its own, which loads it, checks it and answers batches until it is closed.
 
-To load a version is most of a second of Python that keeps the interpreter's lock, and a forward pass beside it in the
-same process takes twice as long. Here each version has an interpreter of its own, and while another one serves it is
-loaded by a thread that the system runs only when nothing else wants the core, one replica of a machine at a time.
+To load a version takes most of a second of Python that keeps the interpreter's lock, and a forward pass in the same
+process takes twice as long meanwhile. So each version has its own interpreter, and is loaded in idle time while another
+version serves.
 """
 
-import fcntl
 import logging
 import mmap
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Sequence
 from multiprocessing import reduction
 from multiprocessing.connection import Connection
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from configs.serve import ServeConfig
 from serve.replica.alias_watch import ModelDied, ModelUnavailable
-from serve.replica.predictor import FramesTHWC, ModelView, ProbabilitiesK
+from serve.replica.idle_time import run_in_idle_time
+from serve.replica.predictor import FramesTHWC, ModelView, Predictor, ProbabilitiesK
 from serve.replica.versions import load_predictor
 from trainer.model.contract import ModelContract
 
@@ -42,9 +39,10 @@ PRELOADED = [
     "torch.export._unlift",
     "torch.export.pt2_archive",
 ]
-"""What the processes of all versions share, among it what loading imports late: each of them would else spend seven
-seconds of CPU on it, measured with torch 2.14 and MLflow 3.17; a name that another version lacks is passed over. The
-first is a replica's `__main__`, which every process imports before anything else, so before it can give way."""
+"""Modules that the processes of all versions share. Without them each process would spend seven seconds of CPU on
+imports, measured with torch 2.14 and MLflow 3.17; some of them are imported only when a model is loaded. A name that a
+library no longer has is ignored. The first is a replica's `__main__`: every process imports it first of all, and
+so not yet in idle time."""
 
 
 class ModelProcess(ModelView):
@@ -52,11 +50,11 @@ class ModelProcess(ModelView):
 
     Args:
         config: Which model, from which store, and where it runs.
-        version: Of the registered model.
-        gives_way: Load it only with what time nothing else on the machine wants.
+        version: Version of the registered model.
+        gives_way: Load it in idle time, because another version serves meanwhile.
 
     Raises:
-        ModelUnavailable: It cannot be loaded, or does not do what its contract says.
+        ModelUnavailable: The version cannot be loaded, or does not do what its contract says.
     """
 
     def __init__(self, config: ServeConfig, version: str, gives_way: bool) -> None:
@@ -80,7 +78,7 @@ class ModelProcess(ModelView):
         self._batch = _shared_batch(self._connection, self._process.pid, (config.max_batch_size, *self.frames_shape))
 
     def predict(self, clips: Sequence[FramesTHWC]) -> list[ProbabilitiesK]:
-        """Returns the probability of each class, one `(K,) float64` array that sums to 1 per clip; one call at a time.
+        """Returns one `(K,) float64` array of class probabilities per clip, which sums to 1; call it once at a time.
 
         Raises:
             ModelDied: The process has ended.
@@ -100,7 +98,7 @@ class ModelProcess(ModelView):
 
 
 def _shared_batch(connection: Connection, pid: int | None, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    """Returns memory for the clips of a batch, shared with the other end of a connection."""
+    """Returns memory for the clips of a batch that is shared with the other end of a connection."""
     descriptor = os.memfd_create("batch")
     try:
         os.ftruncate(descriptor, int(np.prod(shape)))
@@ -116,15 +114,15 @@ def _map(descriptor: int, shape: tuple[int, ...]) -> NDArray[np.uint8]:
 
 
 def _serve(connection: Connection, config: ServeConfig, version: str, gives_way: bool) -> None:
-    """Runs in the model's process: answers batches until the other end closes the connection or dies."""
+    """Runs in the model's process: answers batches until the other end closes the connection, or dies."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its models
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+
+    def load() -> Predictor:
+        return load_predictor(config, version)
+
     try:
-        if gives_way:
-            with _turn(), ThreadPoolExecutor(1, initializer=_give_way) as loader:
-                predictor = loader.submit(load_predictor, config, version).result()
-        else:
-            predictor = load_predictor(config, version)
+        predictor = run_in_idle_time(load) if gives_way else load()
     except ModelUnavailable as error:
         connection.send(error)
         return
@@ -132,7 +130,7 @@ def _serve(connection: Connection, config: ServeConfig, version: str, gives_way:
         logger.exception("model_not_loaded version=%s", version)
         connection.send(ModelUnavailable("the version that the alias points at cannot be loaded: see the server's log"))
         return
-    # Once more here: a thread has memory and kernels of its own, and the first requests would wait for them.
+    # Warm up again in this thread: each thread has memory and kernels of its own, for which requests would wait.
     predictor.predict_batch(np.zeros((1, *predictor.frames_shape), np.uint8))
     connection.send(predictor.contract)
     shape = connection.recv()
@@ -145,15 +143,3 @@ def _serve(connection: Connection, config: ServeConfig, version: str, gives_way:
         except EOFError:
             return
         connection.send(predictor.predict_batch(batch[:num_clips]))
-
-
-@contextmanager
-def _turn() -> Iterator[None]:
-    """Waits until no other replica of this machine loads a version: at least one core is left to those that serve."""
-    with Path(__file__).open(encoding="utf-8") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def _give_way() -> None:
-    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))  # of this thread alone, as Linux has it

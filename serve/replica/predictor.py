@@ -1,31 +1,34 @@
-"""A loaded model and everything done with one: from stored frames to class probabilities.
+"""A loaded model: from the frames of a clip to class probabilities.
 
-A clip goes through the trainer's own decode and view, and the model normalises inside, so that a served video meets
-exactly what an evaluated sample met.
+A clip goes through the trainer's own JPEG decoder and view, and the model itself normalises. So a served video is
+treated exactly as a sample is in evaluation.
 """
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from packer.video.clip import Clip
 from packer.video.jpeg import decode_frames
 from trainer.model.contract import ModelContract
 from trainer.views.eval_view import eval_view
 from trainer.views.frames import eval_frames
 
+if TYPE_CHECKING:
+    from packer.video.clip import Clip  # brings FFmpeg, which the process of a model does not need
+
 FramesTHWC = NDArray[np.uint8]
 ProbabilitiesK = NDArray[np.float64]
 
 BATCH_TOLERANCE = 1e-2
-"""How far logits may differ between a clip alone and the same clip in a batch: other kernels round otherwise."""
+"""How far the logits of a clip alone and of the same clip in a batch may differ: other kernels round differently."""
 
 
 class ModelView:
-    """How a model sees clips.
+    """How a model sees a clip.
 
     Args:
         contract: What the model was trained on.
@@ -36,33 +39,33 @@ class ModelView:
         size_px = contract.view.size_px
         self.frames_shape = (contract.num_frames, size_px, size_px, 3)
 
-    def pick(self, clip: Clip) -> Clip:
-        """Returns a clip with those of its frames alone that the model reads, as in evaluation."""
+    def pick(self, clip: "Clip") -> "Clip":
+        """Returns a clip with only those of its frames that the model reads, as in evaluation."""
         numbers = eval_frames(len(clip.jpegs), self.contract.num_frames).numbers
         jpegs = tuple(clip.jpegs[number] for number in numbers)
         return replace(clip, jpegs=jpegs, frame_indices=tuple(clip.frame_indices[number] for number in numbers))
 
-    def view(self, clip: Clip) -> FramesTHWC:
-        """Returns what the model sees of a clip that was picked, `(T, S, S, 3) uint8 RGB`.
+    def view(self, clip: "Clip") -> FramesTHWC:
+        """Returns what the model sees of a clip from `pick`, `(T, S, S, 3) uint8 RGB`.
 
         Raises:
             ValueError: A frame cannot be read, or is too small for the view.
         """
-        # One at a time: a clip of 65,000 x 128 pixels takes 400 MB, and the model sees little of it.
+        # One frame at a time: a clip of 65,000 x 128 pixels takes 400 MB, and the model sees little of it.
         frames = np.concatenate([self._view_frame(jpeg) for jpeg in clip.jpegs])
         if frames.shape != self.frames_shape:
             raise ValueError(f"a clip of shape {frames.shape} does not fit the model's {self.frames_shape}")
         return frames
 
     def _view_frame(self, jpeg: bytes) -> FramesTHWC:
-        # A copy, where the view is a part of the frame, which would else stay.
+        # A copy, because a view of a part of the frame would keep the whole frame in memory.
         return np.ascontiguousarray(eval_view(torch.from_numpy(decode_frames([jpeg])), self.contract.view).numpy())
 
     def take(self, frames_TCHW: NDArray[np.uint8]) -> FramesTHWC:
-        """Returns frames that are already as the model sees them, in the order of axes of `view`.
+        """Returns frames that are already as the model sees them, with the axes in the order of `view`.
 
         Raises:
-            ValueError: They have another shape.
+            ValueError: The frames have another shape.
         """
         frames = frames_TCHW.transpose(0, 2, 3, 1)
         if frames.shape != self.frames_shape:
@@ -73,7 +76,7 @@ class ModelView:
 
 
 class Predictor(ModelView):
-    """A model that has been checked against its contract.
+    """A model that was checked against its contract.
 
     Args:
         module: Maps `(B, T, 3, S, S) uint8` to `(B, K) float32` logits.
@@ -93,25 +96,25 @@ class Predictor(ModelView):
         self._check()
 
     def predict(self, clips: Sequence[FramesTHWC]) -> list[ProbabilitiesK]:
-        """Returns the probability of each class, one `(K,) float64` array that sums to 1 per clip of `view`."""
+        """Returns one `(K,) float64` array of class probabilities per clip of `view`; each sums to 1."""
         return list(self.predict_batch(np.stack(clips)))
 
     def predict_batch(self, frames_BTHWC: NDArray[np.uint8]) -> NDArray[np.float64]:
-        """Returns the same of a batch of clips, `(B, K) float64`."""
+        """Returns the class probabilities of a batch, `(B, K) float64`."""
         return torch.softmax(self._logits(frames_BTHWC).double(), dim=1).numpy()
 
     def close(self) -> None:
-        """Does nothing: the memory goes with the last reference."""
+        """Does nothing: the last reference frees the memory."""
 
     def _logits(self, frames_BTHWC: NDArray[np.uint8]) -> torch.Tensor:
-        torch.set_num_threads(self._num_threads)  # OpenMP keeps the number per calling thread
+        torch.set_num_threads(self._num_threads)  # here, because OpenMP keeps the number per calling thread
         frames_BTCHW = torch.from_numpy(frames_BTHWC).permute(0, 1, 4, 2, 3).contiguous()
         with torch.inference_mode():
             logits_BK: torch.Tensor = self._module(frames_BTCHW.to(self._device))
         return logits_BK.float().cpu()
 
     def _check(self) -> None:
-        """Runs batches of 1 and 3, which warms the model up as well."""
+        """Runs batches of 1 and 3, which also warms the model up."""
         frames = np.random.default_rng(0).integers(0, 256, (3, *self.frames_shape), dtype=np.uint8)
         alone, together = self._logits(frames[:1]), self._logits(frames)
         num_classes = len(self.contract.class_names)

@@ -1,4 +1,4 @@
-"""Finds the model in the MLflow registry and loads it; every way to fail becomes one sentence for clients."""
+"""Finds the model in the MLflow registry and loads it. Every failure becomes one sentence for clients."""
 
 import os
 
@@ -21,7 +21,8 @@ MLFLOW_SETTINGS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
-"""Less patience than MLflow's own, four minutes: the alias is looked up again soon, and /readyz has to say why."""
+"""MLflow itself tries for four minutes. That is too long here: /readyz must soon say why there is no model, and the
+alias is looked up again anyway."""
 
 
 def resolve_version(config: ModelSource) -> str:
@@ -31,30 +32,29 @@ def resolve_version(config: ModelSource) -> str:
         ModelUnavailable: The registry cannot be reached, or has no such model or alias.
     """
     registry = _registry(config)
-    missing = ModelUnavailable(
+    missing = (
         f"the registry has no model {config.registered_model} with the alias {config.alias}: train one by "
         "`python -m trainer`, or set the alias by `python -m trainer promote VERSION`"
     )
     if is_absent(registry.uri):
-        raise missing
+        raise ModelUnavailable(missing)
     try:
         return str(registry.client.get_model_version_by_alias(registry.name, config.alias).version)
     except MlflowException as error:
-        if is_not_found(error):
-            raise missing from error
-        raise ModelUnavailable("the model registry does not answer") from error
+        raise _unavailable(error, missing, "the model registry does not answer") from error
 
 
 def load_model(config: ModelSource, version: str) -> tuple[nn.Module, ModelContract]:
-    """Returns a version of the registered model and its contract; pickles are refused.
+    """Returns a version of the registered model, and its contract; pickles are refused.
 
     Raises:
-        ModelUnavailable: It was not written by this project's trainer, or by a newer one, or cannot be read.
+        ModelUnavailable: The version cannot be read, or this project's trainer did not write it, or a newer one did.
     """
     registry = _registry(config)
-    missing = ModelUnavailable(f"the registry has no version {version} of the model {config.registered_model}")
+    missing = f"the registry has no version {version} of the model {config.registered_model}"
+    unreadable = "the model's files cannot be read: see the server's log"
     if is_absent(registry.uri):
-        raise missing
+        raise ModelUnavailable(missing)
     try:
         return registry.load(f"models:/{config.registered_model}/{version}")
     except KeyError as error:
@@ -62,22 +62,24 @@ def load_model(config: ModelSource, version: str) -> tuple[nn.Module, ModelContr
     except ValidationError as error:
         raise ModelUnavailable(f"the model's contract cannot be read: {describe(error)}") from error
     except MlflowException as error:
-        if is_not_found(error):
-            raise missing from error
-        raise ModelUnavailable("the model's files cannot be read: see the server's log") from error
+        raise _unavailable(error, missing, unreadable) from error
     except (OSError, RuntimeError) as error:
-        raise ModelUnavailable("the model's files cannot be read: see the server's log") from error
+        raise ModelUnavailable(unreadable) from error
 
 
 def load_predictor(config: ServeConfig, version: str) -> Predictor:
     """Returns a version of the registered model on its device, checked and warm.
 
     Raises:
-        ModelUnavailable: As of `load_model`.
-        ValueError: It does not do what its contract says.
+        ModelUnavailable: See `load_model`.
+        ValueError: The model does not do what its contract says.
     """
     module, contract = load_model(config, version)
     return Predictor(module, contract, "cuda" if config.gpus_per_replica else "cpu", config.cpu_threads)
+
+
+def _unavailable(error: MlflowException, missing: str, otherwise: str) -> ModelUnavailable:
+    return ModelUnavailable(missing if is_not_found(error) else otherwise)
 
 
 def _registry(config: ModelSource) -> Registry:

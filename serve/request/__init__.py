@@ -1,1 +1,1 @@
-"""What is known and noted of one request: id, facts, metrics, log line, error answer."""
+"""What belongs to one request, whichever process handles it: id, record, log line, metrics, error answer."""

@@ -1,6 +1,6 @@
-"""One log line per request, and the answer 500 where something failed.
+"""One log line per request, and the answer 500 if the server failed.
 
-Neither bodies nor queries nor headers are logged: they may hold keys.
+Bodies, queries and headers are never logged, because they may hold keys.
 """
 
 import logging
@@ -9,15 +9,15 @@ from urllib.parse import quote
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.messages.refusal import Refusal
+from serve.messages.refusal import internal_error
 from serve.messages.schema import Timing
 from serve.request.error_response import refusal_response
-from serve.request.facts import CLIENT_GONE, FACTS, RequestFacts, RequestObserver
+from serve.request.record import CLIENT_GONE, REQUEST_RECORD, RequestObserver, RequestRecord
 
 logger = logging.getLogger(__name__)
 
 PROBES = frozenset({"/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"})
-"""Asked every few seconds by whoever watches the server: logged at DEBUG."""
+"""Monitors ask these every few seconds, so they are logged at DEBUG."""
 MAX_PATH_CHARACTERS = 200
 
 
@@ -26,7 +26,7 @@ class Access:
 
     Args:
         app: The application behind.
-        observer: Told of each request.
+        observer: Is told of each request.
     """
 
     def __init__(self, app: ASGIApp, observer: RequestObserver) -> None:
@@ -38,49 +38,47 @@ class Access:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        facts = RequestFacts(scope["method"], scope["path"])
-        FACTS.set(facts)
+        record = RequestRecord(scope["method"], scope["path"])
+        REQUEST_RECORD.set(record)
         started_at = time.monotonic()
 
         async def counted_receive() -> Message:
             message = await receive()
-            facts.num_bytes += len(message.get("body", b""))
+            record.num_bytes += len(message.get("body", b""))
             return message
 
-        async def noted_send(message: Message) -> None:
+        async def recording_send(message: Message) -> None:
             if message["type"] == "http.response.start":
-                facts.status = message["status"]
+                record.status = message["status"]
             await send(message)
 
         try:
-            await self._app(scope, counted_receive, noted_send)
+            await self._app(scope, counted_receive, recording_send)
         except Exception as error:
-            logger.error("request_failed path=%s", _shown(facts.path), exc_info=error)
-            if facts.status != CLIENT_GONE:
-                raise  # half an answer is out: only a cut connection tells that it is not whole
-            message = "the server failed on this request; its log says why"
-            refusal = Refusal(500, "internal_error", message)
-            await refusal_response(refusal, facts.path)(scope, receive, noted_send)
+            logger.error("request_failed path=%s", _shown(record.path), exc_info=error)
+            if record.status != CLIENT_GONE:
+                raise  # part of the answer is out: only a cut connection tells the client that it is not complete
+            await refusal_response(internal_error(), record.path)(scope, receive, recording_send)
         finally:
-            facts.seconds = time.monotonic() - started_at
-            facts.route = getattr(scope.get("route"), "path", facts.route)
-            self._observer.request(facts)
-            logger.log(logging.DEBUG if facts.path in PROBES else logging.INFO, "%s", _line(facts))
+            record.seconds = time.monotonic() - started_at
+            record.route = getattr(scope.get("route"), "path", record.route)
+            self._observer.request(record)
+            logger.log(logging.DEBUG if record.path in PROBES else logging.INFO, "%s", _line(record))
 
 
-def _line(facts: RequestFacts) -> str:
-    """Returns `request method=POST path=/v1/predict status=200 bytes=...`; of several videos the sums of times."""
-    values: dict[str, object] = {"method": facts.method, "path": _shown(facts.path), "status": facts.status}
-    if facts.refusals:
-        values["code"] = ",".join(facts.refusals)
-    values |= {"bytes": facts.num_bytes, "seconds": f"{facts.seconds:.4f}"}
-    if facts.versions:
-        values["version"] = ",".join(sorted(facts.versions))
-    if facts.timings:
+def _line(record: RequestRecord) -> str:
+    """Returns `request method=POST path=/v1/predict status=200 bytes=...`; the times of several videos are summed."""
+    values: dict[str, object] = {"method": record.method, "path": _shown(record.path), "status": record.status}
+    if record.refusals:
+        values["code"] = ",".join(record.refusals)
+    values |= {"bytes": record.num_bytes, "seconds": f"{record.seconds:.4f}"}
+    if record.versions:
+        values["version"] = ",".join(sorted(record.versions))
+    if record.timings:
         for stage in Timing.model_fields:
-            values[stage] = f"{sum(getattr(timing, stage) for timing in facts.timings):.4f}"
+            values[stage] = f"{sum(getattr(timing, stage) for timing in record.timings):.4f}"
     return " ".join(["request", *(f"{name}={value}" for name, value in values.items())])
 
 
 def _shown(path: str) -> str:
-    return quote(path)[:MAX_PATH_CHARACTERS]  # quoted, so that no client can write lines of its own
+    return quote(path)[:MAX_PATH_CHARACTERS]  # quoted, so that a client cannot write log lines of its own

@@ -1,7 +1,7 @@
-"""Request ids: each request has one, in its answer and in every line that any process logs about it.
+"""Request ids: each request has one. It is in the answer and in every line that any process logs about the request.
 
-Ray's HTTP proxy answers whatever id a client sent. `RequestIds` therefore stands in front of the proxy too, see
-`serve.proxy.set_up`; without that, an answer has the header twice.
+Ray's HTTP proxy sends back any id that a client sent. `RequestIds` therefore stands in front of the proxy too (see
+`serve.proxy.set_up`). Otherwise an answer would have the header twice.
 """
 
 import logging
@@ -13,14 +13,14 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="")
-"""Id of the request at hand; empty outside of one."""
+"""Id of the current request; empty outside of a request."""
 
 _HEADER = "X-Request-ID"
 _SAFE = re.compile(r"[A-Za-z0-9._:=+/-]{1,128}")
 
 
 class RequestIds:
-    """ASGI middleware that takes a request's id from its header, or makes one, and gives it to the answer."""
+    """ASGI middleware that takes a request's id from its header, or makes one, and adds it to the answer."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -45,7 +45,7 @@ class RequestIds:
 
 
 def log_to_stderr() -> None:
-    """Sets up logging in a process of Ray's, which sets up its own loggers only; lines end with the request's id."""
+    """Sets up logging in a process of Ray, which sets up only its own loggers; lines end with the request's id."""
     handler = logging.StreamHandler()
     handler.addFilter(_add_request_id)
     logging.basicConfig(level=logging.INFO, format="%(message)s%(request)s", handlers=[handler])

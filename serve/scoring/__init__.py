@@ -1,1 +1,1 @@
-"""A folder of videos to a table of predictions, without a server."""
+"""Scores a folder of videos into a table of predictions, without a server."""

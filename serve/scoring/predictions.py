@@ -1,7 +1,8 @@
-"""The table that a folder is scored into: parts beside the file while it is made, one Parquet file in the end.
+"""The table that a folder is scored into: Parquet parts beside the file while scoring runs, one file in the end.
 
-A part's name is the digest of what decides its rows, so that a stopped scoring goes on where it was, and rows of
-another model or of other videos are never taken. The file's metadata hold its digest, by which it is known as complete.
+The name of a part is the digest of everything that decides its rows. So a stopped scoring goes on where it was, and
+never uses rows of another model or of other videos. The digest of all parts is kept with the finished file and shows
+that the file is complete: in a Parquet file itself, and beside a file of another format in `<out>.metadata.json`.
 """
 
 import hashlib
@@ -18,21 +19,22 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from configs.section import UsageError
-from packer.storage.files import local_copy, write_atomically
+from packer.storage.files import file_sha256, local_copy, open_sha256, write_atomically
 from packer.storage.location import Location, at
 from packer.storage.lock import RECORDS, locked
 from packer.video.catalog import Video
 from packer.video.clip import Clip
 from packer.video.container import VideoError
+from serve.scoring.formats import TableFormat
 
-_DIGEST, _DECIDED_BY = b"clipstream.digest", b"clipstream.decided_by"
+_DIGEST, _DECIDED_BY = "clipstream.digest", "clipstream.decided_by"
 _ROWS_PER_PART = 256
-"""A kill costs at most so many videos' work."""
+"""A kill costs the work on at most this many videos."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """Rows that are written whole or not at all."""
+    """Rows that are written together or not at all."""
 
     name: str
     videos: tuple[Video, ...]
@@ -42,16 +44,24 @@ class Predictions:
     """The rows of the videos, in the order of their sources.
 
     Args:
-        out: The file that is made.
+        out: The file to write.
+        table_format: Format of that file.
         videos: Every candidate.
         class_names: In the order of the logits.
-        decided_by: All else that decides a row, the model and the limits; kept in the file's metadata.
+        decided_by: Everything else that decides a row: the model and the limits. It is kept with the file.
     """
 
     def __init__(
-        self, out: Location, videos: Sequence[Video], class_names: Sequence[str], decided_by: Mapping[str, Any]
+        self,
+        out: Location,
+        table_format: TableFormat,
+        videos: Sequence[Video],
+        class_names: Sequence[str],
+        decided_by: Mapping[str, Any],
     ) -> None:
         self._out = out
+        self._format = table_format
+        self._metadata_file = at(f"{out}.metadata.json")
         self._folder = at(f"{out}.parts")
         self._schema = _schema(class_names)
         self._decided_by = json.dumps(decided_by, sort_keys=True)
@@ -60,28 +70,44 @@ class Predictions:
         self._sha256 = hashlib.sha256("".join(part.name for part in self.parts).encode()).hexdigest()
 
     def is_complete(self) -> bool:
-        """Tells whether the file is there with just these rows.
+        """Returns whether the file is there with exactly these rows.
 
         Raises:
-            UsageError: Something else is there.
+            UsageError: The file is there with other content.
         """
         if not self._out.exists():
             return False
+        found = self._digest_in_file() if self._format.holds_metadata else self._digest_beside_file()
+        if found != self._sha256:
+            raise UsageError(
+                f"{self._out} exists, but was not made from these videos by this model: give another --out"
+            )
+        return True
+
+    def _digest_in_file(self) -> str | None:
         try:
             with local_copy(self._out) as file:
-                found = (pq.read_schema(file).metadata or {}).get(_DIGEST)
-        except (OSError, pa.ArrowInvalid):
-            found = None
-        if found != self._sha256.encode():
-            raise UsageError(f"{self._out} is there, and is not of these videos and this model: give another --out")
-        return True
+                found = (pq.read_schema(file).metadata or {}).get(_DIGEST.encode())
+        except (OSError, pa.ArrowInvalid):  # another format, or damaged
+            return None
+        return None if found is None else str(found, "utf-8")
+
+    def _digest_beside_file(self) -> str | None:
+        if not self._metadata_file.exists():
+            return None
+        try:
+            found = json.loads(self._metadata_file.read_bytes())
+        except ValueError:
+            return None
+        is_of_this_file = isinstance(found, dict) and found.get("sha256") == file_sha256(self._out)
+        return found.get(_DIGEST) if is_of_this_file else None
 
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Keeps other processes from writing the parts.
 
         Raises:
-            UsageError: Another process writes them, or the place cannot be written to.
+            UsageError: Another process is writing them, or nobody may write there.
         """
         with locked(self._folder):
             yield
@@ -96,15 +122,25 @@ class Predictions:
             pq.write_table(pa.Table.from_pylist(rows, self._schema), file)
 
     def finish(self) -> None:
-        """Makes the file of the parts, of which none is missing."""
+        """Writes the file from the parts, which must all be there."""
         schema = self._schema.with_metadata({_DIGEST: self._sha256, _DECIDED_BY: self._decided_by})
-        with write_atomically(self._out) as file, pq.ParquetWriter(file, schema) as writer:
-            for part in self.parts:
-                with local_copy(self._folder / part.name) as path:
-                    writer.write_table(pq.ParquetFile(path).read().cast(schema))
+        with write_atomically(self._out) as file:
+            self._format.write(file, schema, self._tables(schema))
+            if not self._format.holds_metadata:
+                self._write_metadata(open_sha256(file))  # before the file gets its name, so that a kill costs nothing
+
+    def _tables(self, schema: pa.Schema) -> Iterator[pa.Table]:
+        for part in self.parts:
+            with local_copy(self._folder / part.name) as path:
+                yield pq.ParquetFile(path).read().cast(schema)
+
+    def _write_metadata(self, sha256: str) -> None:
+        metadata = {_DIGEST: self._sha256, _DECIDED_BY: json.loads(self._decided_by), "sha256": sha256}
+        with write_atomically(self._metadata_file) as file:
+            file.write(json.dumps(metadata, indent=2, sort_keys=True).encode() + b"\n")
 
     def remove_parts(self) -> None:
-        """Removes what only a stopped scoring needs."""
+        """Removes the parts, which only a stopped scoring needs."""
         for folder in (self._folder / RECORDS, self._folder):
             paths: Iterable[Location] = folder.glob("*")
             for path in list(paths):
@@ -112,11 +148,10 @@ class Predictions:
             if isinstance(folder, Path) and folder.exists():
                 folder.rmdir()
 
-    def read(self, columns: Sequence[str]) -> list[dict[str, Any]]:
-        """Returns these columns of the complete file."""
+    def read(self, columns: Sequence[str]) -> list[Mapping[str, Any]]:
+        """Returns the rows of the complete file with these columns, which must be strings."""
         with local_copy(self._out) as file:
-            rows: list[dict[str, Any]] = pq.ParquetFile(file).read(columns=list(columns)).to_pylist()
-        return rows
+            return list(self._format.read(file, columns))
 
 
 def scored_row(

@@ -1,7 +1,7 @@
-"""Scores a folder of videos by the registered model: the server's model, view and decoding, without a server.
+"""Scores a folder of videos with the registered model: the server's decoding, view and model, without a server.
 
-Decoders run ahead in processes that can be killed while the model works on a batch. Batches are cut by the order of the
-videos alone, so that a scoring that was stopped, however often, ends with the same file.
+Decoders run ahead in processes that can be killed, while the model works on a batch. Only the order of the videos
+decides what a batch holds, so a scoring that was stopped, however often, ends with the same file.
 """
 
 import time
@@ -17,39 +17,51 @@ from configs.score import ScoreConfig
 from configs.section import UsageError
 from packer.decoders.clip_stream import open_pool, progress_bar, read_clips
 from packer.storage.location import is_inside, locate
-from packer.video.catalog import Catalog, Video, find_unlabelled
+from packer.video.catalog import Video, find_unlabelled
 from packer.video.clip import Clip
 from packer.video.container import VideoError
 from serve.replica.alias_watch import ModelUnavailable
 from serve.replica.predictor import Predictor
 from serve.replica.versions import load_model, resolve_version
+from serve.scoring.formats import FORMATS
 from serve.scoring.predictions import Part, Predictions, rejected_row, scored_row
 
 _WINDOW_PER_WORKER = 4
 
 
 @dataclass(frozen=True)
-class ScoreResult:
-    """A complete file of predictions, and what this run did for it."""
+class Counts:
+    """What a complete file of predictions holds."""
 
-    version: str
     num_per_class: dict[str, int]
-    """Videos for which each class is the most probable one, the commonest class first."""
+    """Videos for which each class is the most probable one, the most frequent class first."""
     num_rejected: dict[str, int]
     """By reason."""
     num_labelled: int
-    """Scored videos below a folder that is named as one of the model's classes."""
+    """Scored videos in a folder with the name of one of the model's classes."""
     num_right: int
-    """Those of them whose class was told rightly."""
+    """Those of the labelled videos whose class was predicted rightly."""
+
+
+@dataclass(frozen=True)
+class ScoreResult:
+    """A complete file of predictions, and what this run did for it."""
+
+    out: str
+    """Absolute path or address of the file."""
+    model: str
+    """Name of the registered model."""
+    version: str
+    counts: Counts
     rejected_fraction: float
-    """Share of the videos that gave no clip; texts and pictures among them do not count."""
+    """Share of the videos that gave no clip; files that are texts or pictures do not count."""
     num_videos_now: int
-    """Videos that this run decoded; fewer than all where it went on with a stopped scoring."""
+    """Videos that this run decoded; fewer than all if it went on with a stopped scoring."""
     seconds: float
 
 
 def score(config: ScoreConfig) -> ScoreResult:
-    """Scores the videos of `config.source` into `config.out`; what a stopped scoring has done is not done again.
+    """Scores the videos of `config.source` into `config.out`, without repeating the work of a stopped scoring.
 
     Raises:
         UsageError: The command cannot be carried out as given.
@@ -60,13 +72,14 @@ def score(config: ScoreConfig) -> ScoreResult:
     if not source.is_dir():
         raise UsageError(f"{source} is not a folder: give the folder that holds the videos")
     if is_inside(out, source):
-        raise UsageError(f"{out} lies inside {source}, among the videos: choose another --out")
+        raise UsageError(f"{out} lies inside {source}, among the videos: give another --out")
     catalog = find_unlabelled(source)
     version, predictor = _load(config)
     known_errors = {video.source: error for video, error in catalog.non_videos}
     scorer = _Scorer(predictor, known_errors, config)
     predictions = Predictions(
         out,
+        FORMATS[config.out_ending],
         sorted((*catalog.videos, *(video for video, _ in catalog.non_videos)), key=lambda video: video.source),
         predictor.contract.class_names,
         {
@@ -81,7 +94,17 @@ def score(config: ScoreConfig) -> ScoreResult:
             num_videos_now = scorer.write(predictions, predictions.missing_parts())
             predictions.finish()
     predictions.remove_parts()
-    return _result(version, catalog, predictions, num_videos_now, time.monotonic() - started)
+    counts = _count(predictions)
+    num_lost = len(catalog.videos) - sum(counts.num_per_class.values())
+    return ScoreResult(
+        out=str(out),
+        model=config.registered_model,
+        version=version,
+        counts=counts,
+        rejected_fraction=num_lost / len(catalog.videos),
+        num_videos_now=num_videos_now,
+        seconds=time.monotonic() - started,
+    )
 
 
 class _Scorer:
@@ -89,7 +112,7 @@ class _Scorer:
 
     Args:
         predictor: The model.
-        known_errors: By source, why a file is known to be no video.
+        known_errors: By source, why a file is already known not to be a video.
         config: Sizes and limits.
     """
 
@@ -118,8 +141,8 @@ class _Scorer:
                     outcomes = [self._known_errors.get(video.source) or next(clips) for video in batch]
                     rows += self._rows(batch, outcomes, threads)
                     num_rejected += sum(isinstance(outcome, VideoError) for outcome in outcomes)
+                    bar.set_postfix(rejected=num_rejected, refresh=False)  # `update` shows it when a line is due
                     bar.update(sum(video.source not in self._known_errors for video in batch))
-                    bar.set_postfix(rejected=num_rejected)
                 predictions.write_part(part, rows)
         return len(videos)
 
@@ -139,7 +162,7 @@ class _Scorer:
 def _load(config: ScoreConfig) -> tuple[str, Predictor]:
     device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
     if device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("device (cuda): this machine has no CUDA device that torch can use: leave --device out")
+        raise UsageError("device (cuda) is not there: torch finds no CUDA device on this machine; leave --device out")
     try:
         version = config.version or resolve_version(config)
         module, contract = load_model(config, version)
@@ -148,38 +171,33 @@ def _load(config: ScoreConfig) -> tuple[str, Predictor]:
     return version, Predictor(module, contract, device, config.cpu_threads or torch.get_num_threads())
 
 
-def _result(
-    version: str, catalog: Catalog, predictions: Predictions, num_videos_now: int, seconds: float
-) -> ScoreResult:
+def _count(predictions: Predictions) -> Counts:
     rows = predictions.read(["true_class", "predicted", "reason"])
     scored = [row for row in rows if row["predicted"] is not None]
     labelled = [row for row in scored if row["true_class"] is not None]
-    return ScoreResult(
-        version=version,
+    return Counts(
         num_per_class=dict(Counter(row["predicted"] for row in scored).most_common()),
         num_rejected=dict(sorted(Counter(row["reason"] for row in rows if row["predicted"] is None).items())),
         num_labelled=len(labelled),
         num_right=sum(row["true_class"] == row["predicted"] for row in labelled),
-        rejected_fraction=(len(catalog.videos) - len(scored)) / len(catalog.videos),
-        num_videos_now=num_videos_now,
-        seconds=seconds,
     )
 
 
-def format_report(result: ScoreResult, config: ScoreConfig) -> str:
-    """Returns how many videos each class got and how many gave none, as the text that the user reads."""
-    num_scored, num_rejected = sum(result.num_per_class.values()), sum(result.num_rejected.values())
-    width = max(map(len, ("predicted", *result.num_per_class)))
+def format_report(result: ScoreResult) -> str:
+    """Returns how many videos each class got and how many gave none, as text for the user."""
+    counts = result.counts
+    num_scored, num_rejected = sum(counts.num_per_class.values()), sum(counts.num_rejected.values())
+    width = max(map(len, ("predicted", *counts.num_per_class)))
     lines = [f"{'predicted':<{width}} {'videos':>8}"]
-    lines += [f"{name:<{width}} {count:>8}" for name, count in result.num_per_class.items()]
+    lines += [f"{name:<{width}} {count:>8}" for name, count in counts.num_per_class.items()]
     lines += ["", f"videos    {num_scored + num_rejected}: {num_scored} scored, {num_rejected} rejected"]
-    lines += [f"rejected  {count} {reason} (reason, message)" for reason, count in result.num_rejected.items()]
-    if result.num_labelled:
-        accuracy = result.num_right / result.num_labelled
-        lines.append(f"accuracy  {accuracy:.4f} of {result.num_labelled} videos in folders named as classes")
+    lines += [f"rejected  {count} {reason} (reason, message)" for reason, count in counts.num_rejected.items()]
+    if counts.num_labelled:
+        accuracy = counts.num_right / counts.num_labelled
+        lines.append(f"accuracy  {accuracy:.4f} of {counts.num_labelled} videos in folders named as classes")
     lines += [
-        f"model     {config.registered_model} version {result.version}",
-        f"written   {config.out}",
+        f"model     {result.model} version {result.version}",
+        f"written   {result.out}",
         f"took      {result.seconds:.1f} s for {result.num_videos_now} videos, "
         f"{result.num_videos_now / result.seconds:.1f} videos/s",
     ]

@@ -15,7 +15,7 @@ from configs.serve import ServeConfig
 from serve.gateway.http import make_app
 from serve.messages.refusal import Refusal
 from serve.messages.schema import Answer, ModelStatus
-from serve.request.facts import RequestFacts, RequestObserver
+from serve.request.record import RequestRecord, RequestObserver
 from tests.support.serving import access_lines, ask
 
 INSANE_IDS = ["", " ", "two words", "x" * 129, "<script>", 'quote"d']
@@ -33,9 +33,9 @@ class NoClassifier:
 
 class Recorder(RequestObserver):
     def __init__(self) -> None:
-        self.seen: list[RequestFacts] = []
+        self.seen: list[RequestRecord] = []
 
-    def request(self, facts: RequestFacts) -> None:
+    def request(self, facts: RequestRecord) -> None:
         self.seen.append(facts)
 
 
@@ -54,12 +54,12 @@ def served_app(app: FastAPI) -> Iterator[int]:
 
 
 @pytest.fixture
-def seen() -> list[RequestFacts]:
+def seen() -> list[RequestRecord]:
     return []
 
 
 @pytest.fixture
-def port(seen: list[RequestFacts]) -> Iterator[int]:
+def port(seen: list[RequestRecord]) -> Iterator[int]:
     """The application with API keys, around something that fails."""
     recorder = Recorder()
     recorder.seen = seen
@@ -115,7 +115,7 @@ def test_a_request_is_one_line_without_query_or_key(port: int, caplog: pytest.Lo
     assert not any(word in line for line in lines for word in ("key", "secret", "\n"))
 
 
-def test_the_observer_is_told_of_every_request(port: int, seen: list[RequestFacts]) -> None:
+def test_the_observer_is_told_of_every_request(port: int, seen: list[RequestRecord]) -> None:
     for method, path, body, headers, _ in REQUESTS:
         ask(port, method, path, body, headers)
     with socket.create_connection(("127.0.0.1", port)) as link:

@@ -210,7 +210,7 @@ def test_a_streamed_body_is_cut_off_at_the_cap(post: Post) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "status", "sentence"),
     [
-        ("GET", "/docs", 404, "GET /docs: Not Found: GET /openapi.json tells what there is"),
+        ("GET", "/docs", 404, "GET /docs: Not Found: GET /openapi.json lists the routes"),
         ("GET", "/v1/predict", 405, "GET /v1/predict: Method Not Allowed: use POST"),
         ("PUT", "/v1/predict", 405, "PUT /v1/predict: Method Not Allowed: use POST"),
         ("OPTIONS", "/v1/predict", 405, "OPTIONS /v1/predict: Method Not Allowed: use POST"),

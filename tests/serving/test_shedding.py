@@ -11,7 +11,7 @@ from serve.gateway.admission import Admission, Gate
 from serve.proxy.shedding import Shedding
 from serve.request.access_log import Access
 from serve.request.error_response import CODE_HEADER
-from serve.request.facts import RequestFacts, RequestObserver
+from serve.request.record import RequestRecord, RequestObserver
 from tests.support.visits import Visit
 
 
@@ -25,9 +25,9 @@ class Observer(RequestObserver):
     """Keeps what it is told."""
 
     def __init__(self) -> None:
-        self.facts: list[RequestFacts] = []
+        self.facts: list[RequestRecord] = []
 
-    def request(self, facts: RequestFacts) -> None:
+    def request(self, facts: RequestRecord) -> None:
         self.facts.append(facts)
 
 

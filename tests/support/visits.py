@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from starlette.types import ASGIApp, Message
 
-from serve.request.facts import FACTS, RequestFacts
+from serve.request.record import REQUEST_RECORD, RequestRecord
 
 
 @dataclass
@@ -20,7 +20,7 @@ class Visit:
     answer: list[Message] = field(default_factory=list)
 
     async def through(self, gate: ASGIApp) -> "Visit":
-        FACTS.set(RequestFacts(self.method, self.path))  # as `Access` does, which stands in front of it
+        REQUEST_RECORD.set(RequestRecord(self.method, self.path))  # as `Access` does, which stands in front of it
         scope = {"type": "http", "method": self.method, "path": self.path, "headers": [], "visit": self}
         await gate(scope, self._receive, self._send)
         return self

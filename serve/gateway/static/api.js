@@ -1,10 +1,10 @@
-// Asks the server. The API key lives in this module's memory and nowhere else.
+// Asks the server. Only this module's memory holds the API key.
 
-const AWAY = "The server cannot be reached, or closed the connection: see that it runs, then try again.";
+const AWAY = "The server cannot be reached, or it closed the connection. Check that it runs, then try again.";
 
 let key = "";
 
-/** Why something was not answered: the server's own sentence, where it gave one. */
+/** Why there is no answer: the server's own sentence if it gave one. */
 export class Problem extends Error {
   constructor(message, status = 0) {
     super(message);
@@ -33,7 +33,7 @@ export async function getSample(number, name) {
   return new File([blob], name, { type: blob.type });
 }
 
-/** Returns the answer for a video, with the seconds that this side saw; by XMLHttpRequest, which tells the progress. */
+/** Returns the answer for a video, with the seconds measured here. XMLHttpRequest, unlike fetch, reports the progress. */
 export function classify(file, onProgress, signal) {
   return new Promise((resolve, reject) => {
     const cancelled = () => reject(new Problem("Cancelled."));
@@ -81,6 +81,6 @@ function problemOf(status, text) {
   try {
     return new Problem(JSON.parse(text).error.message, status);
   } catch {
-    return new Problem(`The server, or a proxy before it, answered with status ${status} and no reason.`, status);
+    return new Problem(`The server, or a proxy in front of it, answered with status ${status} and gave no reason.`, status);
   }
 }

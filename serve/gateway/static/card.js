@@ -1,8 +1,8 @@
-// One video on the page: waiting, on its way, answered or refused. Foreign text enters by textContent alone.
+// One video on the page: waiting, on its way, answered or refused. Foreign text enters the page only by textContent.
 
 import { Problem } from "./api.js";
 
-const WAYS = [ // of the time, in their order
+const STAGES = [ // where the time goes, in order
   ["upload", "Upload"],
   ["decode", "Decode"],
   ["queue", "Queue"],
@@ -23,7 +23,7 @@ export class Card {
   #pictures = [];
   #url = "";
 
-  /** `again`, `cancel` and `remove` are called with the card when the user wants that. */
+  /** `again`, `cancel` and `remove` are called with the card when the user presses that button. */
   constructor(file, { again, cancel, remove }) {
     this.file = file;
     this.node = document.getElementById("card").content.firstElementChild.cloneNode(true);
@@ -46,12 +46,12 @@ export class Card {
     this.#find("details").open = wanted;
   }
 
-  /** Returns the file, once it is sure that it can be read. */
+  /** Returns the file, after checking that it can be read. */
   async read() {
     try {
       await this.file.slice(0, 1).arrayBuffer();
     } catch {
-      throw new Problem("The file cannot be read: it is a folder, or was moved or changed. Choose it again.", 400);
+      throw new Problem("The file cannot be read: it is a folder, or it was moved or changed. Choose it again.", 400);
     }
     return this.file;
   }
@@ -63,7 +63,7 @@ export class Card {
 
   showProgress(share) {
     this.#find("progress").value = share;
-    const words = share < 1 ? `Uploading, ${Math.floor(100 * share)}%` : "Uploaded; the server decodes and classifies";
+    const words = share < 1 ? `Uploading, ${Math.floor(100 * share)}%` : "Uploaded; the server is working on it";
     this.#show("running", words);
   }
 
@@ -72,14 +72,14 @@ export class Card {
     this.showProblem(new Problem("Cancelled."));
   }
 
-  /** Shows why there is no answer; returns that as a sentence. */
+  /** Shows why there is no answer, and returns it as a sentence. */
   showProblem(problem) {
     this.#show("failed", problem.message);
     this.#find(".again").hidden = !problem.mayPass;
     return `${this.file.name}: ${problem.message}`;
   }
 
-  /** Shows the answer; returns its essence as a sentence. */
+  /** Shows the answer, and returns the best class as a sentence. */
   showAnswer({ model, predictions, clip, frames, timing, uploadSeconds, totalSeconds }) {
     const [best] = predictions;
     const verdict = `${best.class}, ${percent(best.probability)}`;
@@ -117,10 +117,10 @@ export class Card {
     this.#find(".again").hidden = true;
     this.#find(".remove").hidden = !isOver;
     if (state === "waiting") this.#find("progress").value = 0;
-    if (hadFocus) this.#find(isOver ? "summary" : ".cancel").focus(); // what had it may be gone
+    if (hadFocus) this.#find(isOver ? "summary" : ".cancel").focus(); // the element that had the focus may be gone
   }
 
-  /** Shows the video itself, where the browser can play it; else the frames take its place. */
+  /** Shows the video itself if the browser can play it; otherwise the frames. */
   #showVideo() {
     this.#url = URL.createObjectURL(this.file);
     const video = document.createElement("video");
@@ -154,7 +154,7 @@ export class Card {
     image.alt = "";
     const [index, seconds] = this.#labels(i);
     item.append(image, element("span", index), " ", element("span", seconds));
-    item.addEventListener("click", () => this.#select(i)); // by keyboard: the scrubber
+    item.addEventListener("click", () => this.#select(i)); // with the keyboard: use the scrubber
     return item;
   }
 
@@ -187,15 +187,15 @@ export class Card {
 
   #showTimes({ decode_seconds: decode, queue_seconds: queue, model_seconds: model }, measured, total) {
     const outside = Math.max(0, total - decode - queue - model);
-    const upload = Math.min(measured, outside); // Chromium tells the end of an upload up to 0.1 s late
+    const upload = Math.min(measured, outside); // Chromium reports the end of an upload up to 0.1 s late
     const times = { upload, decode, queue, model, rest: outside - upload };
     this.#find(".total").textContent = duration(total);
-    this.#find(".split").replaceChildren(...WAYS.map(([name]) => {
+    this.#find(".split").replaceChildren(...STAGES.map(([name]) => {
       const part = element("i", "", name);
-      part.style.flexGrow = 1e6 * times[name]; // below a sum of 1 the bar would not be filled
+      part.style.flexGrow = 1e6 * times[name]; // if they summed to less than 1, the bar would not be full
       return part;
     }));
-    this.#find(".legend").replaceChildren(...WAYS.map(([name, label]) => pair(label, duration(times[name]), name)));
+    this.#find(".legend").replaceChildren(...STAGES.map(([name, label]) => pair(label, duration(times[name]), name)));
   }
 }
 

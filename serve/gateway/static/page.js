@@ -1,11 +1,11 @@
-// The page: which videos wait, which the server is asked about, what it serves, and the API key that it may want.
+// The page: which videos wait, which ones the server works on, what the server serves, and the API key if it wants one.
 
 import { classify, getModel, getSample, getSampleNames, setKey } from "./api.js";
 import { Card, element } from "./card.js";
 
 const AT_ONCE = 2; // one is sent while the other is decoded
 const RETRY_MS = 5000;
-const MAX_UNFOLDED = 24; // a longer list of classes is folded
+const MAX_UNFOLDED = 24; // a longer list of classes starts folded
 
 const find = (id) => document.getElementById(id);
 const waiting = [];
@@ -40,7 +40,7 @@ function pump() {
 }
 
 async function run(card) {
-  const { signal } = card; // a second try has another
+  const { signal } = card; // a second try has another one
   try {
     const answer = await classify(await card.read(), (share) => card.showProgress(share), signal);
     announce(card.showAnswer(answer));
@@ -72,7 +72,7 @@ function announce(text) {
   find("announcement").textContent = text;
 }
 
-/** Asks what is served, until that is known; a key that was wanted has then been given. */
+/** Asks which model is served, again and again until the server answers; its answer also proves that the key is right. */
 async function load() {
   clearTimeout(retryTimer);
   try {
@@ -90,7 +90,7 @@ async function load() {
 
 function showModel({ name, version, class_names: classNames, num_frames: numFrames }) {
   find("model").textContent = `${name} · version ${version}`;
-  find("task").textContent = `The model looks at ${numFrames} frames of it and tells ${classNames.length} classes apart.`;
+  find("task").textContent = `The model looks at ${numFrames} frames and tells ${classNames.length} classes apart.`;
   const [summary, list] = find("classes").children;
   summary.textContent = `The ${classNames.length} classes it knows`;
   list.replaceChildren(...classNames.map((className) => element("li", className)));
@@ -147,10 +147,10 @@ find("key-form").addEventListener("submit", (event) => {
 });
 find("files").addEventListener("change", ({ target }) => {
   add([...target.files]);
-  target.value = ""; // so that the same file can be chosen again
+  target.value = ""; // so that the user can choose the same file again
 });
 for (const kind of ["dragover", "dragleave", "drop"]) {
-  window.addEventListener(kind, (event) => { // anywhere: a browser would leave the page for the video
+  window.addEventListener(kind, (event) => { // anywhere on the page: otherwise the browser would leave it and open the video
     event.preventDefault();
     find("drop").classList.toggle("over", kind === "dragover");
     if (kind === "drop" && event.dataTransfer.files.length) add([...event.dataTransfer.files]);

@@ -71,7 +71,7 @@ def test_a_run_that_fetches_ahead_is_the_run_also_where_it_is_stopped_and_resume
     """Its position is that of the batch whose step was taken, not of the one that was fetched."""
     ahead: Callable[..., Iterator[Batch]] = partial(on_device, ahead=True)
     monkeypatch.setattr("trainer.worker.training.on_device", ahead)
-    monkeypatch.setattr("trainer.learning.learner.on_device", ahead)
+    monkeypatch.setattr("trainer.learning.evaluate.on_device", ahead)
     spec = make_spec()
     spec.stop_file.touch()
     for _ in range(EPOCH_ENDS[0] + 1):

@@ -11,6 +11,7 @@ import psutil
 import torch
 import yaml
 
+from tests.support.processes import train_workers
 from tests.support.training import TINY, Ended, Project, ended, until
 from trainer.worker.audit import replay
 from trainer.worker.checkpoint import CheckpointStore
@@ -87,7 +88,7 @@ class Drills:
 
     def workers(self) -> list[psutil.Process]:
         """Returns the training workers that live."""
-        return [process for process in self.project.alive() if "TrainWorker" in process.name()]
+        return train_workers(self.project.alive())
 
     def let_step(self, run: str, worker: psutil.Process, pause_seconds: float = 2.0) -> None:
         """Lets a worker that was suspended take a step or so, then suspends it for a while."""

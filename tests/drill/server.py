@@ -16,6 +16,7 @@ from configs.model import ModelConfig
 from configs.pack import ClipConfig
 from configs.train import ViewConfig
 from tests.support.load import Load, read_outcomes
+from tests.support.processes import decoders, replicas
 from tests.support.registry import store_uri
 from tests.support.serving import Reply, ask
 from tests.support.training import Project, free_ports, until
@@ -123,16 +124,15 @@ class Server:
 
     def replicas(self, deployment: str) -> list[psutil.Process]:
         """Returns the processes of a deployment, ModelReplica or Gateway, the oldest first."""
-        found = [one for one in self.project.alive() if f"ServeReplica:{MODEL_NAME}:{deployment}" in _title(one)]
-        return sorted(found, key=lambda process: process.create_time())
+        return replicas(deployment, self.project.alive())
 
     def models(self) -> list[psutil.Process]:
         """Returns the processes of the models, told by the memory that they share with their replicas."""
-        replicas = self.replicas("ModelReplica")
-        return [one for one in self.project.alive() if one not in replicas and "memfd:batch" in _maps(one)]
+        others = self.replicas("ModelReplica")
+        return [one for one in self.project.alive() if one not in others and "memfd:batch" in _maps(one)]
 
     def decoders(self) -> list[psutil.Process]:
-        return [one for one in self.project.alive() if "packer.decoders.process" in _title(one)]
+        return decoders(self.project.alive())
 
 
 class ServeCommand(Server):
@@ -164,10 +164,4 @@ def served(project: Project, *options: str, ready: bool = True, **variables: str
 def _maps(process: psutil.Process) -> str:
     with suppress(OSError):
         return Path(f"/proc/{process.pid}/maps").read_text()
-    return ""
-
-
-def _title(process: psutil.Process) -> str:
-    with suppress(psutil.Error):
-        return " ".join(process.cmdline())
     return ""

@@ -2,7 +2,6 @@
 
 import http.client
 import json
-import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -11,11 +10,12 @@ from dataclasses import dataclass, field
 
 import psutil
 
-LEAKS = re.compile(rb'Traceback|File \\?"|/(?:home|work|tmp|root|usr|app|build)/|site-packages|\.py\b|0x[0-9a-f]{8}')
-"""What no answer may hold: a stack, a path of the machine, an address in memory."""
+from tests.support.leaks import LEAKS
+from tests.support.processes import DECODER, title
+
 MAX_GROWTH_BYTES = 48 * 2**20
 """Most that a process may grow from the second quarter to the last; its allocator never gives all back."""
-_SERVING = ("ray::ServeReplica", "ray::ProxyActor", "packer.decoders.process", "multiprocessing.forkserver")
+_SERVING = ("ray::ServeReplica", "ray::ProxyActor", DECODER, "multiprocessing.forkserver")
 _TIMEOUT_SECONDS = 120
 
 
@@ -93,10 +93,7 @@ def serving_processes(pid: int) -> dict[str, psutil.Process]:
     """Returns the proxy, the replicas, their models and the decoders below a process, by name and id."""
     found = {}
     for child in psutil.Process(pid).children(recursive=True):
-        try:
-            line = " ".join(child.cmdline())
-        except psutil.NoSuchProcess:
-            continue
+        line = title(child)
         name = next((name for name in _SERVING if name in line), None)
         if name:
             # Ray's processes also tell there which method they run.

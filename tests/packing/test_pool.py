@@ -16,6 +16,7 @@ from configs.pack import ClipConfig, DecodeLimits
 from packer.decoders.pool import DecodePool
 from packer.video.clip import read_clip
 from packer.video.container import VideoError
+from tests.support import processes
 from tests.support.bombs import metadata
 from tests.support.videos import write_numbered_video, write_video
 
@@ -36,7 +37,7 @@ def long_video(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def decoders() -> list[psutil.Process]:
-    return [child for child in psutil.Process().children() if "packer.decoders.process" in child.cmdline()]
+    return processes.decoders(psutil.Process().children())
 
 
 def wait_for_decoder() -> psutil.Process:

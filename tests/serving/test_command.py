@@ -20,6 +20,7 @@ from configs.section import UsageError
 from configs.serve import API_KEY_VARIABLE, ServeConfig
 from serve.__main__ import main
 from serve.gateway.auth import read_keys
+from tests.support.processes import replicas
 from tests.support.registry import MLFLOW_WARNINGS, register, register_again
 from tests.support.serving import Reply, ask, form, serving
 from tests.support.videos import write_video
@@ -90,7 +91,7 @@ def test_the_whole_life_of_a_server(server: tuple[subprocess.Popen[bytes], int],
     version = register_again(tmp_path)
     until(lambda: ask(port, "POST", "/v1/predict", video).json["model"]["version"] == version)
 
-    (replica,) = [one for one in family(process) if "ModelReplica" in one.name() + "".join(one.cmdline())]
+    (replica,) = replicas("ModelReplica", family(process))
     replica.kill()
     refused = ask(port, "POST", "/v1/predict", video)  # by the gateway: there is no other
     assert (refused.status, refused.code) == (503, "unavailable")

@@ -9,6 +9,7 @@ import pytest
 from configs.serve import ServeConfig
 from tests.fuzz.attack import MAX_GROWTH_BYTES, attack
 from tests.fuzz.mutate import mutated, sources
+from tests.support import processes
 from tests.support.registry import MLFLOW_WARNINGS, register, store_uri
 from tests.support.serving import served
 
@@ -31,8 +32,7 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
 
 
 def decoders() -> dict[str, psutil.Process]:
-    children = psutil.Process().children()
-    return {f"decoder {child.pid}": child for child in children if "packer.decoders.process" in child.cmdline()}
+    return {f"decoder {one.pid}": one for one in processes.decoders(psutil.Process().children())}
 
 
 def test_damaged_videos_get_200_or_4xx_and_leak_nothing(port: int, videos: list[bytes]) -> None:

@@ -19,6 +19,7 @@ from configs.pack import ClipConfig
 from configs.serve import UploadLimits
 from packer.decoders.pool import DecodePool
 from packer.video.container import VideoError
+from tests.support.processes import decoders
 
 
 def box(kind: bytes, *parts: bytes) -> bytes:
@@ -267,7 +268,7 @@ def cost(video: bytes) -> Cost:
     with DecodePool(1, UploadLimits()) as pool:
         with suppress(VideoError):
             pool.submit(b"warm up", ClipConfig()).result()
-        (decoder,) = [child for child in psutil.Process().children() if "packer.decoders.process" in child.cmdline()]
+        (decoder,) = decoders(psutil.Process().children())
         peaks = [decoder.memory_info().rss]
         start = time.monotonic()
         future = pool.submit(video, ClipConfig())

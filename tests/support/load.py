@@ -2,9 +2,12 @@
 
     python -m tests.support.load http://127.0.0.1:8000/v1/predict a.mp4 b.mp4 --concurrency 8 --seconds 10
 
-Closed loop (`--concurrency`): so many clients, each asks again once it is answered; shows throughput. Open loop
-(`--rate`): requests fall due at a constant rate whatever the server does, and their seconds count from when they fell
-due, so that a pause costs every request that it delays. Run it as a process of its own, beside what is measured.
+Closed loop (`--concurrency`): each of so many clients sends its next request once the last one is answered; this shows
+throughput. Open loop (`--rate`): requests fall due at a constant rate whatever the server does, and their seconds count
+from when they were due, so that a pause costs every request that it delays. Run it in a process of its own.
+
+Kept tools were tried. hey and Locust show one slow answer if the server pauses for a second at 20 requests per second,
+because their clients wait instead; hey and wrk also lose each answer's error code, model version and Retry-After.
 """
 
 import argparse

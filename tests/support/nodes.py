@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 
+from tests.support.processes import train_workers
 from tests.support.training import ROOT, free_ports, until
 
 
@@ -45,7 +46,7 @@ class Nodes:
     def train_workers(self) -> list[psutil.Process]:
         """Returns the training workers that run on the nodes."""
         started = [one for process in self._processes for one in psutil.Process(process.pid).children(recursive=True)]
-        return [one for one in started if "TrainWorker" in one.name()]
+        return train_workers(started)
 
     def kill_newest(self) -> None:
         """Takes the newest node away, as a machine that loses its power."""

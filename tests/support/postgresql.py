@@ -1,4 +1,8 @@
-"""A real PostgreSQL server for tests, of the system's own, in a folder and a process of its own."""
+"""A real PostgreSQL server for tests: the system's program, in a folder and a process of its own.
+
+pytest-postgresql cannot do this as root, who runs the tests in CI: PostgreSQL refuses to run as root, and it starts the
+server as whoever runs the tests. pgserver adds an account to the machine instead.
+"""
 
 import os
 import pwd

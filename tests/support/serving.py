@@ -22,7 +22,7 @@ from configs.serve import ServeConfig
 from serve.gateway.http import make_app
 from serve.proxy.connection import limit_connections
 from serve.replica.classifier import Classifier
-from tests.fuzz.attack import LEAKS
+from tests.support.leaks import LEAKS
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,8 @@
-"""A real HTTP server of files, in a process of its own: ranges, and on demand distance, failures and slow downloads."""
+"""A real HTTP server of files in a process of its own, which can be slow, fail, or damage an answer if asked to.
+
+aiohttp answers the ranges. RangeHTTPServer, nginx and Moto do that too, but the delays, failures and damage, and the
+counts that tests look at, would then be a proxy of ours in front of them.
+"""
 
 import argparse
 import asyncio

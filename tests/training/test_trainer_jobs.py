@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.support import processes
 from tests.support.registry import MLFLOW_WARNINGS
 from tests.support.training import CLUSTER, ROOT, Ended, Project, newest_step, project, ray_job, until
 
@@ -106,4 +107,4 @@ def test_an_uploaded_job_without_a_home_is_refused(cluster: Project, tmp_path: P
 
 def train_workers(cluster: Project) -> list[psutil.Process]:
     ray_start = psutil.Process(int((cluster.home / ".ray" / "pid").read_text()))
-    return [process for process in ray_start.children(recursive=True) if "TrainWorker" in process.name()]
+    return processes.train_workers(ray_start.children(recursive=True))

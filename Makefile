@@ -34,7 +34,7 @@ lint: $(STAMP) ## ruff, ruff format, mypy, and the documentation as `make docs` 
 
 docs: $(STAMP) ## build the documentation into site/; a broken link or a missing docstring fails
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
-	@echo 'open site/index.html'
+	@echo 'open site/index.html; for its search: $(BIN)/python -m http.server --bind 127.0.0.1 --directory site'
 
 bench: $(STAMP) $(BENCH_STAMP) ## measure against the usual ways; a table, and JSON in bench-results/
 	$(BIN)/python -m tests.bench $(ROWS)

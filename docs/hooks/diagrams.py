@@ -4,10 +4,20 @@ import hashlib
 from typing import Any
 
 import mmdr
+from mkdocs.config.defaults import MkDocsConfig
+
+CLASS = "diagram"
+"""Not `mermaid`, for which the theme would load Mermaid's own script from elsewhere."""
+
+
+def on_config(config: MkDocsConfig) -> None:
+    """Makes the fence `mermaid` one that `draw` turns into a picture."""
+    fences = config.mdx_configs.setdefault("pymdownx.superfences", {}).setdefault("custom_fences", [])
+    fences.append({"name": "mermaid", "class": CLASS, "format": draw})
 
 
 def draw(source: str, language: str, class_name: str, options: dict[str, Any], md: Any, **ignored: Any) -> str:
-    """Returns a diagram as SVG; a fence that cannot be drawn fails the build.
+    """Returns a diagram as SVG; one that cannot be drawn fails the build.
 
     Args:
         source: The diagram in Mermaid's language.

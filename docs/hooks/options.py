@@ -110,7 +110,8 @@ def _table(command: Command, rows: list[tuple[str, FieldInfo]]) -> str:
 def _row(command: Command, path: str, field: FieldInfo) -> list[str]:
     description = " ".join((field.description or "").split())
     if _is_positional(field):
-        return [f"`{path.upper()}`", _type(field), "required", f"{description[:1].upper()}{description[1:]}"]
+        end = "" if description.endswith(".") else "."
+        return [f"`{path.upper()}`", _type(field), "required", f"{description[:1].upper()}{description[1:]}{end}"]
     option = f"--{path.replace('_', '-')}"
     names = [option, *([f"--no-{option[2:]}"] if field.annotation is bool else [])]
     yaml = dict(command.yaml_places).get(path, f"{command.yaml_prefix}{path}")

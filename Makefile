@@ -9,7 +9,7 @@ UV := $(BIN)/uv pip
 STORE ?= $(firstword $(wildcard mlflow.db .demo/mlflow.db) mlflow.db)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench drill fuzz ui cluster cluster-stop lock clean
+.PHONY: help setup demo test lint docs bench drill fuzz ui cluster cluster-stop lock clean
 
 help: ## this list
 	@echo 'clipstream: from a folder of videos to a served video classifier'
@@ -20,16 +20,21 @@ help: ## this list
 
 setup: $(STAMP) ## install the locked requirements and the project into .venv
 
-demo: $(STAMP) ## the whole road in minutes: make videos, pack, train on Ray, register, serve, ask
+demo: $(STAMP) ## the whole pipeline in minutes: make videos, pack, train on Ray, register, serve, ask
 	@$(BIN)/python -m tests.demo
 
 test: $(STAMP) ## run every test
 	$(BIN)/python -m pytest $(TESTS)
 
-lint: $(STAMP) ## ruff, ruff format and mypy
+lint: $(STAMP) ## ruff, ruff format, mypy, and the documentation as `make docs` builds it
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+docs: $(STAMP) ## build the documentation into site/; a broken link or a missing docstring fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	@echo 'open site/index.html; for its search: $(BIN)/python -m http.server --bind 127.0.0.1 --directory site'
 
 bench: $(STAMP) $(BENCH_STAMP) ## measure against the usual ways; a table, and JSON in bench-results/
 	$(BIN)/python -m tests.bench $(ROWS)
@@ -57,7 +62,7 @@ lock: $(STAMP) ## write requirements.lock, and the bench's, anew from pyproject.
 		tests/bench/requirements.in -o tests/bench/requirements.lock
 
 clean: cluster-stop ## delete what the targets above made, but not .venv, your shards, runs or MLflow store
-	rm -rf .demo bench-results fuzz-findings build dist *.egg-info .venv-bench .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .demo bench-results fuzz-findings site build dist *.egg-info .venv-bench .pytest_cache .mypy_cache .ruff_cache
 
 # The stamps are newer than what they were made from, so that set-up runs once, and again when the lock changes.
 $(STAMP): requirements.lock pyproject.toml

@@ -1,4 +1,4 @@
-"""The README's examples of asking the server, run as they are printed, against a real one."""
+"""The examples of asking the server in README and docs, run as they are printed, against a real one."""
 
 import os
 import re
@@ -18,8 +18,8 @@ from tests.support.videos import write_video
 
 pytestmark = MLFLOW_WARNINGS
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-SECTION = re.split(r"^## ", README[README.index("## Ask it") :], flags=re.MULTILINE)[1]
+PAGE = (Path(__file__).parents[2] / "docs" / "serve.md").read_text(encoding="utf-8")  # the README's are among these
+SECTION = re.split(r"^## ", PAGE[PAGE.index("## Ask it") :], flags=re.MULTILINE)[1]
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", SECTION, re.MULTILINE | re.DOTALL)
 COMMANDS = [example.partition("\n") for language, block in BLOCKS if not language for example in block.split("$ ")[1:]]
 SCRIPTS = [block for language, block in BLOCKS if language == "python"]

@@ -15,7 +15,7 @@ from configs.serve import ServeConfig
 from serve.gateway.http import make_app
 from serve.messages.refusal import Refusal
 from serve.messages.schema import Answer, ModelStatus
-from serve.request.record import RequestRecord, RequestObserver
+from serve.request.record import RequestObserver, RequestRecord
 from tests.support.serving import access_lines, ask
 
 INSANE_IDS = ["", " ", "two words", "x" * 129, "<script>", 'quote"d']

@@ -11,7 +11,7 @@ from serve.gateway.admission import Admission, Gate
 from serve.proxy.shedding import Shedding
 from serve.request.access_log import Access
 from serve.request.error_response import CODE_HEADER
-from serve.request.record import RequestRecord, RequestObserver
+from serve.request.record import RequestObserver, RequestRecord
 from tests.support.visits import Visit
 
 

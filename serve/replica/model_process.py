@@ -5,7 +5,6 @@ same process takes twice as long. Here each version has an interpreter of its ow
 loaded by a thread that the system runs only when nothing else wants the core, one replica of a machine at a time.
 """
 
-import fcntl
 import logging
 import mmap
 import multiprocessing
@@ -22,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from configs.serve import ServeConfig
+from packer.storage.lock import hold_lock
 from serve.replica.alias_watch import ModelDied, ModelUnavailable
 from serve.replica.predictor import FramesTHWC, ModelView, ProbabilitiesK
 from serve.replica.versions import load_predictor
@@ -150,8 +150,7 @@ def _serve(connection: Connection, config: ServeConfig, version: str, gives_way:
 @contextmanager
 def _turn() -> Iterator[None]:
     """Waits until no other replica of this machine loads a version: at least one core is left to those that serve."""
-    with Path(__file__).open(encoding="utf-8") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with hold_lock(Path(__file__), wait=True, create=False):
         yield
 
 

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 ROOMS = {
     "configs": ["section", "home", "load", "pack", "model", "train", "serve", "score"],
     "packer": [
-        *("storage", "video", "decoders", "planning", "shards", "prepare", "pack"),
+        *("progress", "storage", "video", "decoders", "planning", "shards", "prepare", "pack"),
         *("verify", "repair", "report", "inspection", "synthetic", "__main__"),
     ],
     "trainer": [
@@ -35,7 +35,7 @@ it, in its own package and in the packages before it."""
 DOORS = {
     "trainer": ["packer.storage", "packer.video.jpeg", "packer.video.sampling", "packer.shards"],
     "serve": [
-        *("packer.storage", "packer.video", "packer.decoders"),
+        *("packer.progress", "packer.storage", "packer.video", "packer.decoders"),
         *("trainer.views", "trainer.model.contract", "trainer.tracking"),
     ],
 }

@@ -8,14 +8,11 @@ checked again; and its time tells when the shard was last read. The least recent
 before it is downloaded. Readers hold nothing: a file that is open while it is deleted keeps its bytes until it is read.
 """
 
-import fcntl
 import hashlib
 import logging
 import os
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -23,6 +20,7 @@ from pathlib import Path
 from packer.shards.manifest import ShardSummary
 from packer.storage.files import PARTIAL_SUFFIX, file_sha256
 from packer.storage.location import RemotePath
+from packer.storage.lock import LockHeldError, hold_lock
 
 logger = logging.getLogger(__name__)
 
@@ -74,14 +72,14 @@ class CachedShard:
     def _fetch(self) -> None:
         """Downloads the shard, unless another process does, or it is there; a shard that cannot be had is let be."""
         try:
-            with _held(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB) as lock:
+            with hold_lock(self._lock) as lock:
                 self._partial.unlink(missing_ok=True)  # of a process that was killed
                 os.utime(lock)
                 if self._is_whole(self._path) or self._download():
                     with self._path.open("rb", buffering=0) as file:
                         os.pwrite(lock, _look(file).encode().ljust(128), 0)
             self._is_asked_for = False
-        except BlockingIOError:
+        except LockHeldError:
             self._is_asked_for = False
         except OSError as error:
             logger.warning("shard not cached shard=%s reason=%s", self.remote, error)
@@ -106,7 +104,7 @@ class CachedShard:
     def _make_room(self) -> bool:
         """Deletes the least recently read shards until this one fits, and takes its room; False where it cannot fit."""
         folder = self._cache.folder
-        with _held(folder / ".lock", fcntl.LOCK_EX):
+        with hold_lock(folder / ".lock", wait=True):
             self._path.unlink(missing_ok=True)  # not whole, or there would be nothing to download
             room = self._cache.max_bytes - sum(map(_room_of, folder.glob(f"*{PARTIAL_SUFFIX}")))
             if room < self._summary.num_bytes:
@@ -160,19 +158,8 @@ def _room_of(partial: Path) -> int:
     """Returns the bytes that a download takes, or will; one whose process was killed is deleted and takes none."""
     key, num_bytes = partial.name.removesuffix(PARTIAL_SUFFIX).split(".")
     try:
-        with _held(partial.with_name(f"{key}.lock"), fcntl.LOCK_EX | fcntl.LOCK_NB):
+        with hold_lock(partial.with_name(f"{key}.lock")):
             partial.unlink(missing_ok=True)
             return 0
-    except BlockingIOError:
+    except LockHeldError:
         return int(num_bytes)
-
-
-@contextmanager
-def _held(path: Path, operation: int) -> Iterator[int]:
-    """Yields the descriptor of a lock file that this process holds while the block runs."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(descriptor, operation)
-        yield descriptor
-    finally:
-        os.close(descriptor)

@@ -16,12 +16,11 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from packer.shards.manifest import SAMPLES, ManifestError, ShardSummary, read_manifest, read_samples
-from packer.shards.sample import members_crc32
+from packer.shards.sample import members_crc32, read_members
 from packer.storage.location import Location, RemotePath
 from trainer.stream.cache import CachedReader, ShardCache
 from trainer.stream.shared_array import mapped
 
-TAR_BLOCK_BYTES = 512
 MAX_OPEN_SHARDS = 64
 
 Sample = dict[str, Any]
@@ -182,38 +181,18 @@ class SampleIndex:
             raise SampleError(f"{place} cannot be read: {error}") from error
         if len(data) != num_bytes:
             raise SampleError(f"{place} ends after {len(data)} of {num_bytes} bytes: the shard is cut short")
-        sample = {"__url__": str(self.folder / shard), **_members(data, place)}
+        try:
+            stored = read_members(data)
+        except ValueError as error:
+            raise SampleError(f"{place} {error}") from error
+        sample = {"__url__": str(self.folder / shard), "__key__": stored.key, **stored.members}
         if sample.get("cls") != str(self.labels[index]).encode():
             raise SampleError(f"{place} holds class {sample.get('cls')}, not {self.labels[index]} as its index says")
-        if self.crcs[index] not in {0, members_crc32(data for name, data in sample.items() if name[:2] != "__")}:
-            key = sample["__key__"]
+        if self.crcs[index] not in {0, members_crc32(stored.members.values())}:
             raise SampleError(
-                f"{place}, {key}, is not as it was packed (its crc32 differs): run `python -m packer verify`"
+                f"{place}, {stored.key}, is not as it was packed (its crc32 differs): run `python -m packer verify`"
             )
         return sample
-
-
-def _members(data: bytes, place: str) -> Sample:
-    """Returns the members of one sample's tar range by suffix; its headers say themselves whether it is whole."""
-    sample: Sample = {}
-    position = 0
-    while position < len(data):
-        header = data[position : position + TAR_BLOCK_BYTES]
-        if header[257:262] != b"ustar":
-            raise SampleError(f"{place} holds no tar header at byte {position}: the shard and its index differ")
-        key, _, suffix = header[:100].rstrip(b"\0").decode("ascii", "replace").partition(".")
-        if sample.setdefault("__key__", key) != key:
-            raise SampleError(f"{place} runs into {key} from {sample['__key__']}: the shard and its index differ")
-        try:
-            size = int(header[124:136].rstrip(b"\0 "), 8)
-        except ValueError as error:
-            raise SampleError(f"{place} holds a damaged tar header at byte {position}") from error
-        start = position + TAR_BLOCK_BYTES
-        if not 0 <= size <= len(data) - start:
-            raise SampleError(f"{place} holds a member that does not end within it: {key}.{suffix}")
-        sample[suffix] = data[start : start + size]
-        position = start + -(-size // TAR_BLOCK_BYTES) * TAR_BLOCK_BYTES
-    return sample
 
 
 def _crcs(table: pa.Table) -> NDArray[np.uint32]:

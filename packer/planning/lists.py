@@ -128,4 +128,4 @@ def _csv(path: Path) -> Iterator[tuple[str, str, str]]:
                     raise UsageError(f"{where} has split {row['split']!r}: it must be train, val, test or empty")
                 yield row["source"], row["split"], where
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UsageError(f"{path} cannot be read as CSV: {error}") from error
+        raise UsageError(f"{path} cannot be read as CSV: {getattr(error, 'strerror', None) or error}") from error

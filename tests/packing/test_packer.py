@@ -151,6 +151,20 @@ def test_what_cannot_be_done_is_refused(
     assert not target.exists()
 
 
+def test_a_wrong_folder_is_named_by_its_whole_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert f"{tmp_path}/data does not exist" in refused(["data", "shards"], capsys)
+    assert f"{tmp_path}/shards holds no complete pack" in refused(["verify", "shards"], capsys)
+    assert f"{tmp_path}/shards holds no complete pack" in refused(["repair", "shards", "data"], capsys)
+    assert f"{tmp_path}/shards holds no complete pack" in refused(["inspect", "shards"], capsys)
+    assert f"looked for {tmp_path}/pack.yaml" in refused(["--config", "pack.yaml", "data", "shards"], capsys)
+    write_classes(tmp_path / "data", {"a": 3}, 3)
+    options = ["data", "shards", "--split.method=csv", "--lists=splits.csv"]
+    assert f"{tmp_path}/splits.csv cannot be read as CSV: No such file" in refused(options, capsys)
+
+
 def test_other_settings_are_not_mixed(
     data: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from packer.shards.manifest import read_samples
+from packer.shards.manifest import read_samples, write_samples
+from packer.shards.sample import SampleRow
 from packer.storage.target_lock import RECORDS
 from tests.support.packs import assert_same_pack, files, refused, rows_of, run
 from tests.support.videos import write_classes, write_numbered_video
@@ -85,6 +86,15 @@ def test_an_index_that_is_gone_or_no_parquet_is_repaired(
     assert "2 faults" in last
     assert run("repair", target, data) == 0
     assert_same_pack(target, whole)
+
+
+def test_an_index_that_lists_other_places_is_named(target: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [SampleRow.model_validate(row) for row in rows_of(target)]
+    first, *others = rows
+    moved = first.model_copy(update={"member_offsets": (*first.member_offsets[:-1], first.member_offsets[-1] + 1)})
+    write_samples(target, [moved, *others])
+    assert run("verify", target) == 1
+    assert f"{first.shard}: sample {first.key}: it is not where the index says" in capsys.readouterr().out
 
 
 def test_what_came_into_the_data_since_is_left_out(

@@ -8,6 +8,7 @@ import pytest
 
 from configs.pack import ClipConfig, DecodeLimits
 from packer.planning.plan import PlannedShard
+from packer.shards.sample import members_crc32, read_members
 from packer.shards.shard import ShardWriter, verified_record
 from packer.storage.files import write_atomically
 from packer.storage.target_lock import RECORDS
@@ -55,6 +56,25 @@ def test_a_shard_is_cut_at_max_bytes(folder: Path, clip: Clip, samples_per_tar: 
         rows = [row for row in record.rows if row.shard == shard.name]
         assert [row.offset for row in rows] == [number * rows[0].num_bytes for number in range(len(rows))]
         assert (folder / shard.name).stat().st_size == shard.num_bytes
+
+
+def test_a_sample_is_read_as_it_was_written(folder: Path, clip: Clip) -> None:
+    write(folder, clip, 2**20)
+    record = verified_record(folder, PLANNED)
+    assert record is not None
+    whole = (folder / "val-000000.tar").read_bytes()
+    for row in record.rows:
+        data = whole[row.offset : row.offset + row.num_bytes]
+        stored = read_members(data)
+        assert stored.key == row.key
+        assert list(stored.members) == [f"{number:03d}.jpg" for number in range(16)] + ["cls", "json"]
+        assert stored.jpegs == list(clip.jpegs)
+        assert stored.members["cls"] == b"0"
+        places = zip(row.member_offsets, row.member_sizes, strict=True)
+        assert [data[start : start + size] for start, size in places] == list(stored.members.values())
+        assert members_crc32(stored.members.values()) == row.crc32
+        with pytest.raises(ValueError, match="holds a member that does not end within it"):
+            read_members(data[:-512])
 
 
 def test_a_shard_of_rejected_videos_alone_has_no_tar(folder: Path) -> None:

@@ -42,7 +42,11 @@ def find_config(name: str | Path) -> Path:
         if candidate.is_file():
             return candidate
     shipped_names = ", ".join(sorted(path.name for path in shipped.parent.glob("*.yaml")))
-    raise UsageError(f"no config file {name}: give a path to a YAML file, or one that ships here ({shipped_names})")
+    places = " or ".join(dict.fromkeys(map(str, candidates[:-1])))
+    raise UsageError(
+        f"no config file {name} (looked for {places}): give a path to a YAML file, or one that ships here "
+        f"({shipped_names})"
+    )
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

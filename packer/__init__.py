@@ -1,1 +1,1 @@
-"""From a folder of videos to WebDataset shards with a manifest and an index."""
+"""Turns a folder of videos into WebDataset shards with a manifest and an index."""

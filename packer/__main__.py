@@ -4,6 +4,7 @@ import errno
 import logging
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 from configs.home import resolve
 from configs.load import EXIT_USAGE, ConfigT, fail, parse
@@ -14,16 +15,16 @@ PROG = "python -m packer"
 DESCRIPTION = """Packs a folder of videos (one folder per class) into WebDataset shards with a manifest and an index.
 
 python -m packer data shards            packs; the same command continues a stopped pack
-python -m packer data shards --dry-run  says what would be done
+python -m packer data shards --dry-run  shows what a pack would do, and writes nothing
 python -m packer data shards --append   adds the videos that are new in data
 python -m packer verify shards          checks a pack byte by byte
 python -m packer repair shards data     packs its damaged shards again
-python -m packer inspect shards         says what a pack holds; --sheet sheet.png shows its clips
+python -m packer inspect shards         shows what a pack holds; --sheet sheet.png draws its clips
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns 0 good, 1 failed or too many rejected, 2 wrong command or target, 130 Ctrl-C."""
+    """Runs the command; returns 0 (good), 1 (failed), 2 (wrong command or target) or 130 (stopped by Ctrl-C)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s %(message)s")
     commands = {"verify": _verify, "repair": _repair, "inspect": _inspect}
@@ -31,10 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments and arguments[0] in commands:
             return commands[arguments[0]](arguments[1:])
         if not arguments:
-            try:
+            with suppress(SystemExit):
                 _pack(["--help"])
-            except SystemExit:
-                return EXIT_USAGE
+            return EXIT_USAGE
         return _pack(arguments)
     except UsageError as error:
         return fail(PROG, error)
@@ -71,7 +71,7 @@ def _pack(arguments: Sequence[str]) -> int:
     if result.rejected_fraction > config.max_rejected_fraction:
         print(
             f"{PROG}: {result.rejected_fraction:.1%} of the videos were rejected, more than max_rejected_fraction "
-            f"({config.max_rejected_fraction:.1%}): see rejected.csv; the shards are complete",
+            f"({config.max_rejected_fraction:.1%}): see {prepared.target / 'rejected.csv'}; the shards are complete",
             file=sys.stderr,
         )
         return 1
@@ -86,17 +86,17 @@ def _verify(arguments: Sequence[str]) -> int:
 
     try:
         target = locate(config.target)
-        faults = list(dict.fromkeys(find_faults(target)))  # an unreadable index is met in every split
+        faults = list(dict.fromkeys(find_faults(target)))  # each split reports an index that cannot be read
     except ManifestError as error:
         raise UsageError(str(error)) from error
     for fault in faults:
         print(fault)
-    print(
-        f"{target}: {len(faults)} faults; `{PROG} repair {target} data/` packs damaged shards again"
-        if faults
-        else f"{target}: every shard, row and frame is as it was packed"
-    )
-    return 1 if faults else 0
+    if not faults:
+        print(f"{target}: every shard, row and frame is as it was packed")
+        return 0
+    plural = "s" * (len(faults) != 1)
+    print(f"{target}: {len(faults)} fault{plural}; `{PROG} repair {target} DATA` packs the damaged shards again")
+    return 1
 
 
 def _repair(arguments: Sequence[str]) -> int:
@@ -109,7 +109,7 @@ def _repair(arguments: Sequence[str]) -> int:
         repaired = repair(locate(config.target), locate(config.source), config.workers)
     except (PackError, OSError) as error:
         return _failed(error)
-    print(f"{locate(config.target)}: " + (f"made anew: {', '.join(repaired)}" if repaired else "nothing was damaged"))
+    print(f"{locate(config.target)}: " + (f"repaired {', '.join(repaired)}" if repaired else "nothing was damaged"))
     return 0
 
 
@@ -123,7 +123,9 @@ def _inspect(arguments: Sequence[str]) -> int:
     try:
         print(format_inspection(target))
         if config.sheet:
-            draw_sheet(target, config.clips_per_class).save(resolve(config.sheet))
+            sheet = resolve(config.sheet)
+            draw_sheet(target, config.clips_per_class).save(sheet)
+            print(f"sheet     {sheet}")
     except ManifestError as error:
         raise UsageError(str(error)) from error
     except (ValueError, OSError) as error:

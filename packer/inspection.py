@@ -1,4 +1,4 @@
-"""Shows what a complete pack holds: counts, sizes, decode roads, and a picture of its clips."""
+"""Shows what a complete pack holds: counts, sizes, decode paths, and a picture of its clips."""
 
 import io
 from collections import Counter
@@ -9,9 +9,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image, ImageDraw, ImageFont
 
+from packer.progress import Progress
 from packer.report import class_table
 from packer.shards.manifest import read_manifest, read_samples
-from packer.shards.sample import stored_members
+from packer.shards.sample import read_members
 from packer.storage.files import read_range
 from packer.storage.location import Location
 
@@ -23,7 +24,7 @@ _TITLE_PX = 18
 
 
 def format_inspection(folder: Location) -> str:
-    """Returns what a pack holds, as the text that the user reads.
+    """Returns what a pack holds, as the user reads it.
 
     Raises:
         ManifestError: There is no complete pack.
@@ -48,10 +49,15 @@ def format_inspection(folder: Location) -> str:
         f"stored    {_most(table, 'width_px', 'height_px')}",
         f"sources   {_most(table, 'source_width_px', 'source_height_px')}",
         f"frames    {num_frames[0]} to {num_frames[-1]} in a video, median {num_frames[len(num_frames) // 2]}",
-        f"roads     {_counted(Counter(table['decode_road'].to_pylist()).most_common())}",
+        f"decoded   {_counted(_decoded(table['decode_road'].to_pylist()))}",
         f"rejected  {_counted(list(manifest.rejected.items())) or 'none'}",
     ]
     return "\n".join(lines)
+
+
+def _decoded(decode_roads: Sequence[str]) -> list[tuple[str, int]]:
+    meanings = {"full": "in full", "needed": "as far as needed"}
+    return [(meanings.get(name, name), count) for name, count in Counter(decode_roads).most_common()]
 
 
 def _most(table: pa.Table, width: str, height: str) -> str:
@@ -69,7 +75,7 @@ def draw_sheet(folder: Location, num_clips: int) -> Image.Image:
 
     Args:
         folder: A complete pack.
-        num_clips: Most clips per class, spread evenly over the class.
+        num_clips: Most clips of a class; they are spread evenly over its samples.
 
     Raises:
         ManifestError: There is no complete pack.
@@ -83,21 +89,35 @@ def draw_sheet(folder: Location, num_clips: int) -> Image.Image:
     sheet = Image.new("RGB", (width_px, len(manifest.class_names) * height_px + _GAP_PX), "white")
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(_TITLE_PX - 5)
-    for number, name in enumerate(manifest.class_names):
-        rows = table.filter(pc.field("class_name") == name)
-        top = _GAP_PX + number * height_px
-        draw.text((_GAP_PX, top), f"{name}: {rows.num_rows}", "black", font)
-        num_picked = min(num_clips, rows.num_rows)
-        picked = rows.take([place * rows.num_rows // num_picked for place in range(num_picked)])
-        for place, row in enumerate(picked.to_pylist()):
-            for tile_number, tile in enumerate(_tiles(folder, row)):
-                left = _GAP_PX + place * (clip_px + _GAP_PX) + tile_number * _TILE_WIDTH_PX
-                sheet.paste(tile, (left, top + _TITLE_PX))
+    with Progress(len(manifest.class_names), "class", "sheet") as progress:
+        for number, name in enumerate(manifest.class_names):
+            rows = table.filter(pc.field("class_name") == name)
+            top = _GAP_PX + number * height_px
+            draw.text((_GAP_PX, top), f"{name}: {rows.num_rows}", "black", font)
+            for place, row in enumerate(_spread(rows, num_clips)):
+                for tile_number, tile in enumerate(_tiles(folder, row)):
+                    left = _GAP_PX + place * (clip_px + _GAP_PX) + tile_number * _TILE_WIDTH_PX
+                    sheet.paste(tile, (left, top + _TITLE_PX))
+            progress.update()
     return sheet
 
 
+def _spread(rows: pa.Table, num_clips: int) -> list[dict[str, Any]]:
+    num_picked = min(num_clips, rows.num_rows)
+    picked: list[dict[str, Any]] = rows.take(
+        [place * rows.num_rows // num_picked for place in range(num_picked)]
+    ).to_pylist()
+    return picked
+
+
 def _tiles(folder: Location, row: dict[str, Any]) -> list[Image.Image]:
-    jpegs = stored_members(read_range(folder / row["shard"], row["offset"], row["num_bytes"]), row)[:-2]
+    try:
+        stored = read_members(read_range(folder / row["shard"], row["offset"], row["num_bytes"]))
+    except ValueError as error:
+        raise ValueError(f"{folder / row['shard']} is damaged: the place of {row['key']} {error}") from error
+    if stored.key != row["key"]:
+        raise ValueError(f"{folder / row['shard']} is damaged: the place of {row['key']} holds {stored.key}")
+    jpegs = stored.jpegs
     last = len(jpegs) - 1
     tiles = []
     for number in (0, last // 2, last):

@@ -1,6 +1,6 @@
-"""Packs a folder: plans, packs the shards that are not done yet, and declares the pack complete.
+"""Carries out a plan: packs the shards that are not done yet, then writes the index and the manifest.
 
-A killed pack is continued by the same command. The bytes written depend on the videos and the recipe alone, not on the
+The same command continues a pack that was killed. The bytes depend on the videos and the recipe alone, not on the
 number of workers, on time, or on how often the pack was stopped.
 """
 
@@ -11,10 +11,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from configs.section import UsageError
-from packer.decoders.clip_stream import open_pool, progress_bar, read_clips
+from packer.decoders.clip_stream import open_pool, read_clips
 from packer.planning.plan import Plan, PlannedShard
 from packer.planning.split import SPLITS
-from packer.prepare import Preparation, named
+from packer.prepare import Preparation, count_and_name
+from packer.progress import Progress
 from packer.shards.manifest import (
     MANIFEST,
     Manifest,
@@ -27,17 +28,19 @@ from packer.shards.manifest import (
     write_samples,
 )
 from packer.shards.sample import SampleRow
-from packer.shards.shard import ShardRecord, ShardWriter, read_record, stored_record
+from packer.shards.shard import ShardRecord, ShardWriter, stored_record, verified_record
 from packer.shards.stored_plan import plan_sha256, write_plan
 from packer.storage.location import Location
-from packer.storage.lock import locked
+from packer.storage.target_lock import locked
 from packer.video.container import VideoError
 from packer.video.sampling import SAMPLING_RULE
 
 logger = logging.getLogger(__name__)
 
 _WINDOW_PER_WORKER = 4
+"""Videos per decoder that are decoded, or wait in memory, at one time."""
 _WHOLE_SHARE = 0.9
+"""A video with a smaller share of its stated frames is damaged: whole files lack a frame or three, cut ones many."""
 
 
 class PackError(Exception):
@@ -46,23 +49,23 @@ class PackError(Exception):
 
 @dataclass(frozen=True)
 class PackResult:
-    """A complete pack and what this run did for it."""
+    """A complete pack, and what this command did for it."""
 
     manifest: Manifest
     plan: Plan
-    notes: tuple[str, ...]
+    notes: tuple[tuple[str, str], ...]
     rejected_fraction: float
-    """Share of the videos that gave no clip; texts, pictures and copies among them do not count."""
+    """Share of the videos that gave no clip; texts, pictures and copies do not count."""
     num_damaged: int
-    """Packed videos with damage: packets that could not be decoded, or far fewer frames than the container states."""
+    """Packed videos with packets that could not be decoded, or with far fewer frames than the container states."""
     num_videos_now: int
-    """Videos that this run decoded; fewer than all where it continued a stopped pack."""
+    """Videos that this command decoded; if it continued a stopped pack, not all of them."""
     seconds: float
 
 
 @dataclass(frozen=True)
 class _Packed:
-    """What is kept in memory of a shard's record: the rows of a million videos would take gigabytes."""
+    """The part of a shard's record that stays in memory: the rows of a million videos would take gigabytes."""
 
     shards: tuple[ShardSummary, ...]
     rejected: tuple[RejectedRow, ...]
@@ -76,31 +79,27 @@ class _Packed:
 
 
 def pack(prepared: Preparation, workers: int = 0, strict: bool = False, cluster: str = "") -> PackResult:
-    """Does what `prepare` settled.
+    """Packs what `prepare` decided.
 
     Args:
-        prepared: What is to be done.
-        workers: Processes that decode videos; 0: one per core. The bytes written do not depend on it.
-        strict: Whether the first video that gives no clip ends the work.
-        cluster: Address of the Ray cluster that decodes; empty: this machine does.
+        prepared: What to pack.
+        workers: Processes that decode videos; 0: one per core. The bytes do not depend on it.
+        strict: Stop at the first video that gives no clip.
+        cluster: Address of the Ray cluster that decodes; empty: this machine decodes.
 
     Raises:
-        UsageError: Another process packs, or packed, the target.
-        PackError: A class lost all its videos of a split, so the pack was not declared complete; or, with `strict`, a
-            video gave no clip.
-        OSError: The target cannot be written to (a full disk), or no decoder process can be started.
+        UsageError: Another process writes the target, or has changed it since `prepare`.
+        PackError: A split has no readable video of a class, so the pack is not complete; or, with `strict`, a video
+            gave no clip.
+        OSError: The target cannot be written to (a full disk), or no decoder process starts.
     """
     target, plan = prepared.target, prepared.plan
     started = time.monotonic()
     with locked(target):
         if plan_sha256(target) != prepared.bound_sha256:
-            raise UsageError(f"{target} was changed by another process meanwhile: give the same command again")
+            raise UsageError(f"another process has just changed {target}: give the same command again")
         write_plan(target, plan)
-        done = {
-            shard.name: _Packed.of(record)
-            for shard in plan.shards
-            if (record := read_record(target, shard)) is not None
-        }
+        done = _done_shards(target, plan) if prepared.bound_sha256 else {}
         missing = [shard for shard in plan.shards if shard.name not in done]
         if done:
             logger.info("continue num_shards_done=%d num_shards_missing=%d", len(done), len(missing))
@@ -121,15 +120,6 @@ def pack(prepared: Preparation, workers: int = 0, strict: bool = False, cluster:
     )
 
 
-def _failed(records: Iterable[_Packed]) -> list[RejectedRow]:
-    return [row for record in records for row in record.rejected if row.reason != "duplicate"]
-
-
-def _is_damaged(row: SampleRow) -> bool:
-    # Whole files miss a frame or three of those stated; one cut in its middle misses half.
-    return row.num_bad_packets > 0 or row.num_frames < _WHOLE_SHARE * row.num_frames_claimed
-
-
 def pack_shards(
     target: Location,
     plan: Plan,
@@ -138,18 +128,20 @@ def pack_shards(
     strict: bool = False,
     cluster: str = "",
 ) -> dict[str, _Packed]:
-    """Packs some of a plan's shards and returns, by name, what they became.
+    """Packs some of a plan's shards and returns what they became, by name.
 
     Raises:
-        PackError: A video is not as it was when it was planned; or, with `strict`, one gave no clip.
+        PackError: A video has changed since it was planned; or, with `strict`, a video gave no clip.
     """
     videos = [video for shard in shards for video in shard.videos if video.source not in plan.copies]
     if lost := [video.source for video in videos if not video.path]:
-        raise PackError(f"{named(lost)} must be packed again, but changed or went since: put them back as they were")
+        raise PackError(
+            f"{count_and_name(lost)} must be packed again, but changed or went since: put the old files back"
+        )
     class_index = {name: index for index, name in enumerate(plan.class_names)}
     clip, limits = plan.recipe.clip, plan.recipe.limits
     records = {}
-    with progress_bar(len(videos)) as bar, open_pool(limits, workers, len(videos), cluster) as pool:
+    with Progress(len(videos), "video", "pack") as progress, open_pool(limits, workers, len(videos), cluster) as pool:
         num_rejected = 0
         outcomes = read_clips(pool, videos, clip, pool.num_workers * _WINDOW_PER_WORKER)
         for shard in shards:
@@ -162,12 +154,30 @@ def pack_shards(
                             raise _strict_error(video.source, str(outcome))
                         writer.reject(video, outcome)
                         num_rejected += 1
-                        bar.set_postfix(rejected=num_rejected)
                     else:
                         writer.add(video, class_index[video.class_name], outcome)
-                    bar.update()
+                    progress.update(original is None, rejected=num_rejected)
             records[shard.name] = _Packed.of(writer.record)
     return records
+
+
+def _done_shards(target: Location, plan: Plan) -> dict[str, _Packed]:
+    """Returns the shards that are packed already, by name; reads and checks all their bytes."""
+    done = {}
+    with Progress(len(plan.shards), "shard", "check") as progress:
+        for shard in plan.shards:
+            if (record := verified_record(target, shard)) is not None:
+                done[shard.name] = _Packed.of(record)
+            progress.update()
+    return done
+
+
+def _failed(records: Iterable[_Packed]) -> list[RejectedRow]:
+    return [row for record in records for row in record.rejected if row.reason != "duplicate"]
+
+
+def _is_damaged(row: SampleRow) -> bool:
+    return row.num_bad_packets > 0 or row.num_frames < _WHOLE_SHARE * row.num_frames_claimed
 
 
 def _duplicate(original: str) -> VideoError:
@@ -190,8 +200,8 @@ def _finish(prepared: Preparation, records: Sequence[_Packed]) -> Manifest:
         for name in plan.class_names:
             if not num_per_class[name]:
                 raise PackError(
-                    f"class {name!r} has no readable video in {split}: repair its videos or remove its folder, delete "
-                    f"{target} and pack again"
+                    f"class {name!r} has no readable video in {split}: repair its videos or remove its folder, then "
+                    f"delete {target} and pack again"
                 )
         splits[split] = SplitSummary(
             num_samples=sum(num_per_class.values()),

@@ -1,6 +1,5 @@
-"""Settles what a command is to do before anything is written: begin a pack, continue one, or append to one."""
+"""Decides what a command does, before anything is written: begin a pack, continue one, or append to one."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -10,14 +9,14 @@ import pyarrow.parquet as pq
 from configs.home import resolve
 from configs.pack import PackConfig, PackRecipe
 from configs.section import UsageError, flatten
-from packer.planning.lists import read_given
+from packer.planning.lists import read_given_splits
 from packer.planning.plan import Plan, extend_plan, make_plan
 from packer.planning.split import SPLITS
 from packer.shards.manifest import SAMPLES, ManifestError, read_manifest
 from packer.shards.stored_plan import plan_sha256, read_plan
 from packer.storage.files import file_sha256, local_copy
 from packer.storage.location import Location, is_inside, locate
-from packer.storage.lock import RECORDS
+from packer.storage.target_lock import RECORDS
 from packer.video.catalog import Catalog, find_videos
 from packer.video.clip import library_versions
 
@@ -26,87 +25,55 @@ _NUM_NAMED = 3
 
 @dataclass(frozen=True)
 class Preparation:
-    """What is to be done."""
+    """What a pack does."""
 
     target: Location
     catalog: Catalog
     plan: Plan
     bound_sha256: str
-    """Of the plan that the target was bound to until now; empty: to none."""
-    notes: tuple[str, ...]
-    """What the user should know of videos that are passed by, one line each."""
+    """sha256 of the plan that the target is bound to now; empty if it is bound to none."""
+    notes: tuple[tuple[str, str], ...]
+    """What the user should know about videos that are not packed, as (label, text)."""
 
 
 def prepare(config: PackConfig) -> Preparation:
-    """Returns what packing `config.source` into `config.target` is to do.
+    """Returns what packing `config.source` into `config.target` does.
 
     Raises:
         UsageError: The command cannot be carried out as given.
     """
     source, target = locate(config.source), locate(config.target)
-    check_folders(source, target)
+    _check_folders(source, target)
     bound_sha256 = plan_sha256(target)
     catalog = find_videos(source, SPLITS if config.split.method == "folders" else ())
     if config.split.is_stratified and 1 < len(catalog.class_names) == len({*catalog.class_names} & {*SPLITS}):
         raise UsageError(
             f"{source} holds {' and '.join(catalog.class_names)}, not classes: give --split.method folders"
         )
-    notes = Counter(catalog.num_skipped)
-    given = read_given(catalog, config.split, resolve(config.lists))
+    notes = [("skipped", f"{what}: {count}") for what, count in sorted(catalog.num_skipped.items())]
+    given = read_given_splits(catalog, config.split, resolve(config.lists))
     if given is not None:
         listed = tuple(video for video in catalog.videos if video.source in given.split_of)
-        notes["videos that the split leaves out"] = len(catalog.videos) - len(listed)
-        notes["listed videos that the data folder lacks"] = given.num_absent
+        if num_unlisted := len(catalog.videos) - len(listed):
+            notes.append(("skipped", f"videos that the split leaves out: {num_unlisted}"))
+        if given.num_absent:
+            notes.append(("absent", f"listed videos that the data folder lacks: {given.num_absent}"))
         catalog = replace(catalog, videos=listed)
     plan, differing = _plan(target, catalog, config, given.split_of if given else None)
-    lines = [f"{count} {what}" for what, count in sorted(notes.items()) if count]
-    lines += [f"{named(sources)} {how}, packed as before" for how, sources in differing.items()]
-    return Preparation(target, catalog, plan, bound_sha256, tuple(lines))
+    notes += [("kept", f"{count_and_name(sources)} {how}; packed as before") for how, sources in differing.items()]
+    return Preparation(target, catalog, plan, bound_sha256, tuple(notes))
 
 
-def _plan(
-    target: Location, catalog: Catalog, config: PackConfig, given: Mapping[str, str] | None
-) -> tuple[Plan, dict[str, list[str]]]:
-    """Returns the plan, and which of the earlier pack's videos are not as they were."""
-    earlier = read_plan(target, catalog.videos)
-    if earlier is None:
-        if config.append:
-            raise UsageError(f"{target} holds no pack to append to: leave --append out to begin one")
-        return make_plan(catalog, config.recipe, given), {}
-    differing = differing_videos(earlier, catalog, given)
-    what = differing_settings(earlier, config.recipe)
-    if not config.append:
-        what += [f"{named(sources)} {how}" for how, sources in differing.items()]
-    if what:
-        appending = "add new videos by --append, " * ("new" in differing)
-        raise UsageError(
-            f"{target} was packed otherwise: {'; '.join(what)}: give the earlier settings and videos, {appending}or "
-            "choose another target"
-        )
-    if not config.append and is_complete(target):
-        raise UsageError(
-            f"{target} holds a complete pack already: choose another target, or delete it to pack anew; --append adds "
-            "videos, when there are new ones"
-        )
-    if not differing.pop("new", None):
-        return earlier, differing
-    return extend_plan(earlier, catalog, given, _known_sha256(target)), differing
+def count_and_name(sources: Sequence[str]) -> str:
+    """Returns how many videos there are, and the first names: `5 videos (a/x.mp4, a/y.mp4, a/z.mp4, ...)`."""
+    more = ", ..." * (len(sources) > _NUM_NAMED)
+    return f"{len(sources)} video{'s' * (len(sources) != 1)} ({', '.join(sources[:_NUM_NAMED])}{more})"
 
 
-def _known_sha256(target: Location) -> dict[str, str]:
-    """Returns the sha256 of the packed videos by source."""
-    try:
-        with local_copy(target / SAMPLES) as file:
-            table = pq.read_table(file, columns=["source", "source_sha256"])
-    except (OSError, pa.ArrowInvalid):
-        return {}  # those files are read again
-    return dict(zip(table["source"].to_pylist(), table["source_sha256"].to_pylist(), strict=True))
-
-
-def check_folders(source: Location, target: Location) -> None:
-    """Raises UsageError where the one cannot be packed into the other."""
+def _check_folders(source: Location, target: Location) -> None:
     if not source.is_dir():
-        raise UsageError(f"{source} is not a folder: give the folder that holds one folder of videos per class")
+        what = "is not a folder" if source.exists() else "does not exist"
+        raise UsageError(f"{source} {what}: give the folder that holds one folder of videos per class")
     if is_inside(target, source):
         raise UsageError(f"{target} lies inside {source} and would be packed as a class: choose another target")
     if target.exists() and not target.is_dir():
@@ -115,27 +82,36 @@ def check_folders(source: Location, target: Location) -> None:
         raise UsageError(f"{target} holds other files: choose an empty or a new folder")
 
 
-def is_complete(target: Location) -> bool:
-    """Tells whether the manifest is there and binds the index and the plan; a torn set is rebuilt from the records."""
-    try:
-        manifest = read_manifest(target)
-        return (manifest.samples_sha256, manifest.plan_sha256) == (file_sha256(target / SAMPLES), plan_sha256(target))
-    except (ManifestError, FileNotFoundError):
-        return False
+def _plan(
+    target: Location, catalog: Catalog, config: PackConfig, given: Mapping[str, str] | None
+) -> tuple[Plan, dict[str, list[str]]]:
+    """Returns the plan, and the sources of the earlier pack's videos that have changed, by how."""
+    earlier = read_plan(target, catalog.videos)
+    if earlier is None:
+        if config.append:
+            raise UsageError(f"{target} holds no pack to append to: leave --append out to begin one")
+        return make_plan(catalog, config.recipe, given), {}
+    differing = _differing_videos(earlier, catalog, given)
+    what = _differing_settings(earlier, config.recipe)
+    if not config.append:
+        what += [f"{count_and_name(sources)} {how}" for how, sources in differing.items()]
+    if what:
+        appending = "add new videos by --append, " * ("new" in differing)
+        raise UsageError(
+            f"{target} was packed with other settings or videos: {'; '.join(what)}: give the earlier settings and "
+            f"videos, {appending}or choose another target"
+        )
+    if not config.append and _is_complete(target):
+        raise UsageError(
+            f"{target} holds a complete pack already: choose another target, or delete it to pack again; if there are "
+            "new videos, --append adds them"
+        )
+    if not differing.pop("new", None):
+        return earlier, differing
+    return extend_plan(earlier, catalog, given, _known_sha256(target)), differing
 
 
-def differing_settings(plan: Plan, recipe: PackRecipe) -> list[str]:
-    """Returns how a recipe and the installed versions differ from a plan's: `clip.num_frames is 16 there ...`."""
-    there = flatten({**plan.recipe.model_dump(), "version of": plan.versions})
-    here = flatten({**recipe.model_dump(), "version of": library_versions()})
-    return [
-        f"{name} is {there.get(name)!r} there and {here.get(name)!r} here"
-        for name in sorted(there.keys() | here.keys())
-        if there.get(name) != here.get(name)
-    ]
-
-
-def differing_videos(plan: Plan, catalog: Catalog, given: Mapping[str, str] | None) -> dict[str, list[str]]:
+def _differing_videos(plan: Plan, catalog: Catalog, given: Mapping[str, str] | None) -> dict[str, list[str]]:
     """Returns the sources that differ between a plan and a data folder, by how: new, gone, changed, other split."""
     found = {video.source for video in catalog.videos}
     old = {video.source: (video, shard.split) for shard in plan.shards for video in shard.videos}
@@ -153,7 +129,31 @@ def differing_videos(plan: Plan, catalog: Catalog, given: Mapping[str, str] | No
     return {how: sources for how, sources in differing.items() if sources}
 
 
-def named(sources: Sequence[str]) -> str:
-    """Returns a number of videos with the first of their names: `5 videos (a/x.mp4, a/y.mp4, a/z.mp4, ...)`."""
-    more = ", ..." * (len(sources) > _NUM_NAMED)
-    return f"{len(sources)} video{'s' * (len(sources) != 1)} ({', '.join(sources[:_NUM_NAMED])}{more})"
+def _differing_settings(plan: Plan, recipe: PackRecipe) -> list[str]:
+    """Returns how a recipe and the installed versions differ from a plan's: `clip.num_frames was 16 and is 8 now`."""
+    before = flatten({**plan.recipe.model_dump(), "version of": plan.versions})
+    now = flatten({**recipe.model_dump(), "version of": library_versions()})
+    return [
+        f"{name} was {before.get(name)!r} and is {now.get(name)!r} now"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name)
+    ]
+
+
+def _is_complete(target: Location) -> bool:
+    """Tells whether the manifest is there and agrees with the index and the plan; if not, packing writes it again."""
+    try:
+        manifest = read_manifest(target)
+        return (manifest.samples_sha256, manifest.plan_sha256) == (file_sha256(target / SAMPLES), plan_sha256(target))
+    except (ManifestError, FileNotFoundError):
+        return False
+
+
+def _known_sha256(target: Location) -> dict[str, str]:
+    """Returns the sha256 of the packed videos by source; empty if the index cannot be read."""
+    try:
+        with local_copy(target / SAMPLES) as file:
+            table = pq.read_table(file, columns=["source", "source_sha256"])
+    except (OSError, pa.ArrowInvalid):
+        return {}  # then the videos are read again
+    return dict(zip(table["source"].to_pylist(), table["source_sha256"].to_pylist(), strict=True))

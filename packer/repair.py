@@ -1,28 +1,28 @@
-"""Packs the damaged shards of a complete pack again, and nothing else: the manifest stays as it is, and must hold."""
+"""Packs the damaged shards of a complete pack again. The manifest stays, and the result must agree with it."""
 
 from configs.section import UsageError
 from packer.pack import PackError, pack_shards
 from packer.planning.split import SPLITS
 from packer.shards.manifest import SAMPLES, ManifestError, read_manifest, write_samples
-from packer.shards.shard import read_record, stored_record
+from packer.shards.shard import stored_record, verified_record
 from packer.shards.stored_plan import plan_sha256, read_plan
 from packer.storage.location import Location
-from packer.storage.lock import locked
+from packer.storage.target_lock import locked
 from packer.verify import find_faults
 from packer.video.catalog import find_videos
 
 
 def repair(target: Location, source: Location, workers: int) -> list[str]:
-    """Returns what was made anew: names of shards, or `samples.parquet`.
+    """Repairs a pack and returns the names of the files that were damaged and are written again.
 
     Args:
         target: A complete pack.
-        source: The data folder that it was made of.
-        workers: As in the configuration.
+        source: The data folder that it was packed from.
+        workers: Processes that decode videos; 0: one per core.
 
     Raises:
         UsageError: There is no complete pack, or its manifest or plan is damaged.
-        PackError: Videos of a damaged shard are not as they were when they were packed.
+        PackError: Videos of a damaged shard have changed since they were packed.
     """
     try:
         manifest = read_manifest(target)
@@ -31,18 +31,18 @@ def repair(target: Location, source: Location, workers: int) -> list[str]:
     catalog = find_videos(source, SPLITS if manifest.config.split.method == "folders" else ())
     plan = read_plan(target, catalog.videos) if plan_sha256(target) == manifest.plan_sha256 else None
     if plan is None:
-        raise UsageError(f"{target} has lost the plan that its manifest binds: delete it to pack anew")
+        raise UsageError(f"{target} has lost the plan that its manifest names: delete it and pack again")
     with locked(target):
         damaged = {fault.file for fault in find_faults(target)}
         if not damaged:
             return []
-        bad = [shard for shard in plan.shards if read_record(target, shard) is None]
+        bad = [shard for shard in plan.shards if verified_record(target, shard) is None]
         pack_shards(target, plan, bad, workers)
         if SAMPLES in damaged:
             write_samples(target, (row for shard in plan.shards for row in stored_record(target, shard).rows))
         if left := sorted({fault.file for fault in find_faults(target)}):
             raise PackError(
-                f"{', '.join(left)} came out otherwise than first packed, so {source} holds other videos now: put them "
-                f"back, or delete {target} to pack anew"
+                f"{', '.join(left)} cannot be repaired, because the videos in {source} have changed since they were "
+                f"packed: put the old ones back, or delete {target} and pack again"
             )
     return sorted({*(f"{shard.name}.tar" for shard in bad), *(damaged & {SAMPLES})})

@@ -1,4 +1,4 @@
-"""The tables that a pack and a dry run close with."""
+"""The tables that a pack and a dry run print at their end."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ _NUM_NAMED = 5
 
 
 def format_report(result: PackResult) -> str:
-    """Returns what was packed, per class and split, and what was not, as the text that the user reads."""
+    """Returns what was packed, per class and split, and what was not, as the user reads it."""
     manifest = result.manifest
     counts = {name: split.num_per_class for name, split in manifest.splits.items()}
     num_bytes = sum(shard.num_bytes for split in manifest.splits.values() for shard in split.shards)
@@ -23,8 +23,8 @@ def format_report(result: PackResult) -> str:
         "",
         f"videos    {manifest.num_videos}: {num_samples} packed, {sum(manifest.rejected.values())} rejected",
         *(f"rejected  {count} {reason} (rejected.csv)" for reason, count in manifest.rejected.items()),
-        f"damaged   {result.num_damaged} of the packed (samples.parquet: num_bad_packets, num_frames_claimed)",
-        *(f"passed by {note}" for note in result.notes),
+        f"damaged   {result.num_damaged} of the packed videos (samples.parquet: num_bad_packets, num_frames_claimed)",
+        *(f"{label:<9} {note}" for label, note in result.notes),
         *_leak_lines(result.plan.leaks),
         f"written   {num_bytes:,} bytes in {num_shards} shards",
         f"took      {result.seconds:.1f} s for {result.num_videos_now} videos, "
@@ -34,7 +34,7 @@ def format_report(result: PackResult) -> str:
 
 
 def format_plan(prepared: Preparation) -> str:
-    """Returns what a pack would do."""
+    """Returns what a pack would do, as the user reads it."""
     plan, catalog = prepared.plan, prepared.catalog
     counts = {
         split: Counter(video.class_name for shard in plan.shards if shard.split == split for video in shard.videos)
@@ -44,9 +44,9 @@ def format_plan(prepared: Preparation) -> str:
     lines = [
         *class_table(plan.class_names, {name: count for name, count in counts.items() if count}, plan.recipe.split),
         "",
-        f"videos    {plan.num_videos} of {num_bytes:,} bytes, to {len(plan.shards)} shards in {prepared.target}",
-        f"rejected  {len(catalog.non_videos)} not_a_video, {len(plan.copies)} duplicate, before any is decoded",
-        *(f"passed by {note}" for note in prepared.notes),
+        f"videos    {plan.num_videos} of {num_bytes:,} bytes, into {len(plan.shards)} shards in {prepared.target}",
+        f"rejected  {len(catalog.non_videos)} not_a_video, {len(plan.copies)} duplicate; decoding may reject more",
+        *(f"{label:<9} {note}" for label, note in prepared.notes),
         *_leak_lines(plan.leaks),
         "dry run   nothing was written",
     ]
@@ -54,7 +54,7 @@ def format_plan(prepared: Preparation) -> str:
 
 
 def class_table(class_names: Sequence[str], counts: Mapping[str, Mapping[str, int]], config: SplitConfig) -> list[str]:
-    """Returns the lines of a table of samples per class and split, with the shares got and wanted."""
+    """Returns the lines of a table of samples per class and split, with the share of each split, actual and wanted."""
     width = max(len(name) for name in (*class_names, "share wanted"))
     totals = {split: sum(of_split.values()) for split, of_split in counts.items()}
     num_samples = max(1, sum(totals.values()))
@@ -73,7 +73,7 @@ def class_table(class_names: Sequence[str], counts: Mapping[str, Mapping[str, in
 
 
 def wanted_shares(config: SplitConfig) -> dict[str, float]:
-    """Returns the share of the videos that each split was to have, where fractions decide."""
+    """Returns the share of the videos that each split should have, if the fractions decide."""
     test = 1 / config.num_folds if config.num_folds else config.test_fraction
     return {"train": 1 - config.val_fraction - test, "val": config.val_fraction, "test": test}
 
@@ -83,4 +83,4 @@ def _leak_lines(leaks: Sequence[str]) -> list[str]:
         return []
     more = [f"          ... and {len(leaks) - _NUM_NAMED} more (.pack/plan.json)"] * (len(leaks) > _NUM_NAMED)
     lines = [f"          {leak}" for leak in leaks[:_NUM_NAMED]]
-    return [f"leaks     {len(leaks)} groups are in two splits of the official lists:", *lines, *more]
+    return [f"leaks     {len(leaks)} groups of videos are in more than one split of the official lists:", *lines, *more]

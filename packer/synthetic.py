@@ -1,11 +1,12 @@
-"""Makes small real video files whose classes are motions that no single frame tells apart: `make demo` learns them.
+"""Makes small video files whose classes are motions that no single frame tells apart; `make demo` learns them.
 
-A shape moves over a torus (what leaves on one side enters on the other) from a uniformly random place. Adding any
-path to a uniform place on a torus gives a uniform place again, so that every frame of every class has the same
-distribution. The classes come in pairs, each the other played backwards, so that frames without their order tell only
-the pair. The shape's look and the background know nothing of the class.
+A shape moves from a random place over a torus: if it leaves on one side, it enters on the other. The place is uniform,
+and a uniform place on a torus plus any path is uniform again, so each frame has the same distribution in every class.
+The classes come in pairs, of which one is the other played backwards: frames without their order tell only the pair.
+The look of the shape and the background do not depend on the class.
 """
 
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,24 +18,24 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 from pydantic_settings import CliPositionalArg
-from tqdm import tqdm
 
 from configs.home import resolve
 from configs.load import fail, parse
 from configs.section import Section, UsageError
+from packer.progress import Progress
 
 Codec = Literal["h264", "mpeg4"]
 FRAMES_PER_SECOND = 25
 ENCODER_OPTIONS: dict[Codec, dict[str, str]] = {
-    # Fine enough that no trail behind the shape gives its direction away in a single frame. No B-frames: with them
-    # x264's assembler wrote other bytes for 13 of 32 videos when they were encoded again in the same process.
+    # Fine enough that no trail behind the shape shows its direction in a single frame. No B-frames: with them, x264's
+    # assembler wrote other bytes for 13 of 32 videos when they were encoded again in the same process.
     "h264": {"preset": "veryfast", "crf": "18", "bf": "0"},
     "mpeg4": {"qscale": "2"},
 }
 
 
 class SyntheticConfig(Section):
-    """Everything `python -m packer.synthetic` can be told."""
+    """The options of `python -m packer.synthetic`."""
 
     target: CliPositionalArg[str] = Field(description="folder for one folder of videos per class; it is created")
     videos_per_class: int = Field(70, ge=1)
@@ -44,27 +45,27 @@ class SyntheticConfig(Section):
     codec: Codec = "h264"
     """Codec of the mp4 files."""
     seed: int = Field(0, ge=0)
-    """Seed of everything random; a video depends on it, its class and its number only."""
+    """Seed of everything random; a video depends only on the seed, its class and its number."""
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What a video shows besides its class, in units of the picture's side."""
+    """What a video shows besides its class; lengths are in units of the picture's side."""
 
     start: NDArray[np.float64]
-    """(2,) place of the shape at time 0, as x, y."""
+    """(2,) float64: x, y of the shape at time 0."""
     extent: float
-    """How far the shape moves: the length of a line, the circumference of a circle."""
+    """How far the shape moves: along a line in sides, round a circle in turns."""
     phase: float
-    """Where on its circle or shuttle the shape starts, in turns."""
+    """Where on its circle the shape starts, in turns."""
     radius: float
     """Half the shape's size."""
     is_round: bool
-    """A disc, else a square."""
+    """Whether the shape is a disc; otherwise it is a square."""
     colour: NDArray[np.uint8]
-    """(3,) RGB of the shape."""
+    """(3,) uint8 RGB of the shape."""
     background: NDArray[np.uint8]
-    """(6, 6, 3) RGB, scaled up to the picture."""
+    """(6, 6, 3) uint8 RGB, scaled up to the picture."""
     num_frames: int
     """Frames of the video."""
 
@@ -98,11 +99,11 @@ MOTIONS: dict[str, Path2D] = {
     "down_right": line(1, 1),
     "up_left": line(-1, -1),
 }
-"""Class names and paths, in pairs: one is the other played backwards, so that frames without order tell only pairs."""
+"""Class names and paths, in pairs of which one is the other played backwards."""
 
 
 def draw_scene(random: np.random.Generator) -> Scene:
-    """Returns a random scene; it knows nothing of the class."""
+    """Returns a random scene, which does not depend on the class."""
     return Scene(
         start=random.uniform(0, 1, 2),
         extent=random.uniform(1.0, 1.8),
@@ -157,29 +158,32 @@ def make_videos(config: SyntheticConfig) -> int:
     class_names = list(MOTIONS)
     for class_name in class_names:
         (target / class_name).mkdir(parents=True, exist_ok=True)
-    for class_index, number in tqdm(jobs, desc="videos", unit="video", disable=None):
-        class_name = class_names[class_index]
-        scene = draw_scene(np.random.default_rng([config.seed, class_index, number]))
-        frames = render(class_name, scene, config.side_px)
-        write_video(target / class_name / f"{class_name}_{number:04d}.mp4", frames, config.codec)
+    with Progress(len(jobs), "video", "draw") as progress:
+        for class_index, number in jobs:
+            class_name = class_names[class_index]
+            scene = draw_scene(np.random.default_rng([config.seed, class_index, number]))
+            frames = render(class_name, scene, config.side_px)
+            write_video(target / class_name / f"{class_name}_{number:04d}.mp4", frames, config.codec)
+            progress.update()
     return len(jobs)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs `python -m packer.synthetic` and returns its exit code."""
     prog = "python -m packer.synthetic"
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s %(message)s")
     try:
         config = parse(
             SyntheticConfig,
             sys.argv[1:] if argv is None else argv,
             prog=prog,
-            description="Makes small video files of eight motions that no single frame tells apart.",
+            description="Makes small video files of eight motions; no single frame tells the motions apart.",
             env_prefix="CLIPSTREAM_SYNTHETIC_",
         )
         num_videos = make_videos(config)
     except (UsageError, OSError) as error:
         return fail(prog, error)
-    print(f"{num_videos} videos of {len(MOTIONS)} classes in {config.target}")
+    print(f"{num_videos} videos of {len(MOTIONS)} classes in {resolve(config.target)}")
     return 0
 
 

@@ -1,1 +1,1 @@
-"""Many videos at once: decoder processes that can be killed, on this machine or on a Ray cluster."""
+"""Decodes many videos at once in processes that can be killed, on this machine or on a Ray cluster."""

@@ -1,15 +1,11 @@
-"""The clips of many videos, in order: a pool here or on a Ray cluster, a bounded number ahead, and a progress bar."""
+"""The clips of many videos, in order: decoded here or on a Ray cluster, a bounded number of them ahead."""
 
 import logging
 import os
-import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
-from typing import NoReturn
-
-from tqdm import tqdm
 
 from configs.pack import ClipConfig, DecodeLimits
 from packer.decoders.pool import DecodePool
@@ -19,28 +15,19 @@ from packer.video.container import VideoError
 
 logger = logging.getLogger(__name__)
 
-_LOGGED_SECONDS = 30.0
-"""How often a log, unlike a terminal, is told of the progress."""
 _LOAD_REASONS = frozenset({"timeout", "out_of_memory", "decoder_crash"})
-"""Reasons that may lie with the machine's load rather than with the video; a system short of memory kills."""
-
-
-def progress_bar(num_videos: int) -> "tqdm[NoReturn]":
-    """Returns a bar that also tells how many videos were rejected."""
-    bar = tqdm(total=num_videos, unit="video", mininterval=0.1 if sys.stderr.isatty() else _LOGGED_SECONDS)
-    bar.set_postfix(rejected=0)
-    return bar
+"""Reasons that may be due to a busy machine instead of the video: a system short of memory kills processes."""
 
 
 @contextmanager
 def open_pool(limits: DecodeLimits, workers: int, num_videos: int, cluster: str = "") -> Iterator[DecodePool]:
-    """Yields a pool of decoders that is closed with the block.
+    """Yields a pool of decoders, which is closed when the block ends.
 
     Args:
         limits: What one video may cost.
         workers: Processes that decode; 0: one per core.
-        num_videos: Videos that there are; more processes than that are not started.
-        cluster: Address of the Ray cluster that decodes; empty: this machine does.
+        num_videos: How many videos there are; no more processes than that are started.
+        cluster: Address of the Ray cluster that decodes; empty: this machine decodes.
     """
     if not cluster:
         num_workers = workers or len(os.sched_getaffinity(0))
@@ -49,14 +36,23 @@ def open_pool(limits: DecodeLimits, workers: int, num_videos: int, cluster: str 
         return
     from packer.decoders.ray_decoder import ClusterDecoder, joined
 
-    with joined(cluster) as num_cpus:  # an actor more than there are CPUs would wait, and its video with it
+    with joined(cluster) as num_cpus:  # an actor without a CPU would wait, and its video with it
         num_workers = min(workers or num_cpus, num_cpus)
         with DecodePool(min(num_workers, max(1, num_videos)), limits, ClusterDecoder) as pool:
             yield pool
 
 
 def read_clips(pool: DecodePool, videos: Sequence[Video], clip: ClipConfig, window: int) -> Iterator[Clip | VideoError]:
-    """Yields, per video and in order, its clip or why it has none; at most `window` clips wait in memory."""
+    """Yields, for each video in order, its clip or the reason why it has none.
+
+    A video that fails for a reason that may be due to a busy machine is decoded once more, alone.
+
+    Args:
+        pool: The decoders.
+        videos: The videos.
+        clip: What a clip is.
+        window: Most videos that are decoded, or wait in memory, at one time.
+    """
     waiting = iter(videos)
     pending: deque[tuple[Video, Future[Clip]]] = deque()
     while True:
@@ -65,14 +61,16 @@ def read_clips(pool: DecodePool, videos: Sequence[Video], clip: ClipConfig, wind
         if not pending:
             return
         video, future = pending.popleft()
-        try:
-            try:
-                yield future.result()
-            except VideoError as error:
-                if error.reason not in _LOAD_REASONS:
-                    raise
-                logger.warning("retry alone source=%s reason=%s", video.source, error.reason)
-                wait([other for _, other in pending])
-                yield pool.submit(video.path, clip).result()
-        except VideoError as error:
-            yield error
+        outcome = _outcome(future)
+        if isinstance(outcome, VideoError) and outcome.reason in _LOAD_REASONS:
+            logger.warning("retry alone source=%s reason=%s", video.source, outcome.reason)
+            wait([other for _, other in pending])
+            outcome = _outcome(pool.submit(video.path, clip))
+        yield outcome
+
+
+def _outcome(future: Future[Clip]) -> Clip | VideoError:
+    try:
+        return future.result()
+    except VideoError as error:
+        return error

@@ -1,6 +1,6 @@
-"""Decodes videos in processes that can be killed: a video that crashes, hangs or swells harms itself alone.
+"""Decodes videos in processes that can be killed: a video that crashes, hangs or takes all memory harms no other.
 
-A thread drives each decoder: it hands it videos, waits, kills it if need be, and starts it anew.
+A thread drives each decoder: it hands over one video at a time and waits for the answer.
 """
 
 import queue
@@ -16,12 +16,12 @@ from packer.video.clip import Clip
 
 
 class ClipFuture(Future[Clip]):
-    """A clip to come; once a decoder has taken the video, `started_at` is the `time.monotonic()` of it."""
+    """A clip to come; `started_at` is the `time.monotonic()` at which a decoder took the video, and is set then."""
 
     started_at: float
 
     def set_running_or_notify_cancel(self) -> bool:
-        """Called by the pool when a decoder is free for the video."""
+        """Notes the time; the pool calls it when a decoder takes the video."""
         self.started_at = time.monotonic()
         return super().set_running_or_notify_cancel()
 
@@ -30,7 +30,7 @@ _Task = tuple[ClipFuture, str | bytes, ClipConfig]
 
 
 class DecodePool:
-    """A fixed number of decoder processes, started ahead of the videos.
+    """A fixed number of decoder processes, which start before the first video comes.
 
     Example:
         with DecodePool(2, DecodeLimits()) as pool:
@@ -38,12 +38,12 @@ class DecodePool:
     """
 
     def __init__(
-        self, num_workers: int, limits: DecodeLimits, start: "Callable[[DecodeLimits], ClipDecoder] | None" = None
+        self, num_workers: int, limits: DecodeLimits, start: Callable[[DecodeLimits], ClipDecoder] = ProcessDecoder
     ) -> None:
-        """Takes the number of processes, what one video may cost, and where the processes are: by default, here."""
+        """Takes the number of decoders, what one video may cost, and what starts a decoder."""
         self.num_workers = num_workers
         self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
-        self._decoders = [(start or ProcessDecoder)(limits) for _ in range(num_workers)]
+        self._decoders = [start(limits) for _ in range(num_workers)]
         self._threads = [
             threading.Thread(target=self._drive, args=(decoder,), name="decoder", daemon=True)
             for decoder in self._decoders
@@ -53,7 +53,7 @@ class DecodePool:
             thread.start()
 
     def submit(self, source: str | bytes, clip: ClipConfig) -> ClipFuture:
-        """Returns the future clip of a video, given as a path or as the file's bytes; it fails with VideoError.
+        """Returns the future clip of a video, which is a path or the file's bytes; the future may fail with VideoError.
 
         Raises:
             RuntimeError: The pool is closed.
@@ -65,7 +65,7 @@ class DecodePool:
         return future
 
     def close(self) -> None:
-        """Kills the decoders; a video that waits or is being decoded is cancelled or fails as a crash."""
+        """Kills the decoders; videos that wait are cancelled, and videos that are being decoded fail."""
         self._closing = True
         for _ in self._threads:
             self._tasks.put(None)
@@ -74,7 +74,7 @@ class DecodePool:
             thread.join()
 
     def __enter__(self) -> "DecodePool":
-        """Returns the pool, to be closed at the end of the block."""
+        """Returns the pool, which is closed when the block ends."""
         return self
 
     def __exit__(
@@ -83,7 +83,7 @@ class DecodePool:
         """Closes the pool."""
         self.close()
 
-    def _drive(self, decoder: "ClipDecoder") -> None:
+    def _drive(self, decoder: ClipDecoder) -> None:
         while (task := self._tasks.get()) is not None:
             future, source, clip = task
             if self._closing:
@@ -92,5 +92,5 @@ class DecodePool:
                 continue
             try:
                 future.set_result(decoder.read_clip(source, clip))
-            except Exception as error:  # whatever happens, the caller that waits must hear of it
+            except Exception as error:  # whatever happens, the caller that waits must get it
                 future.set_exception(error)

@@ -1,8 +1,8 @@
-"""One decoder process: how it is driven from outside, and what runs inside it.
+"""One decoder process: `ProcessDecoder` drives it from outside, `_serve` runs inside it.
 
-It is a plain `python -m packer.decoders.process` at the end of a socket. `multiprocessing` (and pebble on top of it)
-was refused: a spawned worker first runs the caller's main script again, which in a Ray replica imports Ray into every
-decoder.
+The process is a plain `python -m packer.decoders.process` at the other end of a socket. `multiprocessing`, and pebble
+on top of it, were refused: their workers first run the caller's main script again, so that in a Ray replica each
+decoder would import Ray.
 """
 
 import math
@@ -28,25 +28,28 @@ CLOSED = "the decode pool is closed: it takes no more videos"
 _START_SECONDS = 60.0
 _PARENT_CHECK_SECONDS = 1.0
 _SURVEY_BYTES, _SURVEY_BYTES_PER_PIXEL = 96 * 2**20, 9
-"""What reading a video's header and packets may take, before its frames: FFmpeg decodes some to know the stream."""
+"""Memory for reading a video's header and packets: FFmpeg decodes some frames to know the stream."""
 _DECODE_BYTES_PER_PIXEL = 120
-"""What decoding may take besides, per pixel of the header: 17 frames (H.264, H.265) in three planes of 16 bits."""
+"""Memory for decoding on top of that, per pixel of a frame: 17 frames (H.264, H.265) in three planes of 16 bits."""
 
 
 class ClipDecoder(Protocol):
-    """A decoder process as its driving thread sees it."""
+    """A decoder, as the thread that drives it sees it."""
 
     def read_clip(self, source: str | bytes, clip: ClipConfig) -> Clip:
         """Returns the clip of a video, or raises VideoError."""
         ...
 
     def close(self) -> None:
-        """Ends the process, also while another thread waits for its answer."""
+        """Ends the process, even while another thread waits for its answer."""
         ...
 
 
 class ProcessDecoder:
-    """A decoder process on this machine; killed and started anew, ahead of the next video, when one has spoilt it."""
+    """A decoder process on this machine.
+
+    If a video crashes it or takes too long, the process is killed, and a new one starts before the next video comes.
+    """
 
     def __init__(self, limits: DecodeLimits) -> None:
         """Takes what one video may cost."""
@@ -90,7 +93,7 @@ class ProcessDecoder:
                 self._process.kill()
                 self._process.wait()
                 self._process, self._is_started = None, False
-                # The connection stays open until the next start: its thread may be waiting on it.
+                # The connection stays open until the next start: a thread may wait for its answer.
 
     def _start(self) -> None:
         ours, theirs = Pipe()
@@ -111,11 +114,11 @@ class ProcessDecoder:
             return
         with suppress(EOFError):
             self._is_started = not self._closed and self._connection.poll(_START_SECONDS) and self._connection.recv()
-        if not self._is_started:  # no video is to blame: the whole pack must stop
+        if not self._is_started:  # the cause is no video: the whole pack must stop
             self._kill()
             if self._closed:
                 raise RuntimeError(CLOSED)
-            raise ChildProcessError("a decoder process did not start: its own message is above")
+            raise ChildProcessError("a decoder process did not start: see its own message above")
 
     def _too_slow(self) -> VideoError:
         self._kill()
@@ -130,13 +133,13 @@ class ProcessDecoder:
         self._start()
         if exit_code == -signal.SIGPROF:
             return VideoError("timeout", "the video's header or packets took too long to read")
-        hint = ", perhaps for want of memory" if exit_code == -signal.SIGKILL else ""
+        hint = ", perhaps because memory ran out" if exit_code == -signal.SIGKILL else ""
         return VideoError("decoder_crash", f"the decoder crashed on the video (exit code {exit_code}{hint})")
 
 
 def _serve(connection: Connection, parent: int) -> None:
-    """Runs in the decoder process: answers each video until the parent closes the connection or dies."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its decoders
+    """Answers each video until the parent closes the connection or dies."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the parent ends its decoders
     threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     connection.send(True)
@@ -152,35 +155,35 @@ def _serve(connection: Connection, parent: int) -> None:
 
 def _read_clip(source: str | bytes, clip: ClipConfig, limits: DecodeLimits) -> Clip | VideoError:
     overhead_bytes = psutil.Process().memory_info().vms
-    # Tables of a few bytes that claim millions of frames, headers that are compressed, metadata without end: real
-    # videos of 32 MiB were seen to need a third of this before their first frame.
+    # The limit is for tables of a few bytes that claim millions of frames, compressed headers and endless metadata.
+    # Real videos of 32 MiB were seen to need a third of it before their first frame.
     survey_bytes = _SURVEY_BYTES + _SURVEY_BYTES_PER_PIXEL * limits.max_pixels
 
     def limit(num_bytes: int, cpu_seconds: float) -> None:
         _limit(overhead_bytes + min(num_bytes, limits.memory_bytes), cpu_seconds)
 
     def before_decode(num_pixels: int) -> None:
-        # Twice the time that the parent waits by the clock: should both end at once, the wrong one might be told.
+        # Twice as long as the parent waits by the clock: if both ended at once, the wrong reason might be reported.
         limit(survey_bytes + _DECODE_BYTES_PER_PIXEL * num_pixels, 2 * limits.timeout_seconds)
 
     limit(survey_bytes, limits.survey_share * limits.timeout_seconds)
     try:
         return read_clip(source, clip, limits, before_decode)
     except VideoError as error:
-        return VideoError(error.reason, str(error))  # without the cause, which need not pickle
+        return VideoError(error.reason, str(error))  # without its cause, which may not pickle
 
 
 def _limit(num_bytes: float, cpu_seconds: float) -> None:
-    """Sets the address space of this process, and the processor time after which SIGPROF kills it."""
+    """Limits the address space of this process, and the processor time after which SIGPROF kills it."""
     hard = resource.getrlimit(resource.RLIMIT_AS)[1]
     soft = min(num_bytes, math.inf if hard == resource.RLIM_INFINITY else hard)
     resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY if soft == math.inf else math.ceil(soft), hard))
-    # RLIMIT_CPU counts in whole seconds.
+    # A timer, because RLIMIT_CPU counts in whole seconds.
     signal.setitimer(signal.ITIMER_PROF, 0 if cpu_seconds == math.inf else cpu_seconds)
 
 
 def _die_with(parent: int) -> None:
-    # A decoder in the middle of an endless video would not notice that its connection has closed.
+    # A decoder that is busy with an endless video would not notice that its connection was closed.
     while os.getppid() == parent:
         time.sleep(_PARENT_CHECK_SECONDS)
     os._exit(1)

@@ -1,6 +1,6 @@
-"""Decoders on a Ray cluster: actors of one CPU each, each driving the same killable process as on this machine.
+"""Decoders on a Ray cluster: each is an actor of one CPU that drives a decoder process on its machine.
 
-Only decoding is spread: this process plans, and writes the shards, whose bytes are thus those of a local pack. Every
+Only decoding is spread. This process plans and writes the shards, so their bytes equal those of a local pack. Every
 machine of the cluster must have this version of clipstream and be able to read the source.
 """
 
@@ -25,17 +25,17 @@ _CONNECT_SECONDS = 10
 
 @contextmanager
 def joined(address: str) -> Iterator[int]:
-    """Joins a cluster for as long as the block runs and yields how many of its CPUs are free.
+    """Joins a cluster while the block runs and yields how many of its CPUs are free, at least 1.
 
     Raises:
         UsageError: No cluster answers at the address.
     """
     try:
-        if match := _HOST_AND_PORT.fullmatch(address):  # Ray itself would try for many minutes
+        if match := _HOST_AND_PORT.fullmatch(address):  # without an answer, Ray itself would try for many minutes
             socket.create_connection((match[1], int(match[2])), _CONNECT_SECONDS).close()
         ray.init(address=address, logging_level=logging.WARNING)
     except (OSError, ValueError) as error:
-        raise UsageError(f"no Ray cluster answers at {address} (--ray), or it asks for another token") from error
+        raise UsageError(f"no Ray cluster answers at {address} (--ray), or it wants another token") from error
     try:
         yield max(1, int(ray.available_resources().get("CPU", 0)))  # type: ignore[no-untyped-call]
     finally:
@@ -43,7 +43,7 @@ def joined(address: str) -> Iterator[int]:
 
 
 class ClusterDecoder:
-    """One actor, as the thread that drives it sees it; Ray starts it anew elsewhere if its machine is lost."""
+    """An actor that decodes; if its machine is lost, Ray starts it again elsewhere."""
 
     def __init__(self, limits: DecodeLimits) -> None:
         """Takes what one video may cost."""
@@ -55,7 +55,7 @@ class ClusterDecoder:
 
         Raises:
             VideoError: The video gives no clip.
-            UsageError: The machine has other versions of what decides the bytes.
+            UsageError: The machine has other versions of the libraries that decide the bytes.
         """
         if not self._is_checked:
             there, here = ray.get(self._actor.versions.remote()), library_versions()
@@ -83,4 +83,4 @@ class _Actor:
         try:
             return self._decoder.read_clip(source, clip)
         except VideoError as error:
-            return VideoError(error.reason, str(error))  # without the cause, which need not pickle
+            return VideoError(error.reason, str(error))  # without its cause, which may not pickle

@@ -1,1 +1,1 @@
-"""Which video belongs in which split and shard, decided before any work."""
+"""Decides which video goes into which split and shard, before any video is decoded."""

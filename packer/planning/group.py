@@ -1,4 +1,4 @@
-"""Tells which videos belong together: cut from one recording, or of equal content. They must not be in two splits."""
+"""Tells which videos belong together: cut from one recording, or of equal content. Each split has all or none."""
 
 import re
 from collections import Counter
@@ -11,15 +11,15 @@ from packer.video.container import VideoError, fetched, source_sha256
 
 _HMDB51 = re.compile(r"(.+)_[hulf]_(?:cm|nm)_np\d+_(?:fr|ba|le|ri)_(?:goo|med|bad)_\d+")
 _UCF101 = re.compile(r"v_(.+_g\d+)_c\d+")
-"""Source: the READMEs of both datasets. UCF101's g01 begins anew in each class, so the class is part of the group."""
+"""Source: the READMEs of both datasets. Each class of UCF101 has its own g01, so the class is part of the group."""
 
 
 def content_digests(videos: Sequence[Video], known_sha256: Mapping[str, str]) -> dict[str, str]:
-    """Returns the sha256, by source, of every video that may have a copy: of those whose size occurs twice.
+    """Returns the sha256, by source, of each video that may have a copy: another video has the same size.
 
     Args:
-        videos: Others of them are not read.
-        known_sha256: By source, of files that need not be read again.
+        videos: The videos. One whose size no other has is not read.
+        known_sha256: Digests by source; these videos are not read again.
     """
     by_size = Counter(video.num_bytes for video in videos)
     alike = [video for video in videos if video.num_bytes and by_size[video.num_bytes] > 1]
@@ -35,8 +35,8 @@ def video_groups(videos: Sequence[Video], group_regex: str, digests: Mapping[str
 
     Args:
         videos: The videos.
-        group_regex: As in the configuration.
-        digests: Of contents, by source.
+        group_regex: `split.group_regex` of the configuration.
+        digests: sha256 of contents, by source.
     """
     pattern = re.compile(group_regex) if group_regex else None
     first: dict[str, int] = {}
@@ -56,10 +56,10 @@ def _root(parents: list[int], position: int) -> int:
 
 
 def _name_group(video: Video, pattern: re.Pattern[str] | None) -> str | None:
-    """Returns what a video's name says it was cut from; None where it says nothing.
+    """Returns the recording that a video was cut from, by its name; None if the name does not tell.
 
-    `wave/RATRACE_wave_f_nm_np1_fr_goo_37.avi` is cut from the film RATRACE, as clips of other classes may be;
-    `SoccerJuggling/v_SoccerJuggling_g23_c01.avi` from SoccerJuggling_g23.
+    `wave/RATRACE_wave_f_nm_np1_fr_goo_37.avi` is cut from the film RATRACE, from which clips of other classes may be
+    cut too; `SoccerJuggling/v_SoccerJuggling_g23_c01.avi` is cut from SoccerJuggling_g23.
     """
     if pattern is not None:
         match = pattern.search(video.source)
@@ -74,7 +74,7 @@ def _name_group(video: Video, pattern: re.Pattern[str] | None) -> str | None:
 
 
 def _sha256(path: str) -> str:
-    """Returns the digest of a file; empty where it cannot be read."""
+    """Returns the digest of a file; empty if it cannot be read."""
     try:
         with fetched(path) as source:
             return source_sha256(source)

@@ -1,7 +1,7 @@
-"""Reads which split each video is to be in, where that is said: official lists, folders, or a CSV file.
+"""Reads the split of each video from official lists, folders or a CSV file.
 
-What they say is never altered. A video that they leave out is not packed, and one that the data folder lacks is
-counted: many have a part of a dataset only.
+The splits are used exactly as given. A video that is not listed is not packed. A listed video that the data folder
+lacks is counted and is no error, because many people have only a part of a dataset.
 """
 
 import csv
@@ -15,29 +15,29 @@ from packer.planning.split import SPLITS
 from packer.video.catalog import Catalog
 
 _HMDB51_MARKS = {"0": "", "1": "train", "2": "test"}
-_WAY_OUT = "correct the list, or get it anew"
+_WAY_OUT = "correct the list, or download it again"
 
 
 @dataclass(frozen=True)
-class Given:
-    """What lists or folders say about the videos of a catalog."""
+class GivenSplits:
+    """The splits that lists or folders give to the videos of a catalog."""
 
     split_of: Mapping[str, str]
-    """By source; empty: train, out of which val is still to be taken. A video that is not here is not to be packed."""
+    """The split by source; empty: train, of which a part becomes val. A video that is missing here is not packed."""
     num_absent: int
     """Listed videos that the data folder lacks."""
 
 
-def read_given(catalog: Catalog, config: SplitConfig, lists: Path) -> Given | None:
-    """Returns what is said about the videos of a catalog; None where the fractions decide.
+def read_given_splits(catalog: Catalog, config: SplitConfig, lists: Path) -> GivenSplits | None:
+    """Returns the splits that lists or folders give to the videos; None if the fractions decide.
 
     Args:
         catalog: The videos.
-        config: Which lists.
+        config: What gives the splits.
         lists: The folder of the official lists, or the CSV file.
 
     Raises:
-        UsageError: A list is missing or damaged, has one clip in two splits, or has no video of the catalog.
+        UsageError: A list is missing or damaged, gives one video two splits, or lists no video of the catalog.
     """
     if config.method == "folders":
         listed = {video.source: video.source.partition("/")[0] for video in catalog.videos}
@@ -52,24 +52,25 @@ def read_given(catalog: Catalog, config: SplitConfig, lists: Path) -> Given | No
     name_of = {video.source: _name(video.source, config) for video in catalog.videos}
     split_of = {source: split for source, name in name_of.items() if (split := listed.get(name))}
     if not split_of:
-        raise UsageError(f"{lists} lists none of the videos: the lists are of other data, or name it otherwise")
+        raise UsageError(f"{lists} lists none of the videos: the lists belong to other data, or use other names")
     if config.val_fraction and "val" not in listed.values():
         split_of = {source: "" if split == "train" else split for source, split in split_of.items()}
     absent = {name for name, split in listed.items() if split} - set(name_of.values())
-    return Given(split_of, len(absent))
+    return GivenSplits(split_of, len(absent))
 
 
 def _name(source: str, config: SplitConfig) -> str:
-    """Returns how the lists call a video: class/stem for the official ones, since many have other containers.
+    """Returns the name of a video in the lists.
 
-    Letters' case is no matter: UCF101 has v_HandStandPushups_g01_c01.avi in HandstandPushups.
+    In official lists it is class/stem in lower case: many people have other containers, and UCF101 has
+    v_HandStandPushups_g01_c01.avi in the folder HandstandPushups.
     """
     path = PurePosixPath(source)
     return f"{path.parts[0]}/{path.stem}".casefold() if config.is_official else source
 
 
 def _listed(entries: Iterable[tuple[str, str, str]]) -> dict[str, str]:
-    """Returns the split by name, of entries (name, split, where it stands); an empty split: not used.
+    """Returns the split by name, from entries (name, split, place in the list); an empty split: not used.
 
     Raises:
         UsageError: A name has two splits.
@@ -78,7 +79,7 @@ def _listed(entries: Iterable[tuple[str, str, str]]) -> dict[str, str]:
     for name, split, where in entries:
         if found.setdefault(name, split) != split:
             raise UsageError(
-                f"{where} has {name} as {split or 'unused'}, but it is listed as {found[name] or 'unused'} too: "
+                f"{where} lists {name} as {split or 'unused'}, but it is also listed as {found[name] or 'unused'}: "
                 f"{_WAY_OUT}"
             )
     return found
@@ -102,7 +103,7 @@ def _ucf101(lists: Path, number: int) -> Iterator[tuple[str, str, str]]:
 
 
 def _lines(path: Path) -> Iterator[tuple[list[str], str]]:
-    """Yields the words of each line that has any: the name, and the number behind it where there is one."""
+    """Yields the words of each line that is not empty: the name and, if there is one, the number behind it."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -127,4 +128,4 @@ def _csv(path: Path) -> Iterator[tuple[str, str, str]]:
                     raise UsageError(f"{where} has split {row['split']!r}: it must be train, val, test or empty")
                 yield row["source"], row["split"], where
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UsageError(f"{path} cannot be read as CSV: {error}") from error
+        raise UsageError(f"{path} cannot be read as CSV: {getattr(error, 'strerror', None) or error}") from error

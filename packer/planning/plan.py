@@ -1,4 +1,4 @@
-"""Decides, before any video is decoded, which shard holds which video: a pure function of catalog, recipe and seed."""
+"""Decides which shard holds which video, before any video is decoded: a pure function of the catalog and the recipe."""
 
 import hashlib
 from collections import Counter
@@ -18,7 +18,7 @@ _NUM_NAMED = 5
 
 @dataclass(frozen=True)
 class PlannedShard:
-    """The videos of one tar, in the order of the tar; a rejected one leaves a hole and shifts nothing."""
+    """The videos of one tar, in order; a video that is rejected later does not move the others to another shard."""
 
     name: str
     split: str
@@ -27,21 +27,21 @@ class PlannedShard:
 
 @dataclass(frozen=True)
 class Plan:
-    """All shards of a pack, and what they depend on: a stopped pack is continued only under an equal one."""
+    """All shards of a pack and what they depend on; a stopped pack is continued only with an equal plan."""
 
     recipe: PackRecipe
     versions: Mapping[str, str]
-    """Of this package and of the libraries that decide the bytes."""
+    """Versions of this package and of the libraries that decide the bytes."""
     class_names: tuple[str, ...]
     shards: tuple[PlannedShard, ...]
     leaks: tuple[str, ...]
-    """Groups that official lists have in more than one split."""
+    """Groups of videos that official lists put into more than one split."""
     copies: Mapping[str, str]
-    """Videos that are not packed, being copies: the source of the one that is packed, by their own."""
+    """Videos that are not packed because they are copies: by their source, the source of the packed one."""
 
     @property
     def num_videos(self) -> int:
-        """How many videos the shards are to hold."""
+        """Planned videos of all shards."""
         return sum(len(shard.videos) for shard in self.shards)
 
 
@@ -52,15 +52,15 @@ def make_plan(
     earlier: Plan | None = None,
     known_sha256: Mapping[str, str] | None = None,
 ) -> Plan:
-    """Returns the plan of a pack, or of one with more videos: then the earlier plan's shards come first, unchanged.
+    """Returns the plan of a pack; if it extends an earlier plan, that plan's shards stay and come first.
 
     Args:
-        catalog: The videos, those of the earlier plan among them.
+        catalog: The videos, including those of the earlier plan.
         recipe: What decides the bytes.
-        given: Splits by source as lists or folders have them, empty where val is still to be taken out of train; None:
-            the fractions decide.
-        earlier: The plan that is added to.
-        known_sha256: By source, of files that need not be read to be compared.
+        given: Splits by source, from lists or folders; an empty split is train, of which a part becomes val. None: the
+            fractions decide.
+        earlier: The plan that is extended.
+        known_sha256: Digests by source, of videos that need not be read again.
 
     Raises:
         UsageError: A class cannot be in every split, a group would be in two, or two videos would have one key.
@@ -88,13 +88,13 @@ def extend_plan(
     given: Mapping[str, str] | None,
     known_sha256: Mapping[str, str],
 ) -> Plan:
-    """Returns the earlier plan with shards for the videos that are new; new classes come last.
+    """Returns the earlier plan with more shards, for the new videos; new classes come last.
 
     Raises:
-        UsageError: As `make_plan`, or the earlier plan is one of folds.
+        UsageError: As for `make_plan`, or the earlier plan uses folds.
     """
     if earlier.recipe.split.num_folds:
-        raise UsageError("a pack with split.num_folds cannot be added to, its folds would no longer fit: pack anew")
+        raise UsageError("a pack with split.num_folds takes no more videos, because its folds would change: pack again")
     old = [video for shard in earlier.shards for video in shard.videos]
     sources = {video.source for video in old}
     videos = sorted(
@@ -108,19 +108,19 @@ def extend_plan(
 def _shards(
     new: Sequence[tuple[Video, str]], earlier: Sequence[PlannedShard], recipe: PackRecipe
 ) -> tuple[PlannedShard, ...]:
-    """Returns the earlier shards and those of the new videos, split by split."""
+    """Returns the earlier shards and the shards of the new videos, split by split."""
     shards: list[PlannedShard] = []
     for split in SPLITS:
         kept = [shard for shard in earlier if shard.split == split]
         of_split = [video for video, name in new if name == split]
-        # By a hash rather than a shuffle: a video more or less hardly moves the others.
+        # A hash instead of a shuffle: one video more or less hardly moves the others.
         of_split.sort(key=lambda video: hashlib.sha256(f"{recipe.seed}/{video.source}".encode()).digest())
         shards += [*kept, *_cut(of_split, split, recipe.shards, len(kept))]
     return tuple(shards)
 
 
 def _cut(videos: Sequence[Video], split: str, config: ShardConfig, num_earlier: int) -> list[PlannedShard]:
-    """Returns the videos in shards whose lengths differ by at most one, numbered on from the earlier ones."""
+    """Returns shards whose lengths differ by at most one; their numbers continue after the earlier shards."""
     num_shards = -(-len(videos) // config.max_samples)
     if split == "train" and not num_earlier:
         num_shards = max(num_shards, min(config.min_train_shards, len(videos)))
@@ -132,7 +132,7 @@ def _cut(videos: Sequence[Video], split: str, config: ShardConfig, num_earlier: 
 
 
 def _copies(digests: Mapping[str, str], packed: Container[str]) -> dict[str, str]:
-    """Returns, by the source of every copy, the source that has its content first: a packed one, then by path."""
+    """Returns, by the source of each copy, the source of its original: a packed video, or the first by path."""
     first: dict[str, str] = {}
     for source in sorted(digests, key=lambda source: (source not in packed, source)):
         first.setdefault(digests[source], source)
@@ -143,7 +143,7 @@ def _leak_sentence(leaks: Sequence[str]) -> str:
     more = f"; and {len(leaks) - _NUM_NAMED} more" * (len(leaks) > _NUM_NAMED)
     return (
         f"videos of one recording, or of equal content, would be in two splits: {'; '.join(leaks[:_NUM_NAMED])}{more}: "
-        "move or remove them, or, where their names mislead, set split.group_regex"
+        "move or remove them; if only their names are alike, set split.group_regex"
     )
 
 

@@ -1,7 +1,7 @@
 """Divides the videos into train, val and test, so that no group of videos is in two of them.
 
-Lists, folders or an earlier pack decide first; what they leave open is divided by the fractions, class by class.
-scikit-learn's StratifiedGroupKFold was refused: it gives k equal folds, not shares, and may leave a class out of one.
+Lists, folders or an earlier pack decide first. The other videos are divided by the fractions, class by class.
+scikit-learn's StratifiedGroupKFold was refused: it gives k equal folds, not shares, and a fold may lack a class.
 """
 
 import hashlib
@@ -25,10 +25,10 @@ def split_videos(
         groups: A group number per video.
         config: Which splits there are, and their shares.
         seed: Decides which groups go where.
-        decided: Splits by source that stay as they are; the other videos go where their group is, or are divided.
+        decided: Splits by source that stay. Any other video joins its group's split, or is divided by the fractions.
 
     Raises:
-        UsageError: A class cannot be in every split.
+        UsageError: A class has too few videos for all splits.
     """
     videos = catalog.videos
     if config.is_stratified:
@@ -47,7 +47,7 @@ def split_videos(
 
 
 def find_leaks(videos: Sequence[Video], groups: Sequence[int], splits: Sequence[str]) -> tuple[str, ...]:
-    """Returns, for each group that is in more than one split, a video of it in each: `a/x.mp4 (train), ...`."""
+    """Returns, for each group in more than one split, one of its videos per split: `a/x.mp4 (train), ...`."""
     found: dict[int, dict[str, str]] = defaultdict(dict)
     for video, group, split in zip(videos, groups, splits, strict=True):
         found[group].setdefault(split, video.source)
@@ -59,9 +59,9 @@ def find_leaks(videos: Sequence[Video], groups: Sequence[int], splits: Sequence[
 
 
 def share_counts(num_per_class: Mapping[str, int], fraction: float) -> dict[str, int]:
-    """Returns how many of each class a split gets: rounded down, at least 1, the rest to the largest remainders.
+    """Returns how many videos of each class a split gets: rounded down, at least 1, the rest by largest remainder.
 
-    {"a": 10, "b": 10} at 0.15 gives {"a": 2, "b": 1}, together the 3 that 0.15 of 20 are.
+    {"a": 10, "b": 10} at 0.15 gives {"a": 2, "b": 1}: together 3, which is 0.15 of 20.
     """
     if not fraction:
         return dict.fromkeys(num_per_class, 0)
@@ -77,7 +77,7 @@ def share_counts(num_per_class: Mapping[str, int], fraction: float) -> dict[str,
 def _wanted_counts(
     videos: Sequence[Video], parts: Sequence[str | None], config: SplitConfig
 ) -> dict[str, Mapping[str, float]]:
-    """Returns how many videos of each class the splits are to have that open videos may go to."""
+    """Returns how many videos of each class each split should have, for the splits that undecided videos may join."""
     num_per_class = Counter(video.class_name for video in videos)
     shares = {"val": config.val_fraction}
     if config.is_stratified and not config.num_folds:
@@ -99,7 +99,7 @@ def _divide(
     wanted: Mapping[str, Mapping[str, float]],
     seed: int,
 ) -> list[str]:
-    """Returns `parts` with each None replaced: by the part of `wanted` that its group is in, else the neediest one."""
+    """Returns `parts` with each None replaced: by the part that its group is in, otherwise by the neediest part."""
     place = {group: part for group, part in zip(groups, parts, strict=True) if part is not None and part in wanted}
     shares = _Shares(wanted)
     to_place: dict[int, list[Video]] = defaultdict(list)
@@ -109,7 +109,7 @@ def _divide(
         else:
             shares.add(place[group] if part is None else part, {video.class_name: 1})
     left = Counter(name for of_group in to_place.values() for name in {video.class_name for video in of_group})
-    # Large groups first, so that small ones can even out what those left over.
+    # Large groups first, so that small ones can even out the differences.
     for group in sorted(to_place, key=lambda group: (-len(to_place[group]), _rank(to_place[group][0], seed))):
         counts = Counter(video.class_name for video in to_place[group])
         place[group] = shares.neediest(counts, left)
@@ -134,11 +134,11 @@ class _Shares:
                 self._missing_in_all[part] -= count
 
     def neediest(self, counts: Mapping[str, int], num_groups_left: Mapping[str, int]) -> str:
-        """Returns the part that is furthest below its share of the classes of a group."""
+        """Returns the part that most lacks the classes of a group."""
         parts = list(self._wanted)
         for name in sorted(counts, key=lambda name: (-num_groups_left[name], name)):
             without = [part for part in self._wanted if self._missing[part][name] == self._wanted[part][name] > 0]
-            if num_groups_left[name] <= len(without):  # the last groups of a class go where the class is not yet
+            if num_groups_left[name] <= len(without):  # the last groups of a class go to parts without that class
                 parts = without
         return max(parts, key=lambda part: (self._need(part, counts), self._missing_in_all[part]))
 
@@ -164,8 +164,8 @@ def _check_sizes(catalog: Catalog, groups: Sequence[int], config: SplitConfig) -
         if num_groups[name] < needed:
             what = f"{config.num_folds} folds" if config.num_folds >= len(splits) else " and ".join(splits)
             raise UsageError(
-                f"class {name!r} has too few videos ({num_groups[name]} of different group and content): {what} need "
-                f"at least {needed}; add videos, remove its folder, or set a split's fraction to 0"
+                f"class {name!r} has too few videos ({num_groups[name]}; copies, and videos of one recording, count as "
+                f"one): {what} need at least {needed}; add videos, remove its folder, or set a split's fraction to 0"
             )
 
 
@@ -175,6 +175,6 @@ def _check_classes(catalog: Catalog, splits: Sequence[str], wanted: Sequence[str
         for split in wanted:
             if (name, split) not in got:
                 raise UsageError(
-                    f"class {name!r} has no video for {split}: it has too few, lists leave it out, or its groups hold "
-                    "its videos together; add videos, or remove its folder or the copies it has in other classes"
+                    f"class {name!r} has no video for {split}: it has too few videos or groups, or the lists leave "
+                    "it out; add videos, remove its folder, or remove the copies of its videos in other classes"
                 )

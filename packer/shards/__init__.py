@@ -1,1 +1,1 @@
-"""What a pack is on disk: samples, shards, manifest, index, stored plan."""
+"""What a pack is on disk: samples, shards, manifest, index and stored plan."""

@@ -1,11 +1,12 @@
 """Reads and writes what describes a pack: `manifest.json`, `samples.parquet` and the list of rejected videos.
 
-The manifest is written last, so its presence means that the pack is complete; it binds the index by its sha256.
+The manifest is written last: if it is there, the pack is complete. It holds the sha256 of the index and of the plan.
 """
 
 import json
 from collections.abc import Iterable, Sequence
 from itertools import islice
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.csv
@@ -17,16 +18,15 @@ from configs.section import Section, describe
 from packer.shards.sample import SampleRow
 from packer.storage.files import file_sha256, local_copy, open_sha256, write_atomically
 from packer.storage.location import Location
-from packer.video.catalog import Video
-from packer.video.container import VideoError
+
+if TYPE_CHECKING:  # they import PyAV, which those who read a pack need not
+    from packer.video.catalog import Video
+    from packer.video.container import VideoError
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 SAMPLES = "samples.parquet"
 REJECTED = "rejected"
-
-_ROWS_PER_GROUP = 2048
-"""Rows of the index that are in memory at once, some 10 MiB."""
 
 _SCHEMA = pa.schema(
     [
@@ -59,7 +59,7 @@ _REJECTED_SCHEMA = pa.schema([(name, pa.string()) for name in ("source", "class_
 
 
 class ManifestError(ValueError):
-    """A folder that holds no complete pack that this version can read; the text is one sentence."""
+    """A folder without a complete pack that this version can read; the text is one sentence."""
 
 
 class ShardSummary(Section):
@@ -89,13 +89,6 @@ class RejectedRow(Section):
     message: str
 
 
-def rejected_row(video: Video, split: str, error: VideoError) -> RejectedRow:
-    """Returns the row for a video; the split is empty for what was set aside before the split."""
-    return RejectedRow(
-        source=video.source, class_name=video.class_name, split=split, reason=error.reason, message=str(error)
-    )
-
-
 class Manifest(Section):
     """A complete pack."""
 
@@ -105,16 +98,16 @@ class Manifest(Section):
     sampling_rule: str
     config: PackRecipe
     versions: dict[str, str]
-    """Of this package and of the libraries that decide the bytes."""
+    """Versions of this package and of the libraries that decide the bytes."""
     num_videos: int
     """Candidates that were found."""
     rejected: dict[str, int]
-    """How many of them gave no clip, by reason."""
+    """How many of the candidates gave no clip, by reason."""
     splits: dict[str, SplitSummary]
     samples_sha256: str
-    """Of samples.parquet."""
+    """sha256 of samples.parquet."""
     plan_sha256: str = ""
-    """Of the plan in .pack; empty in packs without one."""
+    """sha256 of the plan in .pack; empty in packs without a plan."""
 
     @property
     def clip(self) -> ClipConfig:
@@ -131,7 +124,7 @@ def read_manifest(folder: Location) -> Manifest:
     """Returns the manifest of the pack in `folder`.
 
     Raises:
-        ManifestError: There is none, it is damaged, or a newer version wrote it.
+        ManifestError: There is no manifest, it is damaged, or a newer version wrote it.
     """
     path = folder / MANIFEST
     try:
@@ -139,8 +132,8 @@ def read_manifest(folder: Location) -> Manifest:
         version = values["format_version"]
     except FileNotFoundError:
         raise ManifestError(
-            f"{folder} holds no complete pack ({MANIFEST} is missing): run `python -m packer data/ {folder}`, again if "
-            "it was stopped"
+            f"{folder} holds no complete pack ({MANIFEST} is missing): run `python -m packer DATA {folder}`; if a "
+            "pack was stopped there, the same command continues it"
         ) from None
     except OSError as error:
         raise ManifestError(f"{path} cannot be read: {error.strerror}") from error
@@ -164,12 +157,12 @@ def read_samples(folder: Location, split: str, columns: Sequence[str] | None = N
 
     Args:
         folder: A complete pack.
-        split: Name of the split; one that the pack lacks has no rows.
-        columns: Only these columns, such as `("shard", "offset", "num_bytes")`, and of those the ones that the pack has
-            (an older one lacks `crc32`); all by default.
+        split: Name of the split; a split that the pack lacks has no rows.
+        columns: Only these columns, such as `("shard", "offset", "num_bytes")`; columns that the pack lacks are left
+            out (older packs have no `crc32`); by default all columns.
 
     Raises:
-        ManifestError: The index is missing or is no index.
+        ManifestError: The index is missing or damaged.
     """
     path = folder / SAMPLES
     try:
@@ -181,18 +174,25 @@ def read_samples(folder: Location, split: str, columns: Sequence[str] | None = N
         raise ManifestError(f"{path} cannot be read: run the packer again, it rebuilds the index") from error
 
 
-def write_samples(folder: Location, rows: Iterable[SampleRow]) -> str:
-    """Writes the index and returns its sha256."""
+def write_samples(folder: Location, rows: Iterable[SampleRow], rows_per_group: int = 2048) -> str:
+    """Writes the index and returns its sha256; at most `rows_per_group` rows are in memory (2048 take some 10 MiB)."""
     waiting = iter(rows)
     with write_atomically(folder / SAMPLES) as file:
         with pq.ParquetWriter(file, _SCHEMA) as writer:
-            while some := [row.model_dump() for row in islice(waiting, _ROWS_PER_GROUP)]:
+            while some := [row.model_dump() for row in islice(waiting, rows_per_group)]:
                 writer.write_table(pa.Table.from_pylist(some, _SCHEMA))
         return open_sha256(file)
 
 
+def rejected_row(video: "Video", split: str, error: "VideoError") -> RejectedRow:
+    """Returns the row of a rejected video; `split` is empty if the video was set aside before the split."""
+    return RejectedRow(
+        source=video.source, class_name=video.class_name, split=split, reason=error.reason, message=str(error)
+    )
+
+
 def write_rejected(folder: Location, rows: Iterable[RejectedRow]) -> None:
-    """Writes the rejected videos as parquet and as CSV; with none, the files hold the header alone."""
+    """Writes the rejected videos as parquet and as CSV; if there are none, both files hold only the column names."""
     table = pa.Table.from_pylist([row.model_dump() for row in rows], _REJECTED_SCHEMA)
     with write_atomically(folder / f"{REJECTED}.parquet") as file:
         pq.write_table(table, file)
@@ -201,6 +201,6 @@ def write_rejected(folder: Location, rows: Iterable[RejectedRow]) -> None:
 
 
 def write_manifest(folder: Location, manifest: Manifest) -> None:
-    """Writes the manifest, which declares the pack complete."""
+    """Writes the manifest, which makes the pack complete."""
     with write_atomically(folder / MANIFEST) as file:
         file.write(manifest.model_dump_json(indent=2).encode() + b"\n")

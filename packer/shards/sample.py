@@ -1,17 +1,32 @@
-"""Names and members of a sample: the record that a shard holds per clip, and its row in the index."""
+"""The sample record: the members that a tar holds for one clip, and the clip's row in the index.
 
+A sample is one contiguous range of a tar. Its members are named `<key>.000.jpg`, `<key>.001.jpg`, ..., `<key>.cls` and
+`<key>.json`, in this order. `write_members` and `read_members` are the only code that knows the layout; every file of
+the pack, the checks and the training go through them.
+"""
+
+import io
 import json
+import tarfile
 import zlib
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from configs.section import Section
-from packer.video.catalog import Video
-from packer.video.clip import Clip
+
+if TYPE_CHECKING:  # they import PyAV, which those who read samples need not
+    from packer.video.catalog import Video
+    from packer.video.clip import Clip
+
+_NAME_BYTES = 100
+_SIZE = slice(124, 136)
+_MAGIC = slice(257, 262)
+"""Where the fields lie in a header of 512 bytes. Source: POSIX.1-1988, ustar interchange format."""
 
 
 class SampleRow(Section):
-    """One sample as the index (`samples.parquet`) and the shard's record list it."""
+    """One sample, as listed in the index (`samples.parquet`) and in the shard's record."""
 
     key: str
     split: str
@@ -20,12 +35,12 @@ class SampleRow(Section):
     offset: int
     """Where the sample's first tar header starts, in bytes."""
     num_bytes: int
-    """From there to the end of its last member, padding included."""
+    """From there to the end of the last member with its padding."""
     member_offsets: tuple[int, ...]
-    """Where the data of each member starts, from `offset`: the JPEGs, then cls, then json."""
+    """Where the data of each member starts, in bytes from `offset`: the JPEGs, then cls, then json."""
     member_sizes: tuple[int, ...]
     crc32: int = 0
-    """Of the members' bytes, one behind the other: a damaged JPEG may well decode; 0: not known, as of older packs."""
+    """Checksum of all members' bytes in order, because a damaged JPEG may still decode; 0: not known (older packs)."""
     class_index: int
     class_name: str
     source: str
@@ -43,35 +58,91 @@ class SampleRow(Section):
     decode_road: str
 
 
-def sample_members(video: Video, class_index: int, clip: Clip) -> list[tuple[str, bytes]]:
+@dataclass(frozen=True)
+class StoredSample:
+    """A sample as its tar holds it."""
+
+    key: str
+    members: dict[str, bytes]
+    """The bytes by extension: `000.jpg`, `001.jpg`, ..., `cls`, `json`; in the order of the tar."""
+
+    @property
+    def jpegs(self) -> list[bytes]:
+        """The frames in display order."""
+        return [data for extension, data in self.members.items() if extension.endswith(".jpg")]
+
+
+def sample_members(video: "Video", class_index: int, clip: "Clip") -> list[tuple[str, bytes]]:
     """Returns what a sample holds as (extension, bytes), in the order of the tar."""
-    facts = {"class_name": video.class_name, "source": video.source, **clip_facts(clip)}
-    text = json.dumps(facts, sort_keys=True, ensure_ascii=False)
+    metadata = {"class_name": video.class_name, "source": video.source, **clip_metadata(clip)}
+    text = json.dumps(metadata, sort_keys=True, ensure_ascii=False)
     frames = [(f"{number:03d}.jpg", jpeg) for number, jpeg in enumerate(clip.jpegs)]
     return [*frames, ("cls", str(class_index).encode()), ("json", text.encode())]
 
 
+def clip_metadata(clip: "Clip") -> dict[str, object]:
+    """Returns what is known about a clip and its video, without the JPEGs."""
+    return {name: value for name, value in vars(clip).items() if name != "jpegs"}
+
+
 def members_crc32(members: Iterable[bytes]) -> int:
-    """Returns the checksum of a sample's members, in the order of the tar."""
+    """Returns the checksum of a sample's members, given in the order of the tar."""
     crc = 0
     for data in members:
         crc = zlib.crc32(data, crc)
     return crc
 
 
-def clip_facts(clip: Clip) -> dict[str, object]:
-    """Returns what is known about a clip and its video, without the JPEGs."""
-    return {name: value for name, value in vars(clip).items() if name != "jpegs"}
+def stored_bytes(members: Sequence[tuple[str, bytes]]) -> int:
+    """Returns how many bytes of a tar the members take, with headers and padding."""
+    return sum(tarfile.BLOCKSIZE + _padded(len(data)) for _, data in members)
 
 
-def stored_members(data: bytes, row: Mapping[str, Any]) -> list[bytes]:
-    """Returns the members of a sample, the JPEGs first, from what its shard holds where its row of the index says.
+def write_members(tar: tarfile.TarFile, key: str, members: Sequence[tuple[str, bytes]]) -> list[int]:
+    """Appends a sample to a tar and returns where each member's data starts, in bytes from the sample's start."""
+    start = tar.offset
+    data_offsets = []
+    for extension, data in members:
+        data_offsets.append(tar.offset - start + tarfile.BLOCKSIZE)
+        header = tarfile.TarInfo(f"{key}.{extension}")  # time, owner and group are 0: the same input, the same bytes
+        header.size = len(data)
+        header.mode = 0o644
+        tar.addfile(header, io.BytesIO(data))
+    return data_offsets
+
+
+def read_members(data: bytes) -> StoredSample:
+    """Returns the sample that a range of a tar holds.
+
+    Args:
+        data: The bytes from the sample's first header to the end of its last member, as the index says.
 
     Raises:
-        ValueError: The sample is not there.
+        ValueError: The range does not hold one whole sample; the text is the end of a sentence about the range.
     """
-    if len(data) < row["num_bytes"] or not data.startswith(f"{row['key']}.000.jpg\0".encode()):
-        raise ValueError("it is not where the index says")
-    return [
-        data[offset : offset + size] for offset, size in zip(row["member_offsets"], row["member_sizes"], strict=True)
-    ]
+    key: str | None = None
+    members: dict[str, bytes] = {}
+    position = 0
+    while position < len(data):
+        header = data[position : position + tarfile.BLOCKSIZE]
+        if header[_MAGIC] != b"ustar":
+            raise ValueError(f"holds no tar header at byte {position}: the shard and its index differ")
+        found, _, extension = header[:_NAME_BYTES].rstrip(b"\0").decode("ascii", "replace").partition(".")
+        if key is None:
+            key = found
+        elif found != key:
+            raise ValueError(f"runs into {found} from {key}: the shard and its index differ")
+        try:
+            size = int(header[_SIZE].rstrip(b"\0 "), 8)
+        except ValueError as error:
+            raise ValueError(f"holds a damaged tar header at byte {position}") from error
+        start = position + tarfile.BLOCKSIZE
+        if not 0 <= size <= len(data) - start:
+            raise ValueError(f"holds a member that does not end within it: {key}.{extension}")
+        members[extension] = data[start : start + size]
+        position = start + _padded(size)
+    return StoredSample(key or "", members)
+
+
+def _padded(num_bytes: int) -> int:
+    return -(-num_bytes // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE

@@ -1,6 +1,5 @@
-"""Writes one shard: its tar files, each whole or absent, then the record that says the shard is done."""
+"""Writes one shard: its tar files, each whole or absent, then the record that says that the shard is done."""
 
-import io
 import tarfile
 from contextlib import ExitStack
 from io import BufferedRandom
@@ -11,17 +10,17 @@ from pydantic import ValidationError
 from configs.section import Section
 from packer.planning.plan import PlannedShard
 from packer.shards.manifest import RejectedRow, ShardSummary, rejected_row
-from packer.shards.sample import SampleRow, clip_facts, members_crc32, sample_members
+from packer.shards.sample import SampleRow, clip_metadata, members_crc32, sample_members, stored_bytes, write_members
 from packer.storage.files import file_sha256, open_sha256, write_atomically
 from packer.storage.location import Location
-from packer.storage.lock import RECORDS
+from packer.storage.target_lock import RECORDS
 from packer.video.catalog import Video
 from packer.video.clip import Clip
 from packer.video.container import VideoError
 
 
 class ShardRecord(Section):
-    """What one planned shard became; more than one tar where `max_bytes` did not hold all samples."""
+    """What one planned shard became: several tars if its samples take more than `max_bytes`."""
 
     shards: tuple[ShardSummary, ...]
     rows: tuple[SampleRow, ...]
@@ -29,16 +28,16 @@ class ShardRecord(Section):
 
 
 class ShardWriter:
-    """Writes the samples of one planned shard in order; the record is written where the block ends well.
+    """Writes the samples of one planned shard in order; when the block ends without an error, also the record.
 
     Attributes:
-        record: What the shard became, once the block has ended well.
+        record: What the shard became; set when the block ends without an error.
     """
 
     record: ShardRecord
 
     def __init__(self, folder: Location, planned: PlannedShard, max_bytes: int) -> None:
-        """Takes the pack's folder and the most bytes in one tar, which nevertheless holds at least one sample."""
+        """Takes the pack's folder, the planned shard, and the most bytes of one tar, which holds a sample at least."""
         self._folder = folder
         self._planned = planned
         self._max_bytes = max_bytes
@@ -53,29 +52,24 @@ class ShardWriter:
     def add(self, video: Video, class_index: int, clip: Clip) -> None:
         """Appends a sample."""
         members = sample_members(video, class_index, clip)
-        num_bytes = sum(tarfile.BLOCKSIZE + _padded(len(data)) for _, data in members)
-        tar = self._tar_with_room(num_bytes)
+        tar = self._tar_with_room(stored_bytes(members))
         offset = tar.offset
-        key = video.key
-        member_offsets = []
-        for extension, data in members:
-            member_offsets.append(tar.offset - offset + tarfile.BLOCKSIZE)
-            tar.addfile(_member(f"{key}.{extension}", len(data)), io.BytesIO(data))
+        member_offsets = write_members(tar, video.key, members)
         self._tar_rows.append(
             SampleRow.model_validate(
                 {
-                    "key": key,
+                    "key": video.key,
                     "split": self._planned.split,
                     "shard": self._tar_name,
                     "offset": offset,
-                    "num_bytes": num_bytes,
+                    "num_bytes": tar.offset - offset,
                     "member_offsets": member_offsets,
                     "member_sizes": [len(data) for _, data in members],
                     "crc32": members_crc32(data for _, data in members),
                     "class_index": class_index,
                     "class_name": video.class_name,
                     "source": video.source,
-                    **clip_facts(clip),
+                    **clip_metadata(clip),
                 }
             )
         )
@@ -129,8 +123,8 @@ class ShardWriter:
         self._tar, self._tar_rows = None, []
 
 
-def read_record(folder: Location, planned: PlannedShard) -> ShardRecord | None:
-    """Returns the record of a shard that is done; None where a tar or the record is missing or not as recorded."""
+def verified_record(folder: Location, planned: PlannedShard) -> ShardRecord | None:
+    """Returns the record of a shard whose tars are all as recorded; None if one is not, or the record is missing."""
     try:
         record = stored_record(folder, planned)
         whole = all(file_sha256(folder / shard.name) == shard.sha256 for shard in record.shards)
@@ -140,25 +134,14 @@ def read_record(folder: Location, planned: PlannedShard) -> ShardRecord | None:
 
 
 def stored_record(folder: Location, planned: PlannedShard) -> ShardRecord:
-    """Returns the record of a shard as it is stored, without a look at the tars.
+    """Returns the record of a shard as it is stored; the tars are not read.
 
     Raises:
-        FileNotFoundError: There is none.
-        ValidationError: It is damaged.
+        FileNotFoundError: There is no record.
+        ValidationError: The record is damaged.
     """
     return ShardRecord.model_validate_json(_record_path(folder, planned).read_bytes())
 
 
 def _record_path(folder: Location, planned: PlannedShard) -> Location:
     return folder / RECORDS / f"{planned.name}.json"
-
-
-def _member(name: str, num_bytes: int) -> tarfile.TarInfo:
-    member = tarfile.TarInfo(name)  # its time, owner and group are 0: the same input gives the same bytes
-    member.size = num_bytes
-    member.mode = 0o644
-    return member
-
-
-def _padded(num_bytes: int) -> int:
-    return -(-num_bytes // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE

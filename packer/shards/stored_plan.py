@@ -1,7 +1,7 @@
-"""What a target holds: its lock, the plan that it is bound to, and whether the pack is complete.
+"""Stores the plan of a pack in its target, and reads it again.
 
-The plan is stored, rather than made anew, so that a pack goes on as it was begun, and so that one of other videos,
-settings or versions can be refused by saying what differs.
+A stored plan binds the target: a stopped pack continues as it began, and a command with other videos, settings or
+versions is refused with a message that says what differs.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from configs.section import Section, UsageError
 from packer.planning.plan import Plan, PlannedShard
 from packer.storage.files import file_sha256, write_atomically
 from packer.storage.location import Location
-from packer.storage.lock import RECORDS
+from packer.storage.target_lock import RECORDS
 from packer.video.catalog import Video
 
 _PLAN = "plan.json"
@@ -36,7 +36,7 @@ class _StoredPlan(Section):
 
 
 def plan_sha256(target: Location) -> str:
-    """Returns the sha256 of the stored plan; empty where there is none."""
+    """Returns the sha256 of the stored plan; empty if there is none."""
     try:
         return file_sha256(target / RECORDS / _PLAN)
     except (FileNotFoundError, NotADirectoryError):
@@ -66,11 +66,12 @@ def write_plan(target: Location, plan: Plan) -> None:
 
 
 def read_plan(target: Location, videos: Sequence[Video]) -> Plan | None:
-    """Returns the plan that a target is bound to; None where it is bound to none.
+    """Returns the plan that a target is bound to; None if it is bound to none.
 
     Args:
         target: The folder of the pack.
-        videos: Those of the data folder; a video of the plan that is not among them as it was has no path.
+        videos: The videos of the data folder. A planned video that is gone from it, or whose size changed, gets an
+            empty path.
 
     Raises:
         UsageError: The plan is damaged, or another version wrote it.

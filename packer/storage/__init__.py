@@ -1,1 +1,1 @@
-"""Files at a path or an address: read, list, write whole, lock."""
+"""Files at a path or an address: read, list, write whole or not at all, lock."""

@@ -1,9 +1,8 @@
-"""Where videos, shards and their index lie: a local folder, or an address such as s3://bucket/shards.
+"""Reads and writes whole files and ranges of files, local and remote alike.
 
-A local place is a `pathlib.Path`; a remote one is a `RemotePath`, which has the few methods of Path that the packer
-uses and goes through fsspec, which is imported only then. Files are written so that a reader, and a next run after a
-kill, finds each whole or not at all: locally by a rename, remotely by one upload, which stores make visible at its end.
-Remote files are read as byte ranges or as temporary copies, one file at a time.
+A file is written so that a reader, or the next run after a kill, finds it whole or not at all: a local file is renamed
+at the end, a remote one is uploaded at once, and stores show an upload only when it has ended. A remote file is read by
+byte ranges or as a temporary copy.
 """
 
 import hashlib
@@ -20,8 +19,10 @@ from typing import TypeVar
 from packer.storage.location import Location, RemotePath
 
 PARTIAL_SUFFIX = ".partial"
+"""End of the name that a local file has while it is written."""
 
 _NUM_READERS = 32
+"""Threads that read a remote store at once."""
 
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
@@ -32,7 +33,7 @@ def read_many(
 ) -> Generator[ResultT, None, None]:
     """Yields `function(item)` for every item, in order.
 
-    Where each waits for a distant answer, 32 are read at once, and up to `num_ahead` before they are asked for.
+    If the items are remote, 32 threads read them, up to `num_ahead` items before the caller asks for them.
     """
     if not is_remote:
         yield from map(function, items)
@@ -51,7 +52,7 @@ def read_many(
 
 
 def read_range(location: Location, offset: int, num_bytes: int) -> bytes:
-    """Returns `num_bytes` bytes of a file from `offset`; fewer only where it ends."""
+    """Returns `num_bytes` bytes of a file from `offset`; fewer only at its end."""
     if isinstance(location, RemotePath):
         return location.read_range(offset, num_bytes)
     with location.open("rb", buffering=0) as file:
@@ -60,7 +61,7 @@ def read_range(location: Location, offset: int, num_bytes: int) -> bytes:
 
 @contextmanager
 def local_copy(location: Location) -> Iterator[Path]:
-    """Yields the file as a local one: itself, or a temporary copy that goes with the block."""
+    """Yields the path of a local file: the file itself, or a temporary copy that is deleted when the block ends."""
     if isinstance(location, Path):
         yield location
         return
@@ -71,7 +72,7 @@ def local_copy(location: Location) -> Iterator[Path]:
 
 @contextmanager
 def write_atomically(path: Location) -> Iterator[BufferedRandom]:
-    """Yields a file that gets its name, durably, only when the block ends well; otherwise it is removed."""
+    """Yields an open file that gets its name, on disk for good, only if the block ends without an error."""
     if isinstance(path, RemotePath):
         with tempfile.NamedTemporaryFile(prefix="clipstream-") as temporary:
             with Path(temporary.name).open("w+b") as file:
@@ -92,7 +93,7 @@ def write_atomically(path: Location) -> Iterator[BufferedRandom]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes the names of a folder's files durable."""
+    """Makes sure that the names of a folder's files survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -107,6 +108,6 @@ def file_sha256(path: Location) -> str:
 
 
 def open_sha256(file: BufferedRandom | BufferedReader) -> str:
-    """Returns the sha256 of an open file's bytes, those just written among them."""
+    """Returns the sha256, in hex, of all bytes of an open file, including those just written."""
     file.seek(0)
     return hashlib.file_digest(file, "sha256").hexdigest()

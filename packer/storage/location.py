@@ -1,11 +1,15 @@
-"""Where files lie: a local path, or an address that fsspec understands, with one set of operations for both."""
+"""Where files lie: a local path or an address such as s3://bucket/shards, with one set of operations for both.
+
+A local place is a `pathlib.Path`. A remote one is a `RemotePath`: it has the few methods of Path that we use, and goes
+through fsspec, which is imported only then.
+"""
 
 import errno
 import os
 import random
 import re
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
@@ -15,10 +19,8 @@ from configs.home import resolve
 from configs.section import UsageError
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://")
-_RETRY_SECONDS = (0.1, 0.5, 1.0, 2.0, 4.0)
-"""The first is short: a single request that fails is common, and batches wait for it."""
 _FINAL = {FileNotFoundError: errno.ENOENT, PermissionError: errno.EACCES, FileExistsError: errno.EEXIST}
-"""Errors that trying again does not mend."""
+"""Errors that another try does not mend."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +29,10 @@ class Entry:
 
     name: str
     path: str
-    """May hold surrogate escapes where a local name is not UTF-8."""
+    """Holds surrogate escapes if a local name is not UTF-8."""
     kind: Literal["folder", "file", "other"]
     num_bytes: int
-    """0 for what is no file or cannot be asked."""
+    """0 for a folder, or if the size is not known."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,9 @@ class RemotePath:
     """A file or folder at an address; the methods are those of `pathlib.Path`, and raise OSError as they do."""
 
     url: str
+    retry_seconds: tuple[float, ...] = field(default=(0.1, 0.5, 1.0, 2.0, 4.0), compare=False, repr=False)
+    """Waits before each new try of a request that failed. The first is short: single failures are common, and batches
+    wait for them."""
 
     def __str__(self) -> str:
         """Returns the address."""
@@ -45,7 +50,7 @@ class RemotePath:
 
     def __truediv__(self, name: str) -> "RemotePath":
         """Returns what lies below this folder."""
-        return RemotePath(f"{self.url}/{name}")
+        return replace(self, url=f"{self.url}/{name}")
 
     @property
     def name(self) -> str:
@@ -77,12 +82,13 @@ class RemotePath:
         return bytes(self._try("cat_file"))
 
     def read_range(self, offset: int, num_bytes: int) -> bytes:
-        """Returns `num_bytes` bytes from `offset`; fewer only where the file ends."""
+        """Returns `num_bytes` bytes from `offset`; fewer only at the file's end."""
         data = bytes(self._try("cat_file", start=offset, end=offset + num_bytes))
-        return data if len(data) <= num_bytes else data[offset : offset + num_bytes]  # the server ignores ranges
+        # A server that ignores ranges sends the whole file.
+        return data if len(data) <= num_bytes else data[offset : offset + num_bytes]
 
     def write_bytes(self, data: bytes, mode: Literal["overwrite", "create"] = "overwrite") -> None:
-        """Writes a small file; with `create`, raises FileExistsError where there is one and the store can tell."""
+        """Writes a small file; with `create`, raises FileExistsError if there is one and the store can tell."""
         self._try("pipe_file", data, mode=mode)
 
     def unlink(self, missing_ok: bool = False) -> None:
@@ -98,7 +104,7 @@ class RemotePath:
         self._try("get_file", str(path))
 
     def upload(self, path: Path) -> None:
-        """Makes the file what a local one is; large ones go up in parts."""
+        """Copies a local file to this address; large files go up in parts."""
         self._try("put_file", str(path), local_first=True)
 
     def _entry(self, item: dict[str, Any]) -> Entry:
@@ -115,16 +121,16 @@ class RemotePath:
         return str(_file_system(self.url)[1]).rstrip("/")
 
     def _try(self, method: str, *arguments: Any, local_first: bool = False, **options: Any) -> Any:
-        """Returns what a method of the file system gives, trying again for as long as its error may pass."""
+        """Returns what a method of the file system returns; tries again after errors that may pass."""
         system, path = _file_system(self.url)
         arguments = (*arguments, path) if local_first else (path, *arguments)
-        for delay in (*_RETRY_SECONDS, None):
+        for delay in (*self.retry_seconds, None):
             try:
                 return getattr(system, method)(*arguments, **options)
             except tuple(_FINAL) as error:
                 code = next(code for kind, code in _FINAL.items() if isinstance(error, kind))
                 raise OSError(code, os.strerror(code), self.url) from error
-            except Exception as error:  # every store's library has errors of its own, without a common base
+            except Exception as error:  # each store's library has its own errors, without a common base
                 if delay is None:
                     raise OSError(errno.EIO, " ".join(f"{type(error).__name__}: {error}".split()), self.url) from error
             time.sleep(delay * random.uniform(0.5, 1.5))
@@ -140,15 +146,15 @@ def is_url(name: str) -> bool:
 
 
 def at(path: str) -> Location:
-    """Returns where an absolute path or an address leads."""
+    """Returns the location that an absolute path or an address names."""
     return RemotePath(path) if is_url(path) else Path(path)
 
 
 def locate(name: str) -> Location:
-    """Returns what a command's argument names: an address as it is, a relative path from `home()`.
+    """Returns the location that a command's argument names; a relative path starts from `home()`.
 
     Raises:
-        UsageError: There is no way to this kind of address.
+        UsageError: No installed library opens this kind of address.
     """
     if not is_url(name):
         return resolve(name)
@@ -160,10 +166,10 @@ def locate(name: str) -> Location:
 
 
 def list_folder(folder: Location) -> list[Entry]:
-    """Returns what a folder holds, by name.
+    """Returns what a folder holds, sorted by name.
 
     Raises:
-        OSError: It cannot be read.
+        OSError: The folder cannot be read.
     """
     if isinstance(folder, RemotePath):
         entries = folder.entries()
@@ -181,7 +187,7 @@ def relative_name(path: str, folder: Location) -> str:
 
 
 def is_inside(location: Location, folder: Location) -> bool:
-    """Tells whether one lies in the other, or is it."""
+    """Tells whether a location is a folder or lies below it."""
     if isinstance(location, Path) and isinstance(folder, Path):
         return location.resolve().is_relative_to(folder.resolve())
     return f"{location}/".startswith(f"{folder}/")
@@ -190,7 +196,7 @@ def is_inside(location: Location, folder: Location) -> bool:
 def _file_system(url: str) -> tuple[Any, str]:
     import fsspec
 
-    # Its instances are kept by fsspec itself. A list that is kept would hide what was written meanwhile.
+    # fsspec keeps the instances itself. A listings cache would hide files that were written since.
     system, path = fsspec.core.url_to_fs(url, use_listings_cache=False)
     return system, path
 
@@ -205,5 +211,5 @@ def _local_entry(entry: os.DirEntry[str]) -> Entry:
             return Entry(entry.name, entry.path, "folder", 0)
         return Entry(entry.name, entry.path, "file" if entry.is_file() else "other", entry.stat().st_size)
     except OSError:
-        # A link that leads nowhere, or to itself, is a candidate, and rejected as unreadable.
+        # A link that leads nowhere, or to itself, is a candidate video; the pack then rejects it as unreadable.
         return Entry(entry.name, entry.path, "file" if entry.is_symlink() else "other", 0)

@@ -1,12 +1,12 @@
 """Work that must not slow down what serves: it gets only idle time, and one process of the machine at a time."""
 
-import fcntl
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
+
+from packer.storage.lock import hold_lock
 
 ResultT = TypeVar("ResultT")
 
@@ -17,15 +17,9 @@ def run_in_idle_time(work: Callable[[], ResultT]) -> ResultT:
     It runs in a thread that the system schedules only while nothing else wants the core. It waits until no other
     process of this machine is at such work, so that at least one core is left to those that serve.
     """
-    with _turn(), ThreadPoolExecutor(1, "idle", initializer=_give_way) as executor:
+    turn = hold_lock(Path(__file__), wait=True, create=False)
+    with turn, ThreadPoolExecutor(1, "idle", initializer=_give_way) as executor:
         return executor.submit(work).result()
-
-
-@contextmanager
-def _turn() -> Iterator[None]:
-    with Path(__file__).open(encoding="utf-8") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _give_way() -> None:

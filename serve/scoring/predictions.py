@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from configs.section import UsageError
 from packer.storage.files import file_sha256, local_copy, open_sha256, write_atomically
 from packer.storage.location import Location, at
-from packer.storage.lock import RECORDS, locked
+from packer.storage.target_lock import RECORDS, locked
 from packer.video.catalog import Video
 from packer.video.clip import Clip
 from packer.video.container import VideoError

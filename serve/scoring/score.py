@@ -15,7 +15,8 @@ import torch
 
 from configs.score import ScoreConfig
 from configs.section import UsageError
-from packer.decoders.clip_stream import open_pool, progress_bar, read_clips
+from packer.decoders.clip_stream import open_pool, read_clips
+from packer.progress import Progress
 from packer.storage.location import is_inside, locate
 from packer.video.catalog import Video, find_unlabelled
 from packer.video.clip import Clip
@@ -127,7 +128,7 @@ class _Scorer:
         config = self._config
         videos = [video for part in parts for video in part.videos if video.source not in self._known_errors]
         with (
-            progress_bar(len(videos)) as bar,
+            Progress(len(videos), "video") as progress,
             open_pool(config.limits, config.workers, len(videos), config.ray) as pool,
             ThreadPoolExecutor(initializer=torch.set_num_threads, initargs=(1,)) as threads,
         ):
@@ -141,8 +142,8 @@ class _Scorer:
                     outcomes = [self._known_errors.get(video.source) or next(clips) for video in batch]
                     rows += self._rows(batch, outcomes, threads)
                     num_rejected += sum(isinstance(outcome, VideoError) for outcome in outcomes)
-                    bar.set_postfix(rejected=num_rejected, refresh=False)  # `update` shows it when a line is due
-                    bar.update(sum(video.source not in self._known_errors for video in batch))
+                    num_done = sum(video.source not in self._known_errors for video in batch)
+                    progress.update(num_done, rejected=num_rejected)
                 predictions.write_part(part, rows)
         return len(videos)
 

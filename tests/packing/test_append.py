@@ -40,8 +40,8 @@ def test_new_videos_come_in_new_shards(folder: Path, begun: Path, capsys: pytest
     write_numbered_video(folder / "data/b/video 2.mp4", 40)
     assert run(folder / "data", folder / "shards", "--append", *FAST) == 0
     printed = capsys.readouterr().out
-    assert "passed by 1 video (b/video 1.mp4) gone, packed as before" in printed
-    assert "passed by 1 video (b/video 2.mp4) changed, packed as before" in printed
+    assert "kept      1 video (b/video 1.mp4) gone; packed as before" in printed
+    assert "kept      1 video (b/video 2.mp4) changed; packed as before" in printed
     before, after = rows_of(begun / "shards"), rows_of(folder / "shards")
     assert [row for row in after if row["source"] in {row["source"] for row in before}] == before
     added = [row for row in after if row not in before]
@@ -88,7 +88,7 @@ def test_what_differs_is_said(folder: Path, begun: Path, capsys: pytest.CaptureF
         "13 videos (a/video 0.mp4, a/video 1.mp4, a/video 2.mp4, ...) new: give the earlier settings and videos, add "
         in (refused([data, shards, *FAST], capsys))
     )
-    assert "packed otherwise: clip.short_side_px is 16 there and 8 here; seed is 0 there and 5 here: give" in refused(
+    assert "other settings or videos: clip.short_side_px was 16 and is 8 now; seed was 0 and is 5 now: give" in refused(
         [data, shards, "--append", *FAST[:2], "--clip.short-side-px=8", "--seed=5"], capsys
     )
     assert "holds no pack to append to" in refused([data, folder / "none", "--append", *FAST], capsys)
@@ -138,4 +138,4 @@ def test_folds_are_not_appended_to(begun: Path, tmp_path: Path, capsys: pytest.C
     assert run(data, tmp_path / "shards", *FAST, "--split.num-folds=3") == 0
     write_numbered_video(data / "b/new.mp4", 9)
     message = refused([data, tmp_path / "shards", "--append", *FAST, "--split.num-folds=3"], capsys)
-    assert "a pack with split.num_folds cannot be added to" in message
+    assert "a pack with split.num_folds takes no more videos" in message

@@ -36,7 +36,7 @@ def test_the_bytes_are_those_of_a_local_pack(cluster: dict[str, str], tmp_path: 
     assert "15 packed, 1 rejected" in done.stdout
 
 
-def test_no_cluster_is_said(cluster: dict[str, str], tmp_path: Path) -> None:
+def test_no_cluster_is_reported(cluster: dict[str, str], tmp_path: Path) -> None:
     data = write_classes(tmp_path / "data", {"a": 3, "b": 3}, 4)
     (port,) = free_ports(1)
     arguments = [data, tmp_path / "shards", *OPTIONS, "--ray", f"127.0.0.1:{port}"]
@@ -46,6 +46,6 @@ def test_no_cluster_is_said(cluster: dict[str, str], tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_ray_is_loaded_for_a_cluster_alone() -> None:
-    code = "import sys, packer.run, packer.prepare; assert not {'ray', 'fsspec', 's3fs'} & sys.modules.keys()"
+def test_ray_is_imported_only_for_a_cluster() -> None:
+    code = "import sys, packer.pack, packer.prepare; assert not {'ray', 'fsspec', 's3fs'} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -7,7 +7,7 @@ import pytest
 
 from configs.pack import PackRecipe, SplitConfig
 from configs.section import UsageError
-from packer.planning.lists import read_given
+from packer.planning.lists import read_given_splits
 from packer.planning.plan import make_plan
 from packer.video.catalog import Catalog, Video
 
@@ -53,7 +53,7 @@ def ucf101(folder: Path) -> Catalog:
 
 
 def planned(catalog: Catalog, config: SplitConfig, lists: Path) -> dict[str, str]:
-    given = read_given(catalog, config, lists)
+    given = read_given_splits(catalog, config, lists)
     assert given is not None
     listed = tuple(video for video in catalog.videos if video.source in given.split_of)
     recipe = PackRecipe(split=config)
@@ -85,7 +85,7 @@ def test_ucf101_lists_decide_and_val_comes_out_of_train(tmp_path: Path) -> None:
 
 def test_other_containers_and_missing_clips_are_no_matter(tmp_path: Path) -> None:
     catalog = ucf101(tmp_path)
-    given = read_given(
+    given = read_given_splits(
         catalog_of(
             [video.source.replace(".avi", ".mp4") for video in catalog.videos[5:]] + ["HandstandPushups/own.mp4"]
         ),
@@ -104,7 +104,7 @@ def test_groups_across_official_lists_are_listed_and_the_lists_kept(tmp_path: Pa
     path.write_text(
         path.read_text().replace("#0_(a.b)_sword_u_nm_np1_ba_goo_0.avi 1", "#0_(a.b)_sword_u_nm_np1_ba_goo_0.avi 2")
     )
-    given = read_given(catalog, HMDB51, tmp_path)
+    given = read_given_splits(catalog, HMDB51, tmp_path)
     assert given is not None
     listed = Catalog(catalog.class_names, tuple(v for v in catalog.videos if v.source in given.split_of), (), {})
     plan = make_plan(listed, PackRecipe(split=HMDB51), given.split_of)
@@ -119,7 +119,7 @@ def test_groups_across_official_lists_are_listed_and_the_lists_kept(tmp_path: Pa
         (
             "goo_1.avi 1 \n",
             "goo_1.avi 1 \n(Film)_#0_(a.b)_sword_u_nm_np1_ba_goo_0.avi 2\n",
-            r"sword_test_split1.txt:\d+ has .* as test, but it is listed as train too",
+            r"sword_test_split1.txt:\d+ lists .* as test, but it is also listed as train",
         ),
         ("goo_1.avi 1 \n", "goo_1.avi 3 \n", r"sword_test_split1.txt:2 must be a file name and 0, 1 or 2"),
         ("goo_1.avi 1 \n", "goo_1.avi\n", r"sword_test_split1.txt:2 must be a file name and 0, 1 or 2"),
@@ -130,24 +130,24 @@ def test_damaged_lists_are_refused(tmp_path: Path, old: str, new: str, message: 
     path = tmp_path / "sword_test_split1.txt"
     path.write_text(path.read_text().replace(old, new, 1))
     with pytest.raises(UsageError, match=message):
-        read_given(catalog, HMDB51, tmp_path)
+        read_given_splits(catalog, HMDB51, tmp_path)
 
 
 def test_missing_lists_are_named(tmp_path: Path) -> None:
     catalog = hmdb51(tmp_path)
     with pytest.raises(UsageError, match=r"brush_hair_test_split2.txt cannot be read \(No such file or directory\)"):
-        read_given(catalog, SplitConfig(hmdb51=2), tmp_path)
+        read_given_splits(catalog, SplitConfig(hmdb51=2), tmp_path)
     ucf101(tmp_path)
     with pytest.raises(UsageError, match="lists none of the videos"):
-        read_given(catalog, UCF101, tmp_path)
+        read_given_splits(catalog, UCF101, tmp_path)
 
 
 def test_a_ucf101_clip_in_both_lists_is_refused(tmp_path: Path) -> None:
     catalog = ucf101(tmp_path)
     with (tmp_path / "testlist02.txt").open("a") as file:
         file.write("ApplyEyeMakeup/v_ApplyEyeMakeup_g01_c01.avi\n")
-    with pytest.raises(UsageError, match=r"testlist02.txt:29 has .*g01_c01 as test, but it is listed as train too"):
-        read_given(catalog, UCF101, tmp_path)
+    with pytest.raises(UsageError, match=r"testlist02.txt:29 lists .*g01_c01 as test, but it is also listed as train"):
+        read_given_splits(catalog, UCF101, tmp_path)
 
 
 def test_a_csv_decides(tmp_path: Path) -> None:
@@ -161,14 +161,14 @@ def test_a_csv_decides(tmp_path: Path) -> None:
     for text, message in [
         ("path,split\na,b\n", "must begin with a line that names the columns source and split"),
         ("source,split\na/0,dev\n", r"splits.csv:2 has split 'dev': it must be train, val, test or empty"),
-        ("source,split\na,train\na,val\n", r"splits.csv:3 has a as val, but it is listed as train too"),
+        ("source,split\na,train\na,val\n", r"splits.csv:3 lists a as val, but it is also listed as train"),
         ("source,split\na,train\n", "lists none of the videos"),
     ]:
         path.write_text(text)
         with pytest.raises(UsageError, match=message):
-            read_given(catalog, SplitConfig(method="csv"), path)
+            read_given_splits(catalog, SplitConfig(method="csv"), path)
     with pytest.raises(UsageError, match="cannot be read as CSV"):
-        read_given(catalog, SplitConfig(method="csv"), tmp_path / "gone.csv")
+        read_given_splits(catalog, SplitConfig(method="csv"), tmp_path / "gone.csv")
 
 
 def test_a_class_that_lists_leave_out_of_a_split_is_refused(tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from packer.__main__ import main
-from packer.shards import manifest
 from packer.shards.manifest import ManifestError, manifest_sha256, read_manifest, read_samples, write_samples
 from packer.shards.sample import SampleRow
 from tests.support.videos import write_classes
@@ -39,10 +38,9 @@ def test_samples_come_in_the_order_of_the_shards(shards: Path) -> None:
     assert read_samples(shards, "no such split").num_rows == 0
 
 
-def test_a_large_index_is_written_in_groups(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(manifest, "_ROWS_PER_GROUP", 2)
+def test_a_large_index_is_written_in_groups(shards: Path, tmp_path: Path) -> None:
     table = read_samples(shards, "train")
-    write_samples(tmp_path, (SampleRow.model_validate(row) for row in table.to_pylist()))
+    write_samples(tmp_path, (SampleRow.model_validate(row) for row in table.to_pylist()), rows_per_group=2)
     assert pq.read_metadata(tmp_path / "samples.parquet").num_row_groups == -(-table.num_rows // 2) > 1
     assert read_samples(tmp_path, "train").equals(table)
 

@@ -42,7 +42,7 @@ def test_a_dry_run_says_what_a_run_then_does(
     packed = [manifest.splits[split].num_per_class["walk"] for split in ("train", "val", "test")]
     assert planned["walk"] == packed
     assert any(line.startswith("videos    15 of ") and line.endswith(f"shards in {target}") for line in lines)
-    assert "rejected  1 not_a_video, 0 duplicate, before any is decoded" in lines
+    assert "rejected  1 not_a_video, 0 duplicate; decoding may reject more" in lines
     assert lines[-1] == "dry run   nothing was written"
     before = files(shards)
     write_numbered_video(data / "walk/new.mp4", 9)
@@ -74,14 +74,14 @@ def test_inspect_says_what_a_pack_holds(shards: Path, tmp_path: Path, capsys: py
     assert run("inspect", shards, "--sheet", tmp_path / "sheet.png", "--clips-per-class=4") == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].split() == ["run", "4", "1", "1"]
-    facts = {line[:9].strip(): line[10:] for line in lines[7:]}
-    assert facts["clips"] == "2 frames, short side 16 px, JPEG 90"
-    assert facts["balance"] == "the largest class has 1.3 times the videos of the smallest"
-    assert facts["stored"] == "14 of 16 x 16"
-    assert facts["sources"] == "14 of 64 x 64"
-    assert facts["frames"] == "4 to 4 in a video, median 4"
-    assert facts["rejected"] == "2 not_a_video"
-    assert sum(int(part.split()[0]) for part in facts["roads"].split(", ")) == 14
+    found = {line[:9].strip(): line[10:] for line in lines[7:]}
+    assert found["clips"] == "2 frames, short side 16 px, JPEG 90"
+    assert found["balance"] == "the largest class has 1.3 times the videos of the smallest"
+    assert found["stored"] == "14 of 16 x 16"
+    assert found["sources"] == "14 of 64 x 64"
+    assert found["frames"] == "4 to 4 in a video, median 4"
+    assert found["rejected"] == "2 not_a_video"
+    assert sum(int(part.split()[0]) for part in found["decoded"].split(", ")) == 14
     with Image.open(tmp_path / "sheet.png") as sheet:
         colours = sheet.convert("L").getcolors()
     assert colours is not None
@@ -133,8 +133,8 @@ def test_official_lists_are_used_and_bind_the_target(tmp_path: Path, capsys: pyt
     options = [tmp_path / "data", tmp_path / "shards", *FAST, "--split.hmdb51=1"]
     assert run(*options, "--lists", tmp_path) == 0
     printed = capsys.readouterr().out
-    assert "passed by 1 listed videos that the data folder lacks" in printed
-    assert "passed by 1 videos that the split leaves out" in printed
+    assert "absent    listed videos that the data folder lacks: 1" in printed
+    assert "skipped   videos that the split leaves out: 1" in printed
     splits = {row["source"]: row["split"] for row in rows_of(tmp_path / "shards")}
     assert {source for source, split in splits.items() if split == "test"} == {
         f"wave/Film_{film}!_wave_f_cm_np1_fr_med_{film}.avi" for film in (4, 9)
@@ -145,7 +145,7 @@ def test_official_lists_are_used_and_bind_the_target(tmp_path: Path, capsys: pyt
     assert "1 video (wave/Film_0!_wave_f_cm_np1_fr_med_0.avi) in another split now" in refused(
         [*options, "--lists", tmp_path], capsys
     )
-    assert "lists must say where the split's lists lie" in refused(options, capsys)
+    assert "lists must name the folder or file of the split's lists" in refused(options, capsys)
     assert "hmdb51 and ucf101 exclude each other" in refused([*options, "--split.ucf101=1"], capsys)
 
 

@@ -72,10 +72,10 @@ def test_plain_tar_reads_what_the_index_says(data: Path, shards: Path) -> None:
                 assert [member.offset_data - row["offset"] for member in members[start : start + 18]] == row[
                     "member_offsets"
                 ]
-                *jpegs, label, facts = contents[start : start + 18]
+                *jpegs, label, metadata = contents[start : start + 18]
                 assert [len(content) for content in contents[start : start + 18]] == row["member_sizes"]
                 assert int(label) == row["class_index"] == manifest.class_names.index(row["class_name"])
-                assert json.loads(facts).items() <= row.items()
+                assert json.loads(metadata).items() <= row.items()
                 first = int(read_number(decode_frames(jpegs)[0]))
                 numbers = [read_number(frame) - first for frame in decode_frames(jpegs)]
                 assert numbers == row["frame_indices"]
@@ -136,7 +136,8 @@ def test_what_cannot_be_done_is_refused(
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").touch()
     before = files(tmp_path)
-    assert "is not a folder" in refused([tmp_path / "gone", target], capsys)
+    assert f"{tmp_path}/gone does not exist" in refused([tmp_path / "gone", target], capsys)
+    assert f"{tmp_path}/file is not a folder" in refused([tmp_path / "file", target], capsys)
     assert "holds no videos" in refused([tmp_path / "empty", target], capsys)
     assert "class 'a' has too few videos (2" in refused([few, target], capsys)
     assert "is a file" in refused([data, tmp_path / "file"], capsys)
@@ -150,6 +151,20 @@ def test_what_cannot_be_done_is_refused(
     assert not target.exists()
 
 
+def test_a_wrong_folder_is_named_by_its_whole_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert f"{tmp_path}/data does not exist" in refused(["data", "shards"], capsys)
+    assert f"{tmp_path}/shards holds no complete pack" in refused(["verify", "shards"], capsys)
+    assert f"{tmp_path}/shards holds no complete pack" in refused(["repair", "shards", "data"], capsys)
+    assert f"{tmp_path}/shards holds no complete pack" in refused(["inspect", "shards"], capsys)
+    assert f"looked for {tmp_path}/pack.yaml" in refused(["--config", "pack.yaml", "data", "shards"], capsys)
+    write_classes(tmp_path / "data", {"a": 3}, 3)
+    options = ["data", "shards", "--split.method=csv", "--lists=splits.csv"]
+    assert f"{tmp_path}/splits.csv cannot be read as CSV: No such file" in refused(options, capsys)
+
+
 def test_other_settings_are_not_mixed(
     data: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -158,7 +173,10 @@ def test_other_settings_are_not_mixed(
     (target / "manifest.json").unlink()
     before = files(target)
     message = refused([data, target, "--clip.num-frames", "8"], capsys)
-    assert "was packed otherwise: clip.num_frames is 16 there and 8 here: give the earlier settings" in message
+    assert (
+        "was packed with other settings or videos: clip.num_frames was 16 and is 8 now: give the earlier settings"
+        in message
+    )
     assert files(target) == before
 
 
@@ -234,7 +252,7 @@ def test_verify_names_the_bad_shard(shards: Path, tmp_path: Path, capsys: pytest
     capsys.readouterr()
     assert main(["verify", str(target)]) == 1
     printed = capsys.readouterr().out
-    assert f"{row['shard']}: its sha256 is not the manifest's" in printed
+    assert f"{row['shard']}: its sha256 differs from the manifest's" in printed
     assert f"{row['shard']}: sample {row['key']}: a frame is no JPEG" in printed
     assert "test-000000.tar: No such file or directory" in printed
     assert "val-000000.tar" not in printed

@@ -16,7 +16,6 @@ from configs.pack import ClipConfig, DecodeLimits
 from packer.decoders.pool import DecodePool
 from packer.video.clip import read_clip
 from packer.video.container import VideoError
-from tests.support import processes
 from tests.support.bombs import metadata
 from tests.support.videos import write_numbered_video, write_video
 
@@ -36,19 +35,29 @@ def long_video(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
-def decoders() -> list[psutil.Process]:
-    return processes.decoders(psutil.Process().children())
+class Decoders:
+    """The processes that the pool of a test has started: this process had no such children before."""
+
+    def __init__(self) -> None:
+        self._others = set(psutil.Process().children())
+
+    def __call__(self) -> list[psutil.Process]:
+        return [child for child in psutil.Process().children() if child not in self._others]
+
+    def wait_for_one(self) -> psutil.Process:
+        deadline = time.monotonic() + 30
+        while not (found := self()):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        return found[0]
 
 
-def wait_for_decoder() -> psutil.Process:
-    deadline = time.monotonic() + 30
-    while not (found := decoders()):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    return found[0]
+@pytest.fixture
+def decoders() -> Decoders:
+    return Decoders()
 
 
-def test_pool_gives_what_read_clip_gives(short_video: str) -> None:
+def test_pool_gives_what_read_clip_gives(decoders: Decoders, short_video: str) -> None:
     with DecodePool(2, DecodeLimits()) as pool:
         sources = [short_video, Path(short_video).read_bytes()] * 4
         clips = [future.result(60) for future in [pool.submit(source, CLIP) for source in sources]]
@@ -62,12 +71,12 @@ def test_pool_gives_what_read_clip_gives(short_video: str) -> None:
     assert not decoders()
 
 
-def test_decoders_start_ahead_of_the_videos() -> None:
+def test_decoders_start_ahead_of_the_videos(decoders: Decoders) -> None:
     with DecodePool(2, DecodeLimits()):
         assert len(decoders()) == 2
 
 
-def test_a_killed_decoder_is_replaced_at_once(short_video: str, long_video: str) -> None:
+def test_a_killed_decoder_is_replaced_at_once(decoders: Decoders, short_video: str, long_video: str) -> None:
     with DecodePool(1, DecodeLimits()) as pool:
         pool.submit(short_video, CLIP).result(60)
         (first,) = decoders()
@@ -77,7 +86,7 @@ def test_a_killed_decoder_is_replaced_at_once(short_video: str, long_video: str)
         first.kill()
         with pytest.raises(VideoError):
             doomed.result(60)
-        second = wait_for_decoder()
+        second = decoders.wait_for_one()
         assert second.pid != first.pid
 
 
@@ -106,7 +115,7 @@ def test_a_video_that_takes_too_much_memory_is_given_up(tmp_path: Path, short_vi
     [(signal.SIGSEGV, "decoder_crash"), (signal.SIGKILL, "decoder_crash"), (signal.SIGPROF, "timeout")],
 )
 def test_a_video_that_kills_its_decoder_costs_itself_alone(
-    short_video: str, long_video: str, end: signal.Signals, reason: str
+    decoders: Decoders, short_video: str, long_video: str, end: signal.Signals, reason: str
 ) -> None:
     with DecodePool(1, DecodeLimits()) as pool:
         pool.submit(short_video, CLIP).result(60)
@@ -114,7 +123,7 @@ def test_a_video_that_kills_its_decoder_costs_itself_alone(
         while not doomed.running():
             time.sleep(0.01)
         time.sleep(0.3)
-        wait_for_decoder().send_signal(end)
+        decoders.wait_for_one().send_signal(end)
         with pytest.raises(VideoError) as caught:
             doomed.result(60)
         assert caught.value.reason == reason
@@ -130,23 +139,23 @@ def test_a_header_that_takes_too_long_is_given_up(short_video: str) -> None:
         assert quick.result(60).num_frames == 10
 
 
-def test_the_limit_of_memory_ends_with_its_video(short_video: str) -> None:
+def test_the_limit_of_memory_ends_with_its_video(decoders: Decoders, short_video: str) -> None:
     with DecodePool(1, DecodeLimits(timeout_seconds=10)) as pool:
         pool.submit(short_video, CLIP).result(60)
-        process = wait_for_decoder()
+        process = decoders.wait_for_one()
         assert resource.prlimit(process.pid, resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY
 
 
-def test_a_decoder_that_died_idle_costs_no_video(short_video: str) -> None:
+def test_a_decoder_that_died_idle_costs_no_video(decoders: Decoders, short_video: str) -> None:
     with DecodePool(1, DecodeLimits()) as pool:
         pool.submit(short_video, CLIP).result(60)
-        decoder = wait_for_decoder()
+        decoder = decoders.wait_for_one()
         decoder.kill()
         decoder.wait(30)
         assert pool.submit(short_video, CLIP).result(60).num_frames == 10
 
 
-def test_closing_ends_work_at_once(long_video: str) -> None:
+def test_closing_ends_work_at_once(decoders: Decoders, long_video: str) -> None:
     pool = DecodePool(1, DecodeLimits())
     running, waiting = pool.submit(long_video, CLIP), pool.submit(long_video, CLIP)
     while not running.running():  # its decoder has long been there then

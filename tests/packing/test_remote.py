@@ -1,18 +1,20 @@
 """Packs from and to a real S3 server: the bytes, refusals and repairs are those of local folders."""
 
+import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
 from packer.storage.files import write_atomically
 from packer.storage.location import RemotePath
-from packer.storage.lock import _Owner
 from tests.support.packs import assert_same_pack, command, refused, run
 from tests.support.registry import MLFLOW_WARNINGS
 from tests.support.s3 import get_folder, put_folder
@@ -79,15 +81,17 @@ def test_a_killed_pack_is_continued(data: Path, whole: Path, bucket: str, tmp_pa
 def test_a_second_packer_is_refused(data: Path, bucket: str, capsys: pytest.CaptureFixture[str]) -> None:
     target = f"{bucket}/shards"
     lock = RemotePath(f"{target}/.pack/owner.json")
+    born = psutil.Process().create_time()
+    here = {"host": socket.gethostname(), "pid": os.getpid(), "born": born, "beat": time.time()}
     for owner, lives in [
-        (_Owner(), True),
-        (_Owner(host="elsewhere", pid=1), True),
-        (_Owner(host="elsewhere", pid=1, beat=time.time() - 301), False),
-        (_Owner(born=0), False),
+        (here, True),
+        (here | {"host": "elsewhere", "pid": 1}, True),
+        (here | {"host": "elsewhere", "pid": 1, "beat": time.time() - 301}, False),
+        (here | {"born": 0}, False),
     ]:
-        lock.write_bytes(owner.model_dump_json().encode())
+        lock.write_bytes(json.dumps(owner).encode())
         if lives:
-            assert f"process {owner.pid} on {owner.host} packs there" in refused([data, target, *FAST], capsys)
+            assert f"process {owner['pid']} on {owner['host']} packs there" in refused([data, target, *FAST], capsys)
     assert run(data, target, *FAST) == 0
     assert not lock.exists()
     lock.write_bytes(b"", "create")
@@ -109,7 +113,7 @@ def test_verify_repair_inspect_and_append(
     capsys.readouterr()
     assert run("verify", target) == 1
     output = capsys.readouterr().out
-    assert "train-000001.tar: its sha256 is not the manifest's" in output
+    assert "train-000001.tar: its sha256 differs from the manifest's" in output
     assert "val-000000.tar: No such file or directory" in output
     assert run("repair", target, data) == 0
     assert run("verify", target) == 0
@@ -124,8 +128,8 @@ def test_verify_repair_inspect_and_append(
 
 
 def test_what_cannot_be_is_refused(data: Path, bucket: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "is not a folder" in refused([f"{bucket}/nothing", f"{bucket}/shards"], capsys)
-    assert "is not a folder" in refused(["s3://no-such-bucket-at-all/x", f"{bucket}/shards"], capsys)
+    assert "does not exist" in refused([f"{bucket}/nothing", f"{bucket}/shards"], capsys)
+    assert "does not exist" in refused(["s3://no-such-bucket-at-all/x", f"{bucket}/shards"], capsys)
     put_folder(data, f"{bucket}/data")
     assert "lies inside" in refused([f"{bucket}/data", f"{bucket}/data/shards"], capsys)
     assert "holds other files" in refused([data, f"{bucket}/data"], capsys)

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from packer.shards.manifest import read_samples
-from packer.storage.lock import RECORDS
+from packer.shards.manifest import read_samples, write_samples
+from packer.shards.sample import SampleRow
+from packer.storage.target_lock import RECORDS
 from tests.support.packs import assert_same_pack, files, refused, rows_of, run
 from tests.support.videos import write_classes, write_numbered_video
 
@@ -42,10 +43,13 @@ def cut(path: Path) -> None:
 
 
 DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
-    "train-000001.tar": (lambda folder: flip(folder / "train-000001.tar", 700), "its sha256 is not the manifest's"),
-    "train-000002.tar": (lambda folder: cut(folder / "train-000002.tar"), "its sha256 is not the manifest's"),
+    "train-000001.tar": (
+        lambda folder: flip(folder / "train-000001.tar", 700),
+        "its sha256 differs from the manifest's",
+    ),
+    "train-000002.tar": (lambda folder: cut(folder / "train-000002.tar"), "its sha256 differs from the manifest's"),
     "val-000000.tar": (lambda folder: (folder / "val-000000.tar").unlink(), "No such file or directory"),
-    "samples.parquet": (lambda folder: flip(folder / "samples.parquet", 50), "its sha256 is not the manifest's"),
+    "samples.parquet": (lambda folder: flip(folder / "samples.parquet", 50), "its sha256 differs from the manifest's"),
 }
 
 
@@ -60,7 +64,7 @@ def test_damage_is_named_and_repaired(
     assert f"{name}: {DAMAGE[name][1]}" in faults
     assert {fault.partition(":")[0] for fault in faults} == {name}
     assert run("repair", target, data) == 0
-    assert f"made anew: {name}" in capsys.readouterr().out
+    assert f"repaired {name}" in capsys.readouterr().out
     assert_same_pack(target, whole)
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
 
@@ -82,6 +86,15 @@ def test_an_index_that_is_gone_or_no_parquet_is_repaired(
     assert "2 faults" in last
     assert run("repair", target, data) == 0
     assert_same_pack(target, whole)
+
+
+def test_an_index_that_lists_other_places_is_named(target: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [SampleRow.model_validate(row) for row in rows_of(target)]
+    first, *others = rows
+    moved = first.model_copy(update={"member_offsets": (*first.member_offsets[:-1], first.member_offsets[-1] + 1)})
+    write_samples(target, [moved, *others])
+    assert run("verify", target) == 1
+    assert f"{first.shard}: sample {first.key}: it is not where the index says" in capsys.readouterr().out
 
 
 def test_what_came_into_the_data_since_is_left_out(
@@ -111,18 +124,18 @@ def test_changed_videos_cannot_be_repaired(
     flip_at = content.rindex(b"Lavf") + 1  # the encoder's name: the frames stay, the digest does not
     video.write_bytes(content[:flip_at] + b"A" + content[flip_at + 1 :])
     assert run("repair", target, other) == 1
-    assert "val-000000.tar came out otherwise than first packed, so" in capsys.readouterr().err
+    assert "val-000000.tar cannot be repaired, because the videos in" in capsys.readouterr().err
 
 
 def test_what_has_no_whole_manifest_or_plan_is_not_repaired(
     data: Path, target: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flip(target / RECORDS / "plan.json", 30)
-    assert "has lost the plan that its manifest binds" in refused(["repair", target, data], capsys)
+    assert "has lost the plan that its manifest names" in refused(["repair", target, data], capsys)
     assert run("verify", target) == 1
-    assert ".pack/plan.json: its sha256 is not the manifest's" in capsys.readouterr().out
+    assert ".pack/plan.json: its sha256 differs from the manifest's" in capsys.readouterr().out
     shutil.rmtree(target / RECORDS)
-    assert "has lost the plan that its manifest binds" in refused(["repair", target, data], capsys)
+    assert "has lost the plan that its manifest names" in refused(["repair", target, data], capsys)
     assert run("verify", target) == 0
     (target / "manifest.json").unlink()
     assert "holds no complete pack" in refused(["repair", target, data], capsys)
@@ -140,6 +153,6 @@ def test_every_row_and_frame_is_checked(whole: Path, target: Path, capsys: pytes
         shutil.copy(whole / row["shard"], target / row["shard"])
         flip(target / row["shard"], row["offset"] + row["member_offsets"][0] + 30)  # the table that scales its pixels
         assert run("verify", target) == 1
-        assert f"sample {row['key']}: its crc32 is not the index's" in capsys.readouterr().out
+        assert f"sample {row['key']}: its crc32 differs from the index's" in capsys.readouterr().out
         shutil.copy(whole / row["shard"], target / row["shard"])
     assert files(target) == files(whole)

@@ -92,9 +92,9 @@ def test_a_fraction_of_0_leaves_the_split_out() -> None:
         (
             {"a": 9, "b": 2},
             SplitConfig(),
-            r"class 'b' has too few videos \(2 .* train and val and test need at least 3",
+            r"class 'b' has too few videos \(2; .* train and val and test need at least 3",
         ),
-        ({"a": 9, "b": 4}, SplitConfig(num_folds=5), r"class 'b' has too few videos \(4 .* 5 folds need at least 5"),
+        ({"a": 9, "b": 4}, SplitConfig(num_folds=5), r"class 'b' has too few videos \(4; .* 5 folds need at least 5"),
     ],
 )
 def test_too_small_a_class_is_refused(num_per_class: dict[str, int], config: SplitConfig, message: str) -> None:

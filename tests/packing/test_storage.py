@@ -12,7 +12,6 @@ from typing import ClassVar
 import pytest
 
 from configs.pack import ClipConfig, DecodeLimits
-from packer.storage import location
 from packer.storage.location import RemotePath, is_inside, is_url, locate
 from packer.video.clip import read_clip
 from packer.video.container import VideoError
@@ -57,19 +56,18 @@ def test_videos_of_a_web_server_that_fails_now_and_then(tmp_path: Path) -> None:
     assert_same_pack(tmp_path / "remote", tmp_path / "local")
 
 
-def test_a_video_is_rejected_after_the_retries_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(location, "_RETRY_SECONDS", (0.01, 0.01))
+def test_a_request_is_tried_again_unless_the_file_is_missing(tmp_path: Path) -> None:
     data = write_classes(tmp_path / "data", {"a": 1}, 4)
     (data / "gone.mp4").touch()
     with web_server(data) as url:
         clip = read_clip(f"{url}/a/video%200.mp4", ClipConfig(), DecodeLimits())
         assert clip == read_clip(data / "a/video 0.mp4", ClipConfig(), DecodeLimits())
-        with pytest.raises(VideoError, match="the file cannot be read: ClientResponseError: 503") as caught:
-            read_clip(f"{url}/gone.mp4", ClipConfig(), DecodeLimits())
-        assert caught.value.reason == "unreadable"
+        with pytest.raises(OSError, match="ClientResponseError: 503"):
+            (RemotePath(url, retry_seconds=(0.01, 0.01)) / "gone.mp4").read_bytes()
         assert _Flaky.num_requests["/gone.mp4"] == 3
-        with pytest.raises(FileNotFoundError, match="No such file"):
-            RemotePath(f"{url}/no.mp4").read_bytes()
+        with pytest.raises(VideoError, match="the file cannot be read: No such file") as caught:
+            read_clip(f"{url}/no.mp4", ClipConfig(), DecodeLimits())
+        assert caught.value.reason == "unreadable"
         assert _Flaky.num_requests["/no.mp4"] == 2
         assert RemotePath(f"{url}/a/video%200.mp4").read_range(4, 4) == b"ftyp"
 

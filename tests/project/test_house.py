@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 ROOMS = {
     "configs": ["section", "home", "load", "pack", "model", "train", "serve", "score"],
     "packer": [
-        *("storage", "video", "decoders", "planning", "shards", "prepare", "pack"),
+        *("progress", "storage", "video", "decoders", "planning", "shards", "prepare", "pack"),
         *("verify", "repair", "report", "inspection", "synthetic", "__main__"),
     ],
     "trainer": [
@@ -30,7 +30,7 @@ A file may import from its own room, from the rooms before it in its package, an
 DOORS = {
     "trainer": ["packer.storage", "packer.video.jpeg", "packer.video.sampling", "packer.shards"],
     "serve": [
-        *("packer.storage", "packer.video", "packer.decoders"),
+        *("packer.progress", "packer.storage", "packer.video", "packer.decoders"),
         *("trainer.views", "trainer.model.contract", "trainer.tracking"),
     ],
 }

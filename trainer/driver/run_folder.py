@@ -3,7 +3,6 @@
 MLflow is imported by the two functions that need it: it takes seconds, in which Ray can start.
 """
 
-import fcntl
 import hashlib
 import logging
 import os
@@ -11,7 +10,7 @@ import secrets
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 import yaml
@@ -24,6 +23,7 @@ from configs.home import resolve, tracking_uri
 from configs.section import Section, UsageError, flatten
 from configs.train import TrainConfig
 from packer.storage.files import write_atomically
+from packer.storage.lock import hold_lock
 
 logger = logging.getLogger(__name__)
 
@@ -167,25 +167,19 @@ def locked(folder: Path) -> Iterator[str]:
     Raises:
         UsageError: Another process trains this run, or the folder cannot be written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise UsageError(f"{folder} cannot be written ({error.strerror}): give --runs another folder") from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    busy = f"run {folder.name} is being trained by another process: wait, or give another --run"
+    with ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            descriptor = stack.enter_context(hold_lock(folder / LOCK_FILE, busy))
+        except OSError as error:
+            raise UsageError(f"{folder} cannot be written ({error.strerror}): give --runs another folder") from error
         folder_id = os.pread(descriptor, FOLDER_ID_BYTES, 0)
         if len(folder_id) < FOLDER_ID_BYTES:
             folder_id = secrets.token_hex(FOLDER_ID_BYTES // 2).encode()
             os.pwrite(descriptor, folder_id, 0)
             os.fsync(descriptor)
         yield folder_id.decode()
-    except BlockingIOError as error:
-        raise UsageError(
-            f"run {folder.name} is being trained by another process: wait, or give another --run"
-        ) from error
-    finally:
-        os.close(descriptor)
 
 
 def end_abandoned(held: Path, tracking_uri: str, experiment: str) -> None:

@@ -11,14 +11,11 @@ moment leaves nothing that is read. Beside it lies `KEY.lock`, which does three 
 Readers hold no lock: an open file that is deleted keeps its bytes until it is closed.
 """
 
-import fcntl
 import hashlib
 import logging
 import os
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -26,6 +23,7 @@ from pathlib import Path
 from packer.shards.manifest import ShardSummary
 from packer.storage.files import PARTIAL_SUFFIX, file_sha256
 from packer.storage.location import RemotePath
+from packer.storage.lock import LockHeldError, hold_lock
 
 logger = logging.getLogger(__name__)
 
@@ -77,14 +75,14 @@ class CachedShard:
     def _fetch(self) -> None:
         """Downloads the shard, unless it is there or another process does; a failure is logged and not repeated."""
         try:
-            with _held(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB) as lock:
+            with hold_lock(self._lock) as lock:
                 self._partial.unlink(missing_ok=True)  # left by a process that was killed
                 os.utime(lock)
                 if self._is_whole(self._path) or self._download():
                     with self._path.open("rb", buffering=0) as file:
                         os.pwrite(lock, _state_of(file).encode().ljust(128), 0)
             self._is_asked_for = False
-        except BlockingIOError:
+        except LockHeldError:
             self._is_asked_for = False
         except OSError as error:
             logger.warning("shard not cached shard=%s reason=%s", self.remote, error)
@@ -109,7 +107,7 @@ class CachedShard:
     def _make_room(self) -> bool:
         """Deletes the least recently read shards until this one fits, and reserves its room; False if it cannot fit."""
         folder = self._cache.folder
-        with _held(folder / ".lock", fcntl.LOCK_EX):
+        with hold_lock(folder / ".lock", wait=True):
             self._path.unlink(missing_ok=True)  # it is not whole: otherwise nothing would be downloaded
             room = self._cache.max_bytes - sum(map(_bytes_reserved, folder.glob(f"*{PARTIAL_SUFFIX}")))
             if room < self._summary.num_bytes:
@@ -169,19 +167,8 @@ def _bytes_reserved(partial: Path) -> int:
     """Returns the bytes that a download will take; one whose process was killed is deleted and takes none."""
     key, num_bytes = partial.name.removesuffix(PARTIAL_SUFFIX).split(".")
     try:
-        with _held(partial.with_name(f"{key}.lock"), fcntl.LOCK_EX | fcntl.LOCK_NB):
+        with hold_lock(partial.with_name(f"{key}.lock")):
             partial.unlink(missing_ok=True)
             return 0
-    except BlockingIOError:
+    except LockHeldError:
         return int(num_bytes)
-
-
-@contextmanager
-def _held(path: Path, operation: int) -> Iterator[int]:
-    """Yields the descriptor of a lock file that this process holds while the block runs."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(descriptor, operation)
-        yield descriptor
-    finally:
-        os.close(descriptor)

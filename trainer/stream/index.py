@@ -16,14 +16,12 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from packer.shards.manifest import SAMPLES, ManifestError, ShardSummary, read_manifest, read_samples
-from packer.shards.sample import members_crc32
+from packer.shards.sample import members_crc32, read_members
 from packer.storage.location import Location
 from trainer.stream.cache import CachedReader, ShardCache
 from trainer.stream.readers import LocalReader, RemoteReader, ShardReader
 from trainer.stream.sample import StoredSample
 from trainer.stream.shared_array import share
-
-TAR_BLOCK_BYTES = 512
 
 
 class SampleError(ValueError):
@@ -135,39 +133,19 @@ class SampleIndex:
             raise SampleError(f"{place} cannot be read: {error}") from error
         if len(data) != num_bytes:
             raise SampleError(f"{place} ends after {len(data)} of {num_bytes} bytes: the shard is cut short")
-        key, members = _members(data, place)
-        if members.get("cls") != str(self.labels[index]).encode():
-            raise SampleError(f"{place} holds class {members.get('cls')!r}, not {self.labels[index]} as its index says")
-        if self.crcs[index] not in {0, members_crc32(members.values())}:
-            raise SampleError(
-                f"{place}, {key}, is not as it was packed (its crc32 differs): run `python -m packer verify`"
-            )
-        return cast(StoredSample, {"__key__": key, "__url__": url, **members})
-
-
-def _members(data: bytes, place: str) -> tuple[str, dict[str, bytes]]:
-    """Returns the key and the members of one sample's tar range; the range's own headers tell whether it is whole."""
-    first_key: str | None = None
-    members: dict[str, bytes] = {}
-    position = 0
-    while position < len(data):
-        header = data[position : position + TAR_BLOCK_BYTES]
-        if header[257:262] != b"ustar":
-            raise SampleError(f"{place} holds no tar header at byte {position}: the shard and its index differ")
-        key, _, suffix = header[:100].rstrip(b"\0").decode("ascii", "replace").partition(".")
-        first_key = key if first_key is None else first_key
-        if key != first_key:
-            raise SampleError(f"{place} runs into {key} from {first_key}: the shard and its index differ")
         try:
-            size = int(header[124:136].rstrip(b"\0 "), 8)
+            stored = read_members(data)
         except ValueError as error:
-            raise SampleError(f"{place} holds a damaged tar header at byte {position}") from error
-        start = position + TAR_BLOCK_BYTES
-        if not 0 <= size <= len(data) - start:
-            raise SampleError(f"{place} holds a member that does not end within it: {key}.{suffix}")
-        members[suffix] = data[start : start + size]
-        position = start + -(-size // TAR_BLOCK_BYTES) * TAR_BLOCK_BYTES
-    return first_key or "", members
+            raise SampleError(f"{place} {error}") from error
+        if stored.members.get("cls") != str(self.labels[index]).encode():
+            raise SampleError(
+                f"{place} holds class {stored.members.get('cls')!r}, not {self.labels[index]} as its index says"
+            )
+        if self.crcs[index] not in {0, members_crc32(stored.members.values())}:
+            raise SampleError(
+                f"{place}, {stored.key}, is not as it was packed (its crc32 differs): run `python -m packer verify`"
+            )
+        return cast(StoredSample, {"__key__": stored.key, "__url__": url, **stored.members})
 
 
 def _crcs(table: pa.Table) -> NDArray[np.uint32]:

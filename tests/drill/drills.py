@@ -1,16 +1,13 @@
 """The drills: each one breaks a training of 84 steps that reads, trains, tracks and registers as a user's does."""
 
 import os
-import re
 import time
 from collections.abc import Callable
-from pathlib import Path
-from urllib.request import Request, urlopen
 
 from tests.drill.runs import FROZEN, MIDDLE, NEXT_EPOCH, RESIZED_TOLERANCE, Drills, Row
 from tests.support.mlflow_server import Server
 from tests.support.nodes import ray_nodes
-from tests.support.training import CLUSTER, Ended, Project, ended, ray_job, until
+from tests.support.training import CLUSTER, Ended, ended, ray_job, stop_ray_job, until
 from trainer.worker.checkpoint import CheckpointStore
 
 
@@ -48,15 +45,6 @@ def take_over(drills: Drills) -> Row:
     return drills.row("takeover", "the same run started beside its own workers", done, seconds, *wrong)
 
 
-def post_stop(project: Project, job: str) -> None:
-    """Does what `ray job stop` does, which itself takes longer to start than the training to end."""
-    environment = dict(re.findall(r'export (\w+)="?([^"\n]+)', (project.home / ".ray" / "env").read_text()))
-    token = Path(environment["RAY_AUTH_TOKEN_PATH"]).read_text().strip()
-    url = f"{environment['RAY_API_SERVER_ADDRESS']}/api/jobs/{job}/stop"
-    request = Request(url, method="POST", headers={"Authorization": f"Bearer {token}"})
-    urlopen(request, timeout=30).close()
-
-
 def stop_job(drills: Drills) -> Row:
     project = drills.project
 
@@ -68,8 +56,7 @@ def stop_job(drills: Drills) -> Row:
     try:
         submit("first", "--no-wait")
         drills.await_step("job", MIDDLE)
-        post_stop(project, "first")
-        until(lambda: "was stopped" in ray_job(project, "status", "first").log, 60)
+        stop_ray_job(project, "first")
         status = project.mlflow_run("job").info.status
         submit("second", "--no-wait")
         seconds = drills.await_recovery("job")

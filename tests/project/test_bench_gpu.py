@@ -22,7 +22,9 @@ TINY = Work(
     global_batch=4,
     num_steps=2,
     matmul_side=64,
-    model=ModelConfig(backbone="narrow", width=8, weights="none", hidden_size=8),
+    model=ModelConfig(
+        backbone="narrow", width=8, weights="none", hidden_size=8, batch_norm="frozen"
+    ),  # compiles sooner
     loader_workers=0,
 )
 STREAMED = {

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 import pytest
@@ -10,7 +11,7 @@ from configs.serve import ServeConfig
 from tests.fuzz.attack import MAX_GROWTH_BYTES, attack
 from tests.fuzz.mutate import mutated, sources
 from tests.support import processes
-from tests.support.registry import MLFLOW_WARNINGS, register, store_uri
+from tests.support.registry import MLFLOW_WARNINGS, store_uri
 from tests.support.serving import served
 
 pytestmark = MLFLOW_WARNINGS
@@ -24,10 +25,9 @@ def videos() -> list[bytes]:
 
 
 @pytest.fixture(scope="module")
-def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    store = tmp_path_factory.mktemp("store")
-    register(store)
-    with served(ServeConfig(tracking_uri=store_uri(store), allow_unauthenticated=True, decoder_processes=2)) as port:
+def port(champion_store: Path) -> Iterator[int]:
+    config = ServeConfig(tracking_uri=store_uri(champion_store), allow_unauthenticated=True, decoder_processes=2)
+    with served(config) as port:
         yield port
 
 

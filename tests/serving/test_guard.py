@@ -1,21 +1,20 @@
 """Who is answered: keys, and without one this machine's own programs and the server's own page alone."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from configs.serve import ServeConfig
-from tests.support.registry import MLFLOW_WARNINGS, register, store_uri
+from tests.support.registry import MLFLOW_WARNINGS, store_uri
 from tests.support.serving import ask, served
 
 pytestmark = MLFLOW_WARNINGS
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> ServeConfig:
-    store = tmp_path_factory.mktemp("store")
-    register(store)
-    return ServeConfig(tracking_uri=store_uri(store), allow_unauthenticated=True)
+def config(champion_store: Path) -> ServeConfig:
+    return ServeConfig(tracking_uri=store_uri(champion_store), allow_unauthenticated=True)
 
 
 @pytest.fixture(scope="module")

@@ -44,13 +44,6 @@ def classified(answer: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("store")
-    register(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def bright(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     pictures = [np.full((48, 64, 3), 250, np.uint8)] * 10
     return write_video(tmp_path_factory.mktemp("video") / "bright.mp4", pictures, fps=10).read_bytes()
@@ -62,8 +55,8 @@ def config(store: Path, **changes: object) -> ServeConfig:
 
 
 @pytest.fixture(scope="module")
-def port(store: Path) -> Iterator[int]:
-    with served(config(store)) as port:
+def port(champion_store: Path) -> Iterator[int]:
+    with served(config(champion_store)) as port:
         yield port
 
 
@@ -227,8 +220,11 @@ def test_the_model_is_told(port: int) -> None:
     assert ask(port, "GET", "/v1/model").json["class_names"] == list(CLASS_NAMES)
 
 
-def test_a_body_that_does_not_arrive_is_given_up(store: Path) -> None:
-    with served(config(store, deadline_seconds=0.5)) as port, socket.create_connection(("127.0.0.1", port)) as link:
+def test_a_body_that_does_not_arrive_is_given_up(champion_store: Path) -> None:
+    with (
+        served(config(champion_store, deadline_seconds=0.5)) as port,
+        socket.create_connection(("127.0.0.1", port)) as link,
+    ):
         link.sendall(
             b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n"
             b"x-request-timeout-seconds: 3600\r\n\r\nhalf"
@@ -239,16 +235,16 @@ def test_a_body_that_does_not_arrive_is_given_up(store: Path) -> None:
     assert b"connection: close" in reply.lower()
 
 
-def test_a_video_that_outlasts_the_deadline_is_given_up(store: Path, tmp_path: Path) -> None:
+def test_a_video_that_outlasts_the_deadline_is_given_up(champion_store: Path, tmp_path: Path) -> None:
     long = write_numbered_video(tmp_path / "long.mp4", 3000).read_bytes()
-    with served(config(store, deadline_seconds=0.2, max_body_bytes=2**24)) as port:
+    with served(config(champion_store, deadline_seconds=0.2, max_body_bytes=2**24)) as port:
         reply = ask(port, "POST", "/v1/predict", long)
     assert (reply.status, reply.code) == (503, "deadline_exceeded")
     assert reply.headers["Retry-After"]
 
 
-def test_above_the_queues_bound_the_answer_is_503_at_once(store: Path, bright: bytes) -> None:
-    with served(config(store, max_queued=1)) as port:
+def test_above_the_queues_bound_the_answer_is_503_at_once(champion_store: Path, bright: bytes) -> None:
+    with served(config(champion_store, max_queued=1)) as port:
         results = ask(port, "POST", "/v1/predict", *form(bright, bright, bright)).json["results"]
     assert [result.get("error", {}).get("code") for result in results] == [None, "overloaded", "overloaded"]
 

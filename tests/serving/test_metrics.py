@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
 from tests.support.load import load
-from tests.support.registry import MLFLOW_WARNINGS, register, register_again
+from tests.support.registry import MLFLOW_WARNINGS, copy_champion, register_again
 from tests.support.serving import ask, form, serving
 from tests.support.training import free_ports, until
 from tests.support.videos import write_video
@@ -40,8 +40,8 @@ def total(samples: list[Sample], name: str, /, **labels: str) -> float:
 
 
 @pytest.mark.integration
-def test_a_server_tells_what_the_dashboard_shows(tmp_path: Path) -> None:
-    register(tmp_path)
+def test_a_server_tells_what_the_dashboard_shows(champion_store: Path, tmp_path: Path) -> None:
+    copy_champion(champion_store, tmp_path)
     video = write_video(tmp_path / "bright.mp4", [np.full((48, 64, 3), 250, np.uint8)] * 10).read_bytes()
     (metrics_port,) = free_ports(1)
     options = ["--metrics-port", metrics_port, "--alias-poll-seconds", "0.5"]

@@ -12,7 +12,7 @@ import pytest
 
 from configs.serve import ServeConfig
 from tests.support.bombs import box, ebml, encoded, in_header, matroska
-from tests.support.registry import MLFLOW_WARNINGS, register, store_uri
+from tests.support.registry import MLFLOW_WARNINGS, store_uri
 from tests.support.serving import ask, form, served
 
 pytestmark = MLFLOW_WARNINGS
@@ -46,10 +46,9 @@ def canaries(tmp_path: Path) -> Iterator[Canaries]:
 
 
 @pytest.fixture(scope="module")
-def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    store = tmp_path_factory.mktemp("store")
-    register(store)
-    with served(ServeConfig(tracking_uri=store_uri(store), allow_unauthenticated=True, deadline_seconds=20)) as port:
+def port(champion_store: Path) -> Iterator[int]:
+    config = ServeConfig(tracking_uri=store_uri(champion_store), allow_unauthenticated=True, deadline_seconds=20)
+    with served(config) as port:
         yield port
 
 

@@ -13,7 +13,7 @@ from configs.serve import ServeConfig
 from serve.gateway.page import MAX_SAMPLES, PAGE_FILES, find_samples
 from tests.support.browser import Browser, chromium
 from tests.support.programs import system_program
-from tests.support.registry import CLASS_NAMES, CLIP, MLFLOW_WARNINGS, register, register_again, store_uri
+from tests.support.registry import CLASS_NAMES, CLIP, MLFLOW_WARNINGS, copy_champion, register_again, store_uri
 from tests.support.serving import ask, served
 from tests.support.videos import write_numbered_video, write_video
 
@@ -27,10 +27,10 @@ FAILED = '[data-state="failed"]'
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, champion_store: Path) -> Path:
     """A store with a model, and beside it videos that the browser can play and cannot, and a file that is none."""
     folder = tmp_path_factory.mktemp("page")
-    register(folder)
+    copy_champion(champion_store, folder)
     (folder / "samples").mkdir()
     for name, level in {"dark.mp4": 5, "bright.mp4": 250}.items():
         write_video(folder / "samples" / name, [np.full((48, 64, 3), level, np.uint8)] * 10, fps=10)

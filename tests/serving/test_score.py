@@ -13,7 +13,7 @@ import pytest
 
 from configs.serve import ServeConfig
 from serve.__main__ import main
-from tests.support.registry import CLASS_NAMES, MLFLOW_WARNINGS, register, register_again, store_uri
+from tests.support.registry import CLASS_NAMES, MLFLOW_WARNINGS, copy_champion, register_again, store_uri
 from tests.support.serving import ask, served
 from tests.support.videos import write_video
 
@@ -25,10 +25,10 @@ OPTIONS = ["--max-rejected-fraction", "0.1", "--cpu-threads", "1"]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, champion_store: Path) -> Path:
     """Holds a store with a model, and videos: of classes, of none, and files that are none."""
     folder = tmp_path_factory.mktemp("score")
-    register(folder)
+    copy_champion(champion_store, folder)
     for name, level in LEVELS.items():
         (folder / "videos" / name / "deeper").mkdir(parents=True)
         for number in range(3):

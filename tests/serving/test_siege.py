@@ -19,7 +19,7 @@ import pytest
 from tests.fuzz.attack import serving_processes
 from tests.support.bombs import encoded
 from tests.support.load import load
-from tests.support.registry import MLFLOW_WARNINGS, register
+from tests.support.registry import MLFLOW_WARNINGS, copy_champion
 from tests.support.serving import ask, serving
 from tests.support.training import until
 
@@ -62,9 +62,9 @@ class Server:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(tmp_path_factory: pytest.TempPathFactory, champion_store: Path) -> Iterator[Server]:
     home = tmp_path_factory.mktemp("home")
-    register(home)
+    copy_champion(champion_store, home)
     with serving(home, "--deadline-seconds", "10") as (process, port):
         server = Server(process, port, home / "serve.log")
         assert server.is_well()

@@ -1,5 +1,7 @@
 """A real registered model in a real SQLite MLflow store, small enough to be made in every test session."""
 
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import mlflow
@@ -66,6 +68,16 @@ def register(store: Path, class_names: tuple[str, ...] = CLASS_NAMES) -> str:
     version = registry.register(model_uri, run_id, contract(class_names))
     client.set_registered_model_alias(registry.name, CHAMPION, version)
     return version
+
+
+def copy_champion(champion_store: Path, folder: Path) -> None:
+    """Gives a folder a store of its own with the same champion; the model's files stay where they are.
+
+    It takes milliseconds, and registering another model takes seconds.
+    """
+    source, target = (sqlite3.connect(store / "mlflow.db") for store in (champion_store, folder))
+    with closing(source), closing(target):
+        source.backup(target)
 
 
 def register_again(store: Path) -> str:

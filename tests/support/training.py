@@ -1,6 +1,8 @@
 """Runs `python -m trainer` and Ray's commands as a user does, in a project folder of the test's own."""
 
+import json
 import os
+import re
 import secrets
 import shlex
 import shutil
@@ -14,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.request import Request, urlopen
 
 import psutil
 import yaml
@@ -159,3 +162,21 @@ def ray_job(cluster: Project, *arguments: str, cwd: Path = ROOT) -> Ended:
     """Runs `ray job ...` in a shell that knows the cluster."""
     shell = f". {cluster.home / '.ray' / 'env'}; exec ray job {shlex.join(arguments)}"
     return cluster.run("bash", "-c", shell, cwd=cwd)
+
+
+def stop_ray_job(cluster: Project, job: str) -> str:
+    """Stops a job and returns the status that it ended with.
+
+    It sends what `ray job stop` sends, a command that takes longer to start than a small training takes to end.
+    """
+    exports = dict(re.findall(r'export (\w+)="?([^"\n]+)', (cluster.home / ".ray" / "env").read_text()))
+    headers = {"Authorization": f"Bearer {Path(exports['RAY_AUTH_TOKEN_PATH']).read_text().strip()}"}
+    url = f"{exports['RAY_API_SERVER_ADDRESS']}/api/jobs/{job}"
+
+    def status() -> str:
+        with urlopen(Request(url, headers=headers), timeout=30) as answer:
+            return str(json.load(answer)["status"])
+
+    urlopen(Request(f"{url}/stop", method="POST", headers=headers), timeout=30).close()
+    until(lambda: status() in {"STOPPED", "FAILED", "SUCCEEDED"})
+    return status()

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 from torch.multiprocessing import start_processes
 from torch.nn import functional
+from torchvision.ops import StochasticDepth
 
 from configs.model import ModelConfig
 from configs.train import TrainConfig
@@ -20,7 +21,6 @@ from tests.support.registry import MLFLOW_WARNINGS
 from tests.support.runs import (
     CONFIG,
     CPU,
-    EPOCH_ENDS,
     RECIPE,
     MakeSpec,
     assert_as_whole,
@@ -99,10 +99,11 @@ def test_a_step_is_as_near_to_that_of_float64_as_the_uncompiled_one() -> None:
 
 
 def test_chance_within_the_cnn_is_that_of_the_uncompiled_one() -> None:
-    """An EfficientNet in training leaves whole blocks out of some frames."""
+    """Such as stochastic depth, by which an EfficientNet, whose 16 blocks take a minute to compile, skips blocks."""
     torch.manual_seed(0)
-    model = CnnRnn(ModelConfig(backbone="efficientnet_b0", weights="none", hidden_size=8), 4, 2).channels_last()
-    clips = torch.randint(256, (2, 2, 3, 32, 32), dtype=torch.uint8)
+    model = CnnRnn(ModelConfig(backbone="narrow", width=8, weights="none", hidden_size=8), 4, 2).channels_last()
+    model.backbone.append(StochasticDepth(0.5, "row"))
+    clips = torch.randint(256, (4, 2, 3, 32, 32), dtype=torch.uint8)
     logits = []
     for seed, one in ((1, copy.deepcopy(model)), (2, copy.deepcopy(model)), (1, model.compiled())):
         torch.manual_seed(seed)
@@ -123,7 +124,7 @@ def test_a_compiled_run_is_the_uncompiled_one_also_where_it_is_resumed(make_spec
     assert num_graphs() == 3
     assert_close(whole, plain)
     spec.stop_file.touch()
-    for _ in range(EPOCH_ENDS[0] + 1):
+    for _ in range(2):  # each start traces its graphs again, which takes seconds
         assert train(spec)["stopped"]
     spec.stop_file.unlink()
     assert_as_whole(spec, (whole, outcome), train(spec))

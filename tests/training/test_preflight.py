@@ -214,8 +214,8 @@ def test_checkpoints_need_room(packed: Path, tmp_path: Path) -> None:
 @pytest.mark.skipif(not Path("/dev/shm").exists(), reason="shared memory is not a folder here")
 def test_batches_need_shared_memory() -> None:
     def problems(global_batch: int, num_workers: int, num_loader_workers: int) -> list[str]:
-        config = TrainConfig(view=VIEW, global_batch=global_batch)
-        return list(shared_memory_problems(config, 4, num_workers, num_loader_workers))
+        clip_bytes = 4 * 3 * VIEW.size_px**2
+        return list(shared_memory_problems(global_batch, clip_bytes, num_workers, num_loader_workers))
 
     assert problems(8, 1, 2) == []
     assert problems(10**12, 1, 0) == []

@@ -16,10 +16,10 @@ from configs.section import UsageError
 from configs.train import OptimizerConfig, TrainConfig, ViewConfig
 from tests.support.programs import system_program
 from tests.support.registry import MLFLOW_WARNINGS
+from trainer.driver.code_version import code_version
 from trainer.driver.run_folder import (
     BOUND_FIELDS,
     bound_fields,
-    code_version,
     find_record,
     locked,
     new_name,

@@ -91,10 +91,11 @@ def check_cluster(spec: JobSpec, manifest: Manifest) -> None:
     here = ray.get_runtime_context().get_node_id()
     problems = list(spread_problems(spec.config, spec.tracking_uri)) if nodes - {here} else []
     if here in nodes:
+        config = spec.config
         num_here = -(-spec.num_workers // len(nodes))
-        num_frames = spec.config.view.num_frames_of(manifest.clip.num_frames)
-        num_loader = num_loader_workers(spec.config.loader_workers, num_here)
-        problems += shared_memory_problems(spec.config, num_frames, num_here, num_loader)
+        clip_bytes = config.view.num_frames_of(manifest.clip.num_frames) * 3 * config.view.size_px**2
+        num_loaders = num_loader_workers(config.loader_workers, num_here)
+        problems += shared_memory_problems(config.global_batch, clip_bytes, num_here, num_loaders)
     refuse(problems)
 
 

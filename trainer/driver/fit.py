@@ -10,10 +10,11 @@ from dataclasses import replace
 import torch
 
 from packer.shards.manifest import Manifest
+from trainer.driver.code_version import code_version
 from trainer.driver.ending import RunFailedError, Stopped, catch_stop_signals
 from trainer.driver.failure import last_line
 from trainer.driver.release import register_best
-from trainer.driver.run_folder import RunRecord, code_version, save_config
+from trainer.driver.run_folder import RunRecord, save_config
 from trainer.driver.run_life import live_run
 from trainer.driver.worker_group import WorkerGroup
 from trainer.tracking.registry import RegistryError

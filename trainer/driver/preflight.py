@@ -128,20 +128,19 @@ def spread_problems(config: TrainConfig, store: str) -> Iterator[str]:
 
 
 def shared_memory_problems(
-    config: TrainConfig, num_frames: int, num_workers: int, num_loader_workers: int
+    global_batch: int, clip_bytes: int, num_workers: int, num_loader_workers: int
 ) -> Iterator[str]:
     """Yields a problem if the batches of this machine's loader processes do not fit into its shared memory.
 
     Args:
-        config: Its global batch and view give a batch's size.
-        num_frames: Frames of a clip.
+        global_batch: Clips per step, over all workers.
+        clip_bytes: Size of a clip as the model reads it.
         num_workers: Training workers on this machine; they are assumed to be all of them.
         num_loader_workers: Loader processes of each.
     """
     if not num_loader_workers or not SHARED_MEMORY.exists():
         return
-    num_rows = -(-config.global_batch // num_workers)
-    batch_bytes = num_rows * num_frames * 3 * config.view.size_px**2
+    batch_bytes = -(-global_batch // num_workers) * clip_bytes
     needed = num_workers * _NUM_LOADERS * (num_loader_workers * _NUM_PREFETCHED + 1) * batch_bytes
     free = shutil.disk_usage(SHARED_MEMORY).free
     if free < needed:

@@ -9,7 +9,7 @@ from torch import nn
 
 from packer.shards.manifest import Manifest, manifest_sha256, read_samples
 from packer.storage.location import Location
-from trainer.driver.run_folder import code_version
+from trainer.driver.code_version import code_version
 from trainer.evaluation.model_card import write_card
 from trainer.learning.evaluate import evaluate
 from trainer.learning.ranks import Ranks

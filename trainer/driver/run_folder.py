@@ -1,11 +1,8 @@
 """The folder of a run on shared storage: its name, what the run is bound to, and whether it may be resumed."""
 
 import fcntl
-import hashlib
-import logging
 import os
 import secrets
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,15 +11,10 @@ from pathlib import Path
 import yaml
 from pydantic import ValidationError
 
-import configs
-import packer
-import trainer
 from configs.home import tracking_uri
 from configs.section import Section, UsageError, flatten
 from configs.train import TrainConfig
 from packer.storage.files import write_atomically
-
-logger = logging.getLogger(__name__)
 
 RECORD_FILE = "run.json"
 CONFIG_FILE = "config.yaml"
@@ -175,26 +167,3 @@ def locked(folder: Path) -> Iterator[str]:
         ) from error
     finally:
         os.close(descriptor)
-
-
-def code_version() -> str:
-    """Returns the git commit of the code, with `-dirty` if files were changed; without git, a digest of the sources."""
-    folders = [Path(str(package.__file__)).parent for package in (configs, packer, trainer)]
-    git = ["git", "-C", str(folders[0].parent)]
-    if (folders[0].parent / ".git").exists():
-        try:
-            commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout
-            status = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
-        except (OSError, subprocess.CalledProcessError) as error:
-            logger.info("code version taken from the sources reason=%s", error)
-        else:
-            return commit.strip() + ("-dirty" if status.strip() else "")
-    return f"sources-{_sources_sha256(folders)[:16]}"
-
-
-def _sources_sha256(folders: list[Path]) -> str:
-    """Returns a digest of the Python sources below some folders."""
-    digest = hashlib.sha256()
-    for path in sorted(path for folder in folders for path in folder.rglob("*.py")):
-        digest.update(f"{path.parent.name}/{path.name}\0".encode() + path.read_bytes())
-    return digest.hexdigest()

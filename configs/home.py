@@ -1,4 +1,4 @@
-"""Where relative paths start, where MLflow's store lies, and where child processes find the code."""
+"""Where relative paths start, where MLflow's store is, and where child processes find the code."""
 
 import os
 import sys
@@ -10,10 +10,10 @@ HOME_VARIABLE = "CLIPSTREAM_HOME"
 
 
 def home() -> Path:
-    """Returns the absolute folder that relative paths start from: CLIPSTREAM_HOME, else the current folder.
+    """Returns the absolute folder that relative paths start from: CLIPSTREAM_HOME, or the current folder.
 
     Raises:
-        UsageError: The folder lies inside a copy that Ray uploaded, which Ray deletes after the job.
+        UsageError: The folder is inside a copy that Ray uploaded, which Ray deletes after the job.
     """
     folder = Path(os.environ.get(HOME_VARIABLE) or Path.cwd()).absolute()
     if "_ray_pkg_" in str(folder):
@@ -31,7 +31,7 @@ def resolve(path: str | Path) -> Path:
 
 
 def code_path() -> str:
-    """Returns the PYTHONPATH with which a process finds the same code as this one, wherever that was found."""
+    """Returns the PYTHONPATH with which another process imports the same code as this one."""
     return os.pathsep.join(path for path in sys.path if path)
 
 

@@ -1,7 +1,7 @@
 """Reads a command's configuration: defaults < YAML file < environment < command line.
 
-Every part's command goes through `parse`, so that `--help`, the YAML files, the environment variables and the
-validation errors look the same everywhere. It knows nothing about what the fields mean.
+Every command goes through `parse`, so `--help`, YAML files, environment variables and validation errors look the same
+everywhere. This module knows nothing about what the fields mean.
 """
 
 import sys
@@ -30,7 +30,7 @@ ConfigT = TypeVar("ConfigT", bound=Section)
 
 
 def find_config(name: str | Path) -> Path:
-    """Returns the YAML file called `name`: as given, below `home()`, or one that ships with the package.
+    """Returns the YAML file called `name`: as given, below `home()`, or one of those that ship with the package.
 
     Raises:
         UsageError: No such file.
@@ -53,7 +53,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """Returns the mapping that a YAML file holds; an empty file is an empty mapping.
 
     Raises:
-        UsageError: The file is not valid YAML, or its top level is not a mapping.
+        UsageError: The file is not valid YAML, or its top level is no mapping.
     """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -81,10 +81,10 @@ def parse(
         model: The part's configuration model.
         argv: The command's arguments, without the program's name.
         prog: The program's name in `--help`, such as `python -m packer`.
-        description: The text that `--help` opens with.
+        description: The text at the top of `--help`.
         env_prefix: Start of the environment variables' names: `CLIPSTREAM_PACK_` reads
             `CLIPSTREAM_PACK_CLIP__NUM_FRAMES` as `clip.num_frames`.
-        yaml_values: What the YAML file holds, for a caller that has read it already; otherwise `--config` is read.
+        yaml_values: The YAML file's values, from a caller that has read it already; None: `--config` names the file.
 
     Raises:
         UsageError: A value is wrong; the text has one line per field.
@@ -132,7 +132,7 @@ def parse(
 
 
 def config_option(argv: Sequence[str]) -> str | None:
-    """Returns the value of `--config` in `argv`, or None; the rest of `argv` is left to `parse`."""
+    """Returns the value of `--config` in `argv`, or None; `parse` reads the rest of `argv`."""
     for position, argument in enumerate(argv):
         if argument == "--config" and position + 1 < len(argv):
             return argv[position + 1]
@@ -147,7 +147,7 @@ def _config_values(argv: Sequence[str]) -> dict[str, Any]:
 
 
 def fail(prog: str, error: Exception) -> int:
-    """Prints an error as the sentence a user reads and returns the exit code of a wrong command (2)."""
+    """Prints an error, each line after the program's name, and returns the exit code of a wrong command (2)."""
     for line in str(error).splitlines():
         print(f"{prog}: {line}", file=sys.stderr)
     return EXIT_USAGE

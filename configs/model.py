@@ -8,36 +8,36 @@ from configs.section import Section
 
 
 class ModelConfig(Section):
-    """The CNN that sees single frames and the RNN that reads them in order."""
+    """A CNN that sees frames, or short clips, and an RNN that reads them in order."""
 
     backbone: str = "resnet18"
-    """A torchvision CNN by name: resnet*, mobilenet_v3_*, efficientnet_*, convnext_*; a 3-D CNN, which sees motion
+    """Name of a torchvision CNN: resnet*, mobilenet_v3_*, efficientnet_*, convnext_*; of a 3-D CNN, which sees motion
     itself: r3d_18, mc3_18, r2plus1d_18; or `narrow`: a ResNet-10 of `width` channels for CPUs."""
     width: int = Field(16, ge=8)
     """Channels of the first stage of the `narrow` backbone."""
     weights: str = "imagenet"
-    """imagenet or, for 3-D CNNs, kinetics400 (torchvision's, downloaded once), none (random), or the path of a local
-    state_dict."""
+    """First weights of the backbone. imagenet or, for 3-D CNNs, kinetics400: torchvision's, downloaded once; none:
+    random; or the path of a local state_dict."""
     freeze_epochs: int = Field(0, ge=0)
-    """Epochs before the backbone is trained too, its weights and statistics as they came; as many as `epochs`: never,
-    which is fast and fits few clips."""
+    """Epochs in which the backbone's weights and statistics stay as they were loaded. As many as `epochs`: it is never
+    trained, which is fast and suits few clips."""
     unfreeze_stage_epochs: int = Field(0, ge=0)
-    """From there on the backbone is trained stage by stage, the last one first and one more every so many epochs, so
-    that what its first stages know is kept longer; 0: all of it at once."""
+    """After freeze_epochs, train one more stage of the backbone every so many epochs, the last stage first, so that the
+    first stages keep longer what they were pretrained to do; 0: train all stages at once."""
     batch_norm: Literal["train", "frozen", "sync"] = "train"
-    """train: statistics of each worker's clips; frozen: those that came with the weights, so results do not depend on
-    the number of workers; sync: statistics over all workers' clips, on GPUs only."""
+    """train: statistics of each worker's clips; frozen: the statistics that were loaded with the weights, so results do
+    not depend on the number of workers; sync: statistics of all workers' clips, on GPUs only."""
     temporal_shift: bool = False
-    """Lets each block of the backbone see the frames before and after (TSM): motion is learnt from far fewer clips."""
+    """Let each block of the backbone see the frames before and after (TSM): motion is learnt from far fewer clips."""
     differences: bool = False
-    """Shows the CNN what changed since the frame before, too: where things move is learnt from far fewer clips."""
+    """Also show the CNN what changed since the frame before: where things move is learnt from far fewer clips."""
     grid: int = Field(1, ge=1, le=8)
-    """Frame features are averaged to grid x grid places; 1: one average over the whole frame."""
+    """Average frame features to grid x grid places; 1: one average over the whole frame."""
     feature_size: int = Field(256, ge=8)
-    """Features per frame that the RNN reads, used where grid > 1."""
+    """Features per frame that the RNN reads; used if grid > 1."""
     rnn: Literal["lstm", "gru", "none"] = "lstm"
-    """Kind of recurrence; none: the frames' features are pooled as they are. A 3-D CNN gives features for every frame
-    (mc3_18) or for every eighth."""
+    """Kind of recurrence; none: the frames' features are pooled directly. A 3-D CNN gives features for every frame
+    (mc3_18) or for every eighth frame."""
     hidden_size: int = Field(256, ge=1)
     """Width of the RNN's state."""
     num_layers: int = Field(1, ge=1)
@@ -45,7 +45,7 @@ class ModelConfig(Section):
     bidirectional: bool = False
     """Read the clip in both directions."""
     pooling: Literal["last", "mean", "attention"] = "last"
-    """What the classifier sees: the last step of the RNN, the mean over steps, or a mean whose weights are learnt."""
+    """What the classifier sees: the last step of the RNN, the mean over its steps, or a mean with learnt weights."""
     dropout: float = Field(0.1, ge=0, lt=1)
     """Share of features dropped before the classifier, and between the RNN's layers."""
 
@@ -65,9 +65,9 @@ class ModelConfig(Section):
         return self
 
     def num_frozen_stages(self, epoch: int, num_stages: int) -> int:
-        """Returns how many of the backbone's first stages are kept as they are in an epoch, counted from 0.
+        """Returns how many of the backbone's first stages are frozen in an epoch; epochs count from 0.
 
-        With freeze_epochs 2 and unfreeze_stage_epochs 3, 5 stages: 5 in epochs 0 and 1, 4 in 2 to 4, 3 in 5 to 7.
+        With freeze_epochs 2, unfreeze_stage_epochs 3 and 5 stages: 5 in epochs 0 and 1, 4 in 2 to 4, 3 in 5 to 7.
 
         Source: Howard & Ruder 2018, "Universal Language Model Fine-tuning", gradual unfreezing.
         """

@@ -1,4 +1,4 @@
-"""What every configuration model is built from, and how its fields and errors are written."""
+"""The base of every configuration model, and how its fields and errors are written."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 
 class UsageError(Exception):
-    """A command that cannot be carried out as given; its text is the one sentence that the user reads."""
+    """A command that cannot be carried out as given; the text is what the user reads, one sentence per problem."""
 
 
 class Section(BaseModel):
@@ -29,8 +29,8 @@ def describe(error: ValidationError) -> str:
     lines = []
     for detail in error.errors():
         field = ".".join(str(part) for part in detail["loc"]) or "configuration"
-        is_said = detail["type"] in {"missing", "extra_forbidden"} or isinstance(detail["input"], Mapping)
-        given = "" if is_said else f" (got {detail['input']!r})"
+        is_told = detail["type"] in {"missing", "extra_forbidden"} or isinstance(detail["input"], Mapping)
+        given = "" if is_told else f" (got {detail['input']!r})"
         message = detail["msg"].removeprefix("Value error, ")
         lines.append(f"{field}: {message}{given}")
     return "\n".join(lines)

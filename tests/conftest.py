@@ -5,7 +5,7 @@ import signal
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -14,7 +14,8 @@ from tests.support.videos import write_classes
 
 if TYPE_CHECKING:  # torch takes seconds, which tests of the packer need not
     from tests.support.runs import MakeSpec
-    from trainer.worker.spec import JobSpec
+    from trainer.worker.outcome import Outcome
+from trainer.worker.spec import JobSpec
 
 
 def pytest_configure() -> None:
@@ -79,7 +80,7 @@ def make_spec(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> "MakeSp
 
 
 @pytest.fixture(scope="module")
-def whole_run(make_spec: "MakeSpec") -> "tuple[JobSpec, dict[str, Any]]":
+def whole_run(make_spec: "MakeSpec") -> "tuple[JobSpec, Outcome]":
     """A run that nothing interrupted, and its outcome."""
     from tests.support.runs import train_on_one_thread
 

@@ -32,6 +32,7 @@ from trainer.stream.batch import Batch
 from trainer.stream.index import SampleIndex
 from trainer.stream.prefetch import on_device
 from trainer.worker.entry import keep_freed_memory
+from trainer.worker.parts import make_learner, make_model, train_loader
 from trainer.worker.spec import JobSpec
 
 NUM_UNMEASURED_STEPS = 4
@@ -161,7 +162,7 @@ def measure(work: Work, device: torch.device, num_rounds: int, shards: Path) -> 
     keep_freed_memory()
     is_cuda = device.type == "cuda"
     spec, index = work.spec(shards), SampleIndex.open(shards, "train")
-    batch = next(iter(on_device(spec.train_loader(index, 0, Ranks(), device)[1], device)))
+    batch = next(iter(on_device(train_loader(spec.config, index, 0, Ranks(), device)[1], device)))
     specs = {name: work.spec(shards, compiled=name == "compiled") for name in STEPS[:3]}
     learners = {name: _learner(one, name, index, device) for name, one in specs.items()}
     with fresh_cache():  # what an earlier run compiled would be found
@@ -195,14 +196,14 @@ def measure(work: Work, device: torch.device, num_rounds: int, shards: Path) -> 
 
 def _learner(spec: JobSpec, name: str, index: SampleIndex, device: torch.device) -> Learner:
     manifest = read_manifest(spec.shards)
-    model = spec.make_model(manifest).to(device)
+    model = make_model(spec, manifest).to(device)
     if name != "eager":
         model.channels_last()
-    return spec.make_learner(model, index, len(manifest.class_names), Ranks())
+    return make_learner(spec.config, model, index.labels, Ranks())
 
 
 def _step(learner: Learner, batch: Batch) -> None:
-    learner.step(batch, partial(learner.mass, batch), 1e-4)
+    learner.step(batch, partial(learner.weight_sum, batch), 1e-4)
 
 
 def _tutorial_step(batch: Batch, num_classes: int, device: torch.device) -> Callable[[], object]:
@@ -241,7 +242,7 @@ def _streamed(
     spec: JobSpec, index: SampleIndex, learner: Learner | None, device: torch.device, work: Work, shares: list[float]
 ) -> Cost:
     """Takes a learner's steps on the batches of a stream, or none, and adds the share of time that it waited."""
-    batches: Iterator[Batch] = on_device(spec.train_loader(index, 0, Ranks(), device)[1], device)
+    batches: Iterator[Batch] = on_device(train_loader(spec.config, index, 0, Ranks(), device)[1], device)
     waited = 0.0
 
     def take() -> None:

@@ -29,7 +29,9 @@ from trainer.learning.ranks import Ranks
 from trainer.stream.batch import Batch
 from trainer.stream.index import SampleIndex
 from trainer.tracking.runs import open_run
+from trainer.worker.cores import num_loader_workers, num_threads
 from trainer.worker.entry import keep_freed_memory
+from trainer.worker.parts import make_learner, make_model, train_loader
 from trainer.worker.spec import JobSpec
 from trainer.worker.training import Training
 
@@ -65,15 +67,15 @@ def _together(num_rounds: int, folder: Path, shards: Path) -> Row:
     config = TrainConfig.model_validate(read_yaml(find_config("demo.yaml")))
     spec = JobSpec(config, shards, folder / "run", "", "", num_workers=1)
     manifest, index = read_manifest(shards), SampleIndex.open(shards, "train")
-    model = spec.make_model(manifest).channels_last()
-    learner = spec.make_learner(model, index, len(manifest.class_names), Ranks())
+    model = make_model(spec, manifest).channels_last()
+    learner = make_learner(config, model, index.labels, Ranks())
     resident = list(itertools.islice(_batches(spec, index), NUM_UNMEASURED_STEPS))
 
     def measured(batches: Iterator[Batch], steps: bool) -> Cost:
         with stopwatch(NUM_STEPS * config.global_batch) as result:
             for batch in itertools.islice(batches, NUM_STEPS):
                 if steps:
-                    learner.step(batch, partial(learner.mass, batch), 1e-3)
+                    learner.step(batch, partial(learner.weight_sum, batch), 1e-3)
         return result[0]
 
     def streamed(steps: bool) -> Cost:
@@ -94,16 +96,17 @@ def _together(num_rounds: int, folder: Path, shards: Path) -> Row:
         Cost(stream.wall_seconds + step.wall_seconds, stream.cpu_seconds + step.cpu_seconds, stream.num_units)
         for stream, step in zip(costs["stream alone"], costs["step alone"], strict=True)
     ]
+    num_loaders = num_loader_workers(config.loader_workers, 1)
     return Row(
         "train, stream and step together",
-        f"narrow CNN-RNN, 16 frames of 64 px, B={config.global_batch}, {spec.num_loader_workers(1)} loader worker, "
+        f"narrow CNN-RNN, 16 frames of 64 px, B={config.global_batch}, {num_loaders} loader worker, "
         f"{torch.get_num_threads()} threads: 1 is no loss on cores that both share, more than 1 a gain by overlap",
         "clip", costs["together"], "stream alone, then step alone", one_after_the_other, goal=0.95,
     )  # fmt: skip
 
 
 def _batches(spec: JobSpec, index: SampleIndex) -> Iterator[Batch]:
-    yield from spec.train_loader(index, 0, Ranks(), torch.device("cpu"))[1]
+    yield from train_loader(spec.config, index, 0, Ranks(), torch.device("cpu"))[1]
 
 
 def _commands(num_rounds: int, folder: Path) -> list[Row | StartRow]:
@@ -162,7 +165,7 @@ def main(arguments: Sequence[str]) -> None:
     uri = f"sqlite:///{home / 'mlflow.db'}"
     run_id = open_run(uri, config, home / "mlruns")
     spec = JobSpec(config, Path(config.shards), Path(config.runs) / str(config.run), run_id, uri, num_workers=1)
-    torch.set_num_threads(spec.num_threads(1))
+    torch.set_num_threads(num_threads(config.threads_per_worker, 1))
     Training(spec, Ranks(), torch.device("cpu")).run()
 
 

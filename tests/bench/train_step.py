@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from configs.model import ModelConfig
-from configs.train import OptimizerConfig
 from tests.bench.measure import Contender, Cost, Row, interleave, stopwatch
 from tests.bench.tutorial import FrameByFrame
 from trainer.learning.learner import autocast, make_optimizer
@@ -107,7 +106,7 @@ def _make_ours(pixels: torch.Tensor, labels: torch.Tensor) -> _Stepper:
     keep_freed_memory()
     config = ModelConfig(backbone="resnet18", weights="none", hidden_size=HIDDEN_SIZE)
     model = CnnRnn(config, NUM_CLASSES, NUM_FRAMES).to(memory_format=torch.channels_last)
-    return _Stepper(model, make_optimizer(model, OptimizerConfig(weight_decay=0.01)), pixels, labels)
+    return _Stepper(model, make_optimizer(model, weight_decay=0.01), pixels, labels)
 
 
 def _make_bf16(pixels: torch.Tensor, labels: torch.Tensor) -> _Stepper:

@@ -39,7 +39,7 @@ LIBRARIES = {
     "mlflow": ["trainer.tracking", "serve.replica.versions"],
     "ray": [
         *("packer.decoders.ray_decoder", "trainer.driver", "trainer.worker.entry"),
-        *("serve.request.metrics", "serve.app", "serve.local_ray", "serve.__main__"),
+        *("serve.request.metrics", "serve.app", "serve.local_ray"),
     ],
 }
 """Libraries that take seconds to import or that another program may replace one day, and the only rooms to use them."""

@@ -1,4 +1,4 @@
-"""Runs of `trainer.training.Training` in one process, and how two of them are compared to the last bit."""
+"""Runs of `trainer.worker.training.Training` in one process, and how two of them are compared to the last bit."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +14,8 @@ from trainer.evaluation.metrics import Evaluation
 from trainer.learning.ranks import Ranks
 from trainer.model.cnn_rnn import CnnRnn
 from trainer.tracking.runs import open_run
+from trainer.worker.outcome import Outcome
+from trainer.worker.parts import open_checkpoints
 from trainer.worker.spec import JobSpec
 from trainer.worker.training import Training
 
@@ -61,7 +63,7 @@ def put_weights(spec: JobSpec) -> JobSpec:
     return spec
 
 
-def train(spec: JobSpec) -> dict[str, Any]:
+def train(spec: JobSpec) -> Outcome:
     return Training(spec, Ranks(), CPU).run()
 
 
@@ -72,7 +74,7 @@ def curve(spec: JobSpec, name: str) -> list[tuple[int, float]]:
 
 
 def newest(spec: JobSpec) -> dict[str, Any]:
-    state = spec.checkpoints.load_newest()
+    state = open_checkpoints(spec).load_newest()
     assert state is not None
     return state
 
@@ -90,13 +92,15 @@ def assert_same(one: object, other: object) -> None:
             assert_same(left, right)
     elif isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
         assert torch.equal(one, other)
+    elif isinstance(one, Outcome) and isinstance(other, Outcome):
+        assert_same(vars(one), vars(other))
     elif isinstance(one, Evaluation) and isinstance(other, Evaluation):
         assert (one.predictions == other.predictions).all()
     else:
         assert one == other
 
 
-def train_on_one_thread(spec: JobSpec) -> dict[str, Any]:
+def train_on_one_thread(spec: JobSpec) -> Outcome:
     """Trains where no fixture has set the number of threads: in one of a module's own."""
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -105,7 +109,7 @@ def train_on_one_thread(spec: JobSpec) -> dict[str, Any]:
     return outcome
 
 
-def assert_as_whole(spec: JobSpec, whole: tuple[JobSpec, dict[str, Any]], outcome: dict[str, Any]) -> None:
+def assert_as_whole(spec: JobSpec, whole: tuple[JobSpec, Outcome], outcome: Outcome) -> None:
     assert_same(newest(spec), newest(whole[0]))
     assert_same(outcome, whole[1])
     for name in (

@@ -134,7 +134,7 @@ def take_step(ranks: Ranks, case: Case) -> tuple[dict[str, Tensor], float, float
     """Returns the gradients by name, the loss over all ranks, and the gradient's norm."""
     learner = make_learner(ranks, case)
     share = share_of(case.batch, ranks.rank, ranks.world_size)
-    sums = ranks.begin_sum([learner.mass(share)])
+    sums = ranks.begin_sum([learner.weight_sum(share)])
     norm = learner.step(share, lambda: sums()[0], learning_rate=0.1)
     assert {group["lr"] for group in learner.optimizer.param_groups} == {0.1}
     gradients = {

@@ -28,6 +28,7 @@ from trainer.model.cnn_rnn import CnnRnn
 from trainer.model.contract import ModelContract
 from trainer.stream.index import SampleIndex
 from trainer.tracking.registry import Registry
+from trainer.worker.parts import eval_loader
 from trainer.worker.spec import JobSpec
 
 pytestmark = [pytest.mark.integration, *MLFLOW_WARNINGS]
@@ -85,7 +86,7 @@ def samples(folder: Path) -> list[Packed]:
         index = SampleIndex.open(folder / "shards", split)
         reader = index.reader()
         sources = read_samples(folder / "shards", split, columns=["source"])["source"].to_pylist()
-        for batch in spec.eval_loader(split, Ranks()):
+        for batch in eval_loader(spec, split, Ranks()):
             for clip, row in zip(batch.clips, batch.rows, strict=True):
                 if row.weight:
                     stored = index.read(reader, row.index)

@@ -49,10 +49,10 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "audit"
 
 
-def test_later_attempts_supersede_what_was_taken_again(folder: Path) -> None:
+def test_later_attempts_supersede_what_was_repeated(folder: Path) -> None:
     assert replay(folder) == Replay(3, 8, 3, 10, 3, 0, ())
     assert str(replay(folder)) == (
-        "3 whole epochs of 10 samples; 8 steps in 3 attempts, 3 taken again; 0 samples could not be read\n"
+        "3 complete epochs of 10 samples; 8 steps in 3 attempts, 3 repeated; 0 samples could not be read\n"
         "every sample was used once per epoch, none twice, none lost"
     )
 
@@ -76,7 +76,7 @@ def test_what_is_wrong_is_named(folder: Path) -> None:
     first.write_text("".join([*lines[:2], *lines[3:]]))
     lost = [row.index for rank in (0, 1) for row in SCHEDULE.rows(1, rank, 2)]
     shown = replay(folder)
-    assert shown.problems[0] == "1 steps have no line: 2"
+    assert shown.problems[0] == "1 steps are missing: 2"
     assert shown.problems[1] == f"epoch 0 used 4 samples never: {', '.join(map(str, sorted(lost)))}"
 
     second = json.loads(lines[2])
@@ -102,7 +102,7 @@ def test_lines_wait_for_a_storage_that_fails(tmp_path: Path) -> None:
 
 
 def test_a_run_without_an_audit_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(UsageError, match="holds no audit: train with --audit"):
+    with pytest.raises(UsageError, match="holds no audit: train the run with --audit"):
         replay(tmp_path)
     assert main(["audit", "absent", "--runs", str(tmp_path)]) == 2
     assert "absent/audit holds no audit" in capsys.readouterr().err

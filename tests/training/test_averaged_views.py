@@ -45,7 +45,7 @@ def test_logits_are_the_mean_over_the_views(flip: bool) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"evaluation": {"three_crops": True}, "view": {"mode": "squash"}}, r"three_crops is for view.mode crop"),
+        ({"evaluation": {"three_crops": True}, "view": {"mode": "squash"}}, r"three_crops needs view.mode crop"),
         ({"evaluation": {"num_clips": 2}}, r"num_clips \(2\) needs a view.num_frames"),
     ],
 )

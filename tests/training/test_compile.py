@@ -125,7 +125,7 @@ def test_a_compiled_run_is_the_uncompiled_one_also_where_it_is_resumed(make_spec
     assert_close(whole, plain)
     spec.stop_file.touch()
     for _ in range(2):  # each start traces its graphs again, which takes seconds
-        assert train(spec)["stopped"]
+        assert train(spec).stopped
     spec.stop_file.unlink()
     assert_as_whole(spec, (whole, outcome), train(spec))
 

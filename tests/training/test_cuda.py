@@ -23,6 +23,7 @@ from trainer.schedule.rows import Row
 from trainer.stream.batch import Batch
 from trainer.stream.loader import PRELOADED
 from trainer.stream.prefetch import on_device
+from trainer.worker.parts import open_index, train_loader
 from trainer.worker.spec import JobSpec
 from trainer.worker.training import Training
 
@@ -67,7 +68,7 @@ def test_a_run_is_the_run_on_the_cpu_also_where_it_is_stopped_and_resumed(
     spec = make_spec(model=MODEL, precision="fp32")
     spec.stop_file.touch()
     for _ in range(5):
-        assert Training(spec, Ranks(), cuda).run()["stopped"]
+        assert Training(spec, Ranks(), cuda).run().stopped
     spec.stop_file.unlink()
     assert train_steps(spec, cuda) == pytest.approx(wanted, rel=1e-2)
 
@@ -92,7 +93,7 @@ def step(model: nn.Module, batch: Batch, device: torch.device, dtype: torch.dtyp
         max_grad_norm=1e9,
         autocast_dtype=dtype,
     )
-    learner.step(batch, partial(learner.mass, batch), learning_rate=0.0)
+    learner.step(batch, partial(learner.weight_sum, batch), learning_rate=0.0)
     gradients = [parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None]
     return learner.last_loss, torch.cat(gradients).float().cpu()
 
@@ -100,7 +101,7 @@ def step(model: nn.Module, batch: Batch, device: torch.device, dtype: torch.dtyp
 @pytest.fixture
 def batch(make_spec: MakeSpec) -> Batch:
     spec = make_spec(global_batch=16)
-    return next(iter(spec.train_loader(spec.open_index("train"), 0, Ranks(), CPU)[1]))
+    return next(iter(train_loader(spec.config, open_index(spec, "train"), 0, Ranks(), CPU)[1]))
 
 
 def check_rounding(batch: Batch, cuda: torch.device, model: CnnRnn, change: Callable[[CnnRnn], CnnRnn]) -> None:
@@ -128,7 +129,7 @@ def test_batches_are_pinned_and_arrive_as_they_were(
     make_spec: MakeSpec, cuda: torch.device, loader_workers: int
 ) -> None:
     spec = make_spec(loader_workers=loader_workers, augment=CONFIG.augment.model_copy(update={"mixup": 0.5}))
-    for one in spec.train_loader(spec.open_index("train"), 0, Ranks(), CPU)[1]:
+    for one in train_loader(spec.config, open_index(spec, "train"), 0, Ranks(), CPU)[1]:
         tensors = [one.clips, one.labels, one.weights]
         assert all(tensor.is_pinned() for tensor in tensors)
         moved = [tensor.to(cuda, non_blocking=True) for tensor in tensors]
@@ -177,7 +178,7 @@ def test_clips_decoded_on_the_device_are_the_clips(make_spec: MakeSpec, cuda: to
     changes = {"horizontal_flip": True, "min_scale": 0.6, "contrast": 0.2, "mixup": 0.5}
     augment = CONFIG.augment.model_copy(update=changes)
     specs = [make_spec(augment=augment, decode_on=decode_on) for decode_on in ("loader", "device")]
-    loaders = [one.train_loader(one.open_index("train"), 0, Ranks(), cuda)[1] for one in specs]
+    loaders = [train_loader(one.config, open_index(one, "train"), 0, Ranks(), cuda)[1] for one in specs]
     differences = []
     for one, other in zip(*(on_device(loader, cuda) for loader in loaders), strict=True):
         assert (one.rows, one.errors) == (other.rows, other.errors)

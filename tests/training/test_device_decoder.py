@@ -28,6 +28,8 @@ from trainer.stream.stages import inspect
 from trainer.views.frames import FixedFrames
 from trainer.views.mixing import Mixing
 from trainer.views.train_view import TrainView
+from trainer.worker.outcome import Outcome
+from trainer.worker.parts import open_index, train_loader
 from trainer.worker.spec import JobSpec
 
 pytestmark = [
@@ -143,9 +145,9 @@ def test_a_sample_whose_frames_differ_in_size_is_bad_without_being_decoded(packe
     assert "one (x.tar) cannot be decoded: jpegs must be of one size" in bad.error
 
 
-def test_a_run_that_decodes_itself_is_the_run(make_spec: MakeSpec, whole_run: tuple[JobSpec, dict[str, Any]]) -> None:
+def test_a_run_that_decodes_itself_is_the_run(make_spec: MakeSpec, whole_run: tuple[JobSpec, Outcome]) -> None:
     spec = make_spec(decode_on="device")
-    loaders = [one.train_loader(one.open_index("train"), 0, Ranks(), CPU)[1] for one in (spec, whole_run[0])]
+    loaders = [train_loader(one.config, open_index(one, "train"), 0, Ranks(), CPU)[1] for one in (spec, whole_run[0])]
     assert [isinstance(loader, DeviceDecoder) for loader in loaders] == [True, False]
     assert_as_whole(spec, whole_run, train(spec))
 

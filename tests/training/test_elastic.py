@@ -2,27 +2,26 @@
 
 import os
 import shutil
-from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-from torch import nn
 from torch.multiprocessing import start_processes
 
 from configs.load import parse
 from configs.model import ModelConfig
 from configs.section import UsageError
 from configs.train import TrainConfig
-from packer.shards.manifest import Manifest
 from tests.support.registry import MLFLOW_WARNINGS, store_uri
 from tests.support.runs import CONFIG, NUM_STEPS, curve, newest
+from trainer.driver.cluster import worker_range
 from trainer.learning.ranks import Ranks
-from trainer.model.cnn_rnn import CnnRnn
 from trainer.stream.loader import PRELOADED
 from trainer.tracking.runs import open_run
+from trainer.worker.cores import num_loader_workers, num_threads
+from trainer.worker.parts import open_checkpoints
 from trainer.worker.spec import JobSpec
 from trainer.worker.training import Training
 
@@ -41,19 +40,7 @@ PLANS: dict[str, Phases] = {
     "staged-resized": [(2, 5), (1, 5), (2, IN_ONE_GO)],
 }
 NUM_RECOMPUTED = 1
-"""Steps that each resize takes again: the newest checkpoint of a phase is deleted, as if there was no time for it."""
-
-
-class GroupNormSpec(JobSpec):
-    """A run whose model has no batch norm, whose statistics would be those of each rank's rows."""
-
-    def make_model(self, manifest: Manifest) -> CnnRnn:
-        model = super().make_model(manifest)
-        for module in list(model.modules()):
-            for name, child in module.named_children():
-                if isinstance(child, nn.BatchNorm2d):
-                    setattr(module, name, nn.GroupNorm(2, child.num_features))
-        return model
+"""Steps that each resize repeats: the newest checkpoint of a phase is deleted, as if there was no time for it."""
 
 
 def train_rank(rank: int, folder: Path, specs: dict[str, JobSpec]) -> None:
@@ -65,8 +52,8 @@ def train_rank(rank: int, folder: Path, specs: dict[str, JobSpec]) -> None:
                 train_steps(specs[name], Ranks(rank, world_size), num_steps)
             dist.barrier()
             if rank == 0 and number < len(phases) - 1:
-                for step in specs[name].checkpoints.steps()[:NUM_RECOMPUTED]:
-                    shutil.rmtree(specs[name].checkpoints.folder / f"step-{step:010d}")
+                for step in open_checkpoints(specs[name]).steps()[:NUM_RECOMPUTED]:
+                    shutil.rmtree(open_checkpoints(specs[name]).folder / f"step-{step:010d}")
             dist.barrier()
     dist.destroy_process_group()
 
@@ -78,21 +65,28 @@ def train_steps(spec: JobSpec, ranks: Ranks, num_steps: int) -> None:
         spec.stop_file.touch()  # with it there, workers take one step and return
     for _ in range(max(1, num_steps)):
         outcome = Training(spec, ranks, torch.device("cpu")).run()
-        if not outcome["stopped"]:
+        if not outcome.stopped:
             return
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, packed: Path) -> dict[str, JobSpec]:
     folder = tmp_path_factory.mktemp("elastic")
-    plain = ModelConfig(backbone="narrow", width=8, weights="none", hidden_size=8, dropout=0.0)
+    plain = ModelConfig(
+        backbone="narrow",
+        width=8,
+        weights="none",
+        hidden_size=8,
+        dropout=0.0,
+        batch_norm="frozen",  # otherwise its statistics would be those of each rank's rows
+    )
     staged = plain.model_copy(update={"weights": "first.pt", "freeze_epochs": 1, "unfreeze_stage_epochs": 1})
     specs: dict[str, JobSpec] = {}
     for name in PLANS:
         config = CONFIG.model_copy(update={"run": name, "model": staged if name.startswith("staged") else plain})
         (folder / name).mkdir()
         run_id = open_run(store_uri(folder), config, folder / "artifacts")
-        specs[name] = GroupNormSpec(config, packed, folder / name, run_id, store_uri(folder), num_workers=2)
+        specs[name] = JobSpec(config, packed, folder / name, run_id, store_uri(folder), num_workers=2)
     get_context("forkserver").set_forkserver_preload(PRELOADED)
     start_processes(train_rank, args=(folder, specs), nprocs=2, start_method="forkserver")
     return specs
@@ -114,22 +108,18 @@ def test_any_world_sizes_give_the_curve_of_one(runs: dict[str, JobSpec], name: s
 
 
 def test_cores_are_shared_by_the_workers_that_there_are(
-    runs: dict[str, JobSpec], monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(12)))
-    spec = replace(runs["one"], config=TrainConfig())
-    for num_local, num_threads, num_loader_workers in ((1, 12, 8), (2, 6, 5), (4, 3, 2), (12, 1, 0), (13, 1, 0)):
-        assert (spec.num_threads(num_local), spec.num_loader_workers(num_local)) == (num_threads, num_loader_workers)
-    fixed = replace(spec, config=TrainConfig(threads_per_worker=3, loader_workers=1))
-    assert (fixed.num_threads(12), fixed.num_loader_workers(12)) == (3, 1)
+    for num_local, threads, loader_workers in ((1, 12, 8), (2, 6, 5), (4, 3, 2), (12, 1, 0), (13, 1, 0)):
+        assert (num_threads(None, num_local), num_loader_workers(None, num_local)) == (threads, loader_workers)
+    assert (num_threads(3, 12), num_loader_workers(1, 12), num_loader_workers(0, 1)) == (3, 1, 0)
 
 
-def test_the_fewest_and_the_most_workers_make_a_range(runs: dict[str, JobSpec]) -> None:
-    spec = runs["one"]
-    assert spec.worker_range == 2
+def test_the_fewest_and_the_most_workers_make_a_range() -> None:
+    assert worker_range(None, 2) == 2
     for min_workers, num_workers, wanted in ((1, 4, (1, 4)), (4, 4, (4, 4)), (2, 1, (2, 2))):
-        config = spec.config.model_copy(update={"min_workers": min_workers})
-        assert replace(spec, config=config, num_workers=num_workers).worker_range == wanted
+        assert worker_range(min_workers, num_workers) == wanted
     arguments = ["--min-workers", "3", "--num-workers", "2"]
     with pytest.raises(UsageError, match=r"min_workers \(3\) must be at most num_workers \(2\)"):
         parse(TrainConfig, arguments, prog="trainer", description="", env_prefix="CLIPSTREAM_TRAIN_")

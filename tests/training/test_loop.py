@@ -60,13 +60,13 @@ def wait_late(ranks: Ranks) -> list[str]:
     share = share_of(make_batch((1.0,) * 8), ranks.rank, ranks.world_size)
     done: list[str] = []
     learner.model.register_forward_hook(lambda module, inputs, logits: done.append("forward"))
-    sums = ranks.begin_sum([learner.mass(share)])
+    sums = ranks.begin_sum([learner.weight_sum(share)])
 
-    def mass() -> float:
-        done.append(f"mass {sums()[0]:g}")
+    def weight_sum() -> float:
+        done.append(f"weight sum {sums()[0]:g}")
         return sums()[0]
 
-    learner.step(share, mass, learning_rate=1.0)
+    learner.step(share, weight_sum, learning_rate=1.0)
     return done
 
 
@@ -203,7 +203,8 @@ def test_a_batch_without_weight_is_no_step(by_rank: list[dict[str, Any]], world_
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
 def test_ranks_wait_for_their_sum_behind_the_forward_pass(by_rank: list[dict[str, Any]], world_size: int) -> None:
-    assert [by_rank[rank][f"order {world_size}"] for rank in range(world_size)] == [["forward", "mass 8"]] * world_size
+    for rank in range(world_size):
+        assert by_rank[rank][f"order {world_size}"] == ["forward", "weight sum 8"]
 
 
 def test_a_step_whose_sum_is_refused_changes_nothing() -> None:

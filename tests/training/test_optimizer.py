@@ -27,7 +27,7 @@ class Scaled(nn.Module):
 
 def test_the_optimizer_decays_matrices_only() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2), nn.LSTM(2, 2))
-    decayed, spared = make_optimizer(model, OptimizerConfig(weight_decay=0.3)).param_groups
+    decayed, spared = make_optimizer(model, weight_decay=0.3).param_groups
     assert (decayed["weight_decay"], spared["weight_decay"]) == (0.3, 0.0)
     assert all(parameter.dim() >= 2 for parameter in decayed["params"])
     assert all(parameter.dim() == 1 for parameter in spared["params"])
@@ -38,7 +38,7 @@ def test_the_optimizer_decays_matrices_only() -> None:
 def test_the_backbone_has_its_share_of_the_learning_rate() -> None:
     learner = make_learner(Ranks(), Case(1, 0, (1.0,) * 7, False, 0.0))
     learner.model = nn.Sequential(OrderedDict(backbone=nn.Sequential(nn.Flatten(), Scaled()), head=nn.Linear(96, 3)))
-    learner.optimizer = make_optimizer(learner.model, OptimizerConfig(backbone_factor=0.1, weight_decay=0.0))
+    learner.optimizer = make_optimizer(learner.model, weight_decay=0.0, backbone_factor=0.1)
     before = {name: parameter.detach().clone() for name, parameter in learner.model.named_parameters()}
     learner.step(make_batch((1.0,) * 7), lambda: 7.0, 0.01)
     # AdamW's first step is one learning rate wide for every weight.
@@ -50,7 +50,7 @@ def test_the_backbone_has_its_share_of_the_learning_rate() -> None:
 def test_a_frozen_parameter_is_left_alone_until_it_is_trained() -> None:
     """Weight decay too, and the optimizer's state begins when it is trained."""
     learner = make_learner(Ranks(), Case(1, 0, (1.0,) * 7, False, 0.0))
-    learner.optimizer = make_optimizer(learner.model, OptimizerConfig(weight_decay=0.5))
+    learner.optimizer = make_optimizer(learner.model, weight_decay=0.5)
     hidden = learner.model.hidden.weight
     before = hidden.detach().clone()
     hidden.requires_grad_(False)

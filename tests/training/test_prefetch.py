@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from threading import Event
 from threading import enumerate as threads
-from typing import Any
 
 import pytest
 import torch
@@ -14,6 +13,7 @@ from tests.support.runs import CPU, EPOCH_ENDS, MakeSpec, assert_as_whole, train
 from tests.support.steps import make_batch
 from trainer.stream.batch import Batch
 from trainer.stream.prefetch import on_device
+from trainer.worker.outcome import Outcome
 from trainer.worker.spec import JobSpec
 
 pytestmark = [*MLFLOW_WARNINGS, pytest.mark.usefixtures("one_thread")]
@@ -66,7 +66,7 @@ def test_what_the_loader_raises_comes_after_the_batches_before(ahead: bool) -> N
 
 
 def test_a_run_that_fetches_ahead_is_the_run_also_where_it_is_stopped_and_resumed(
-    make_spec: MakeSpec, whole_run: tuple[JobSpec, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+    make_spec: MakeSpec, whole_run: tuple[JobSpec, Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its position is that of the batch whose step was taken, not of the one that was fetched."""
     # Patched, since nothing but the device decides this: without CUDA a run never fetches ahead.
@@ -76,6 +76,6 @@ def test_a_run_that_fetches_ahead_is_the_run_also_where_it_is_stopped_and_resume
     spec = make_spec()
     spec.stop_file.touch()
     for _ in range(EPOCH_ENDS[0] + 1):
-        assert train(spec)["stopped"]
+        assert train(spec).stopped
     spec.stop_file.unlink()
     assert_as_whole(spec, whole_run, train(spec))

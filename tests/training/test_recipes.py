@@ -14,6 +14,7 @@ from tests.support.registry import MLFLOW_WARNINGS, store_uri
 from trainer.learning.ranks import Ranks
 from trainer.stream.index import SampleIndex
 from trainer.tracking.runs import open_run
+from trainer.worker.parts import make_model, open_checkpoints, train_loader
 from trainer.worker.spec import JobSpec
 from trainer.worker.training import Training
 
@@ -47,7 +48,7 @@ def train(spec: JobSpec) -> dict[str, Any]:
 
 def result(spec: JobSpec) -> tuple[dict[str, torch.Tensor], dict[str, list[tuple[int, float]]]]:
     """Returns the last weights and the curves that do not measure time."""
-    state = spec.checkpoints.load_newest()
+    state = open_checkpoints(spec).load_newest()
     assert state is not None
     client = MlflowClient(spec.tracking_uri)
     names = ("train_loss", "grad_norm", "val_loss", "test_loss", "test_tta_loss")
@@ -61,12 +62,12 @@ def test_a_run_with_every_recipe_is_resumed_exactly(packed: Path, tmp_path: Path
     outcome = train(whole)
     weights, curves = result(whole)
     assert [step for step, _ in curves["train_loss"]] == list(range(1, NUM_STEPS + 1))
-    assert outcome["test"]["loss"] == curves["test_loss"][0][1] != curves["test_tta_loss"][0][1]
+    assert outcome.test["loss"] == curves["test_loss"][0][1] != curves["test_tta_loss"][0][1]
 
     parts = begin(tmp_path / "parts", packed, CONFIG)
     parts.stop_file.touch()
     num_stops = 0
-    while train(parts)["stopped"]:
+    while train(parts).stopped:
         num_stops += 1
     assert num_stops == NUM_STEPS
     with_loaders = begin(tmp_path / "loaders", packed, CONFIG.model_copy(update={"loader_workers": 2}))
@@ -92,7 +93,7 @@ def test_a_run_with_every_recipe_is_resumed_exactly(packed: Path, tmp_path: Path
 def test_each_recipe_changes_the_batches(packed: Path, tmp_path: Path, changed: dict[str, Any]) -> None:
     def first_batch(config: TrainConfig) -> bytes:
         spec = JobSpec(config, packed, tmp_path, "", "", num_workers=1)
-        _, loader = spec.train_loader(SampleIndex.open(packed, "train"), 0, Ranks(), torch.device("cpu"))
+        _, loader = train_loader(spec.config, SampleIndex.open(packed, "train"), 0, Ranks(), torch.device("cpu"))
         return next(iter(loader)).clips.numpy().tobytes()
 
     assert first_batch(CONFIG) != first_batch(CONFIG.model_copy(update=changed))
@@ -103,7 +104,7 @@ def test_each_kind_of_view_changes_the_averaged_test(packed: Path, tmp_path: Pat
     config = CONFIG.model_copy(update={"epochs": 1, "evaluation": EvaluationConfig(**averaged)})
     spec = begin(tmp_path / "run", packed, config)
     outcome = train(spec)
-    assert result(spec)[1]["test_tta_loss"][0][1] != pytest.approx(outcome["test"]["loss"], rel=1e-5)
+    assert result(spec)[1]["test_tta_loss"][0][1] != pytest.approx(outcome.test["loss"], rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -118,8 +119,8 @@ def test_the_seed_is_of_the_first_weights_the_order_and_the_views(
     for seed in (0, 1):
         plain = {"seed": seed, "sampling": "shuffled", "view": view, "augment": AugmentConfig()}
         spec = JobSpec(CONFIG.model_copy(update=plain), packed, tmp_path, "", "", num_workers=1)
-        weights.append(spec.make_model(read_manifest(packed)).head.weight)
-        _, loader = spec.train_loader(SampleIndex.open(packed, "train"), 0, Ranks(), torch.device("cpu"))
+        weights.append(make_model(spec, read_manifest(packed)).head.weight)
+        _, loader = train_loader(spec.config, SampleIndex.open(packed, "train"), 0, Ranks(), torch.device("cpu"))
         rows = [pair for batch in loader for pair in zip(batch.rows, batch.clips, strict=True) if pair[0].weight]
         orders.append([row.index for row, _ in rows])
         views.append({(row.epoch, row.index): clip.numpy().tobytes() for row, clip in rows})

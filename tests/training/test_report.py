@@ -6,7 +6,6 @@ import shutil
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -29,6 +28,8 @@ from trainer.evaluation.tables import prediction_table
 from trainer.learning.ranks import Ranks
 from trainer.tracking.registry import MAX_DESCRIPTION_CHARACTERS, Registry
 from trainer.tracking.runs import open_run
+from trainer.worker.outcome import Outcome
+from trainer.worker.parts import eval_loader, train_loader
 from trainer.worker.spec import JobSpec
 from trainer.worker.training import Training
 
@@ -49,7 +50,7 @@ HEAD_PX, TEXT_PX, SIDE_PX, MARGIN_PX, GAP_PX = 34, 38, 96, 12, 2
 
 
 @pytest.fixture(scope="module")
-def reported(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[JobSpec, dict[str, Any], Path]:
+def reported(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[JobSpec, Outcome, Path]:
     """A run that was trained and reported, what it gave, and its artifacts."""
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -57,7 +58,7 @@ def reported(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Jo
     run_id = open_run(store_uri(folder), CONFIG, folder / "artifacts")
     spec = JobSpec(CONFIG, packed, folder, run_id, store_uri(folder), num_workers=1)
     outcome = Training(spec, Ranks(), torch.device("cpu")).run()
-    report(spec, read_manifest(packed), outcome["evaluations"])
+    report(spec, read_manifest(packed), outcome.evaluations)
     register_best(spec, read_manifest(packed), outcome)
     torch.set_num_threads(num_threads)
     return spec, outcome, Path(MlflowClient(spec.tracking_uri).download_artifacts(run_id, ""))
@@ -75,19 +76,20 @@ def rows_of(text: str) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(text)))
 
 
-def test_training_clips_are_shown_as_the_model_got_them(reported: tuple[JobSpec, dict[str, Any], Path]) -> None:
+def test_training_clips_are_shown_as_the_model_got_them(reported: tuple[JobSpec, Outcome, Path]) -> None:
     spec, _, folder = reported
-    _, loader = spec.train_loader(Training(spec, Ranks(), torch.device("cpu")).index, 0, Ranks(), torch.device("cpu"))
+    index = Training(spec, Ranks(), torch.device("cpu")).index
+    _, loader = train_loader(spec.config, index, 0, Ranks(), torch.device("cpu"))
     clips = next(iter(loader)).clips.permute(0, 1, 3, 4, 2).numpy()
     for number, clip in enumerate(clips):
         assert (shown(folder / "data" / "train_clips.png", number) == clip).all()
 
 
 def test_mistakes_are_shown_worst_first_as_evaluation_sees_them(
-    reported: tuple[JobSpec, dict[str, Any], Path],
+    reported: tuple[JobSpec, Outcome, Path],
 ) -> None:
     spec, _, _ = reported
-    clips = torch.cat([batch.clips[batch.weights > 0] for batch in spec.eval_loader("val", Ranks())])
+    clips = torch.cat([batch.clips[batch.weights > 0] for batch in eval_loader(spec, "val", Ranks())])
     predictions = np.zeros(4, PREDICTION)
     predictions["sample"] = range(4)
     predictions["label"] = [0, 0, 1, 1]
@@ -101,12 +103,10 @@ def test_mistakes_are_shown_worst_first_as_evaluation_sees_them(
     assert sheet.height == MARGIN_PX + HEAD_PX
 
 
-def test_a_clip_that_can_no_longer_be_read_is_left_out(
-    reported: tuple[JobSpec, dict[str, Any], Path], tmp_path: Path
-) -> None:
+def test_a_clip_that_can_no_longer_be_read_is_left_out(reported: tuple[JobSpec, Outcome, Path], tmp_path: Path) -> None:
     spec, outcome, _ = reported
     shards = shutil.copytree(spec.shards, tmp_path / "shards")
-    predictions = outcome["evaluations"]["val"].predictions[:3].copy()
+    predictions = outcome.evaluations["val"].predictions[:3].copy()
     predictions["predicted"] = 1 - predictions["label"]
     predictions["probability"] = 0.9
     whole = draw_mistakes(spec, "val", Evaluation(predictions, 2), ("a", "b"))
@@ -118,33 +118,33 @@ def test_a_clip_that_can_no_longer_be_read_is_left_out(
     assert [(shown(without, 0) == shown(whole, 0)).all(), (shown(without, 1) == shown(whole, 2)).all()] == [True, True]
 
 
-def test_every_prediction_is_in_the_table(reported: tuple[JobSpec, dict[str, Any], Path]) -> None:
+def test_every_prediction_is_in_the_table(reported: tuple[JobSpec, Outcome, Path]) -> None:
     spec, outcome, folder = reported
-    for split in ("val", "test"):
+    for split, figures in (("val", outcome.val), ("test", outcome.test)):
         rows = rows_of((folder / "evaluation" / split / "predictions.csv").read_text())
         index = read_samples(spec.shards, split).to_pylist()
         assert [(row["key"], row["source"], row["true"]) for row in rows] == [
             (row["key"], row["source"], row["class_name"]) for row in index
         ]
         right = [row["true"] == row["predicted"] for row in rows]
-        assert sum(right) / len(rows) == pytest.approx(outcome[split]["top1"])
+        assert sum(right) / len(rows) == pytest.approx(figures["top1"])
         for row in rows:
             if row["true"] == row["predicted"]:
                 assert row["probability"] == row["probability of true"]
             else:
                 assert float(row["probability"]) + float(row["probability of true"]) == pytest.approx(1, abs=2e-4)
         per_class = rows_of((folder / "evaluation" / split / "per_class.csv").read_text())
-        assert sum(float(row["f1"]) for row in per_class) / 2 == pytest.approx(outcome[split]["macro_f1"], abs=1e-4)
+        assert sum(float(row["f1"]) for row in per_class) / 2 == pytest.approx(figures["macro_f1"], abs=1e-4)
 
 
-def test_tables_survive_names_with_commas_and_quotes(reported: tuple[JobSpec, dict[str, Any], Path]) -> None:
+def test_tables_survive_names_with_commas_and_quotes(reported: tuple[JobSpec, Outcome, Path]) -> None:
     spec, outcome, _ = reported
     names = ("run, fast", 'say "hi"')
-    evaluation = outcome["evaluations"]["val"]
+    evaluation = outcome.evaluations["val"]
     assert {row["true"] for row in rows_of(prediction_table(evaluation, names, spec.shards, "val"))} == set(names)
 
 
-def test_data_and_machine_are_described(reported: tuple[JobSpec, dict[str, Any], Path]) -> None:
+def test_data_and_machine_are_described(reported: tuple[JobSpec, Outcome, Path]) -> None:
     spec, _, folder = reported
     environment = yaml.safe_load((folder / "environment.yaml").read_text())
     assert environment["packages"]["torch"] == version("torch")
@@ -156,7 +156,7 @@ def test_data_and_machine_are_described(reported: tuple[JobSpec, dict[str, Any],
 
 
 def test_the_card_is_with_the_version_and_says_what_was_measured(
-    reported: tuple[JobSpec, dict[str, Any], Path],
+    reported: tuple[JobSpec, Outcome, Path],
 ) -> None:
     spec, outcome, folder = reported
     card = (folder / "model_card.md").read_text()
@@ -164,8 +164,8 @@ def test_the_card_is_with_the_version_and_says_what_was_measured(
     assert registry.client.get_model_version("clipstream", "1").description == card
     assert card.startswith("# clipstream version 1\n")
     for fact in [
-        f"{outcome['test']['top1']:.1%}",
-        f"{outcome['val']['macro_f1']:.1%}",
+        f"{outcome.test['top1']:.1%}",
+        f"{outcome.val['macro_f1']:.1%}",
         manifest_sha256(spec.shards)[:12],
         "4 frames",
         "(B, 4, 3, 24, 24)",

@@ -16,14 +16,14 @@ from configs.section import UsageError
 from configs.train import OptimizerConfig, TrainConfig, ViewConfig
 from tests.support.programs import system_program
 from tests.support.registry import MLFLOW_WARNINGS
+from trainer.driver.code_version import code_version
 from trainer.driver.run_folder import (
     BOUND_FIELDS,
-    RunRecord,
     bound_fields,
-    code_version,
     find_record,
     locked,
     new_name,
+    new_record,
     save_config,
 )
 
@@ -38,8 +38,7 @@ def folder(tmp_path: Path) -> Path:
     """The folder of a run of CONFIG that was begun."""
     made = tmp_path / "one"
     made.mkdir()
-    record = RunRecord(run_id="r", tracking_uri="sqlite:///x", manifest_sha256=DIGEST, bound=bound_fields(CONFIG))
-    record.save(made)
+    new_record(CONFIG, DIGEST).model_copy(update={"run_id": "r"}).save(made)
     save_config(made, CONFIG)
     return made
 

@@ -21,6 +21,7 @@ from trainer.learning.ranks import Ranks
 from trainer.stream.loader import PRELOADED
 from trainer.worker.audit import replay
 from trainer.worker.checkpoint import CheckpointStore, SupersededError
+from trainer.worker.parts import open_checkpoints
 from trainer.worker.spec import JobSpec
 from trainer.worker.training import Training, TrainingError
 
@@ -104,18 +105,18 @@ def test_a_process_that_slept_through_the_take_wakes_up_to_nothing(orphan: BaseP
 
 def test_orphans_and_the_workers_that_follow_make_one_run(make_spec: MakeSpec) -> None:
     first = replace(make_spec(epochs=1000, checkpoint_interval_seconds=1e-9, audit=True), holder="first")
-    first.checkpoints.take()
+    open_checkpoints(first).take()
     orphan = started(train_on_and_on, first)
-    until(lambda: max(first.checkpoints.steps(), default=0) > 2)
+    until(lambda: max(open_checkpoints(first).steps(), default=0) > 2)
     second = replace(first, holder="second")
-    second.checkpoints.take()
+    open_checkpoints(second).take()
     reached = newest(second)["global_step"]
     orphan.join()
     assert orphan.exitcode == SUPERSEDED
     assert newest(second)["global_step"] == reached
     second.stop_file.touch()  # with it there, workers take one step and return
     for _ in range(2):
-        assert train(second)["stopped"]
+        assert train(second).stopped
     steps = [step for step, _ in curve(second, "train_loss")]
     assert steps == list(range(1, reached + 3))
     audit = replay(second.audit_folder)

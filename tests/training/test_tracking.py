@@ -15,7 +15,8 @@ from configs.train import TrainConfig
 from packer.shards.manifest import read_manifest
 from tests.support.mlflow_server import Server
 from tests.support.registry import MLFLOW_WARNINGS, Brightness, contract, store_uri
-from trainer.driver.run_folder import begin_record, end_abandoned, locked
+from trainer.driver.run_folder import locked
+from trainer.driver.run_life import end_abandoned
 from trainer.evaluation.metrics import PREDICTION, Evaluation
 from trainer.tracking.registry import Registry, RegistryError, answering
 from trainer.tracking.run_log import RunLog
@@ -124,10 +125,11 @@ OPEN_AND_DIE = """
 import os, signal, sys
 from pathlib import Path
 from configs.train import TrainConfig
-from trainer.driver.run_folder import begin_record, locked
+from trainer.driver.run_folder import locked, new_record
+from trainer.driver.run_life import live_run
 
-with locked(Path(sys.argv[1]) / "killed") as folder_id:
-    begin_record(TrainConfig(run="killed"), "", folder_id)
+config, folder = TrainConfig(run="killed"), Path(sys.argv[1]) / "killed"
+with locked(folder) as folder_id, live_run(new_record(config, ""), config, folder, folder_id):
     os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -138,7 +140,8 @@ def test_runs_that_nobody_trains_are_marked_as_killed(tmp_path: Path, monkeypatc
 
     def begun(name: str, folder: Path) -> str:
         with locked(folder) as folder_id:
-            return begin_record(CONFIG.model_copy(update={"run": name}), "", folder_id).run_id
+            config = CONFIG.model_copy(update={"run": name})
+            return open_run(uri, config, tmp_path / "artifacts", folder_id=folder_id)
 
     names = ("mine", "abandoned", "held", "finished")
     ids = {name: begun(name, runs / name) for name in names}

@@ -47,10 +47,10 @@ def test_a_run_is_tracked_and_its_model_registered(server: Server, bucket: str, 
     log.description(CONFIG, manifest, "0" * 64, "commit")
     log.close()
     spec.stop_file.touch()
-    assert train(spec)["stopped"]  # after one step; what follows goes on from its checkpoint
+    assert train(spec).stopped  # after one step; what follows goes on from its checkpoint
     spec.stop_file.unlink()
     outcome = train(spec)
-    report(spec, manifest, outcome["evaluations"])
+    report(spec, manifest, outcome.evaluations)
     assert register_best(spec, manifest, outcome) == "1"
     end_run(server.uri, run_id, "FINISHED")
 
@@ -59,7 +59,7 @@ def test_a_run_is_tracked_and_its_model_registered(server: Server, bucket: str, 
     run = registry.client.get_run(run_id)
     assert (run.info.status, run.data.tags["code_version"]) == ("FINISHED", "commit")
     assert run.data.params["global_batch"] == "4"
-    assert run.data.metrics["test_top1"] == outcome["test"]["top1"]
+    assert run.data.metrics["test_top1"] == outcome.test["top1"]
     assert run.inputs.dataset_inputs[0].dataset.name == "shards"
     system, root = fsspec.core.url_to_fs(f"{bucket}/artifacts", use_listings_cache=False)
     stored = {name.removeprefix(f"{root}/") for name in system.find(root)}

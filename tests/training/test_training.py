@@ -3,8 +3,8 @@
 import logging
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -13,17 +13,19 @@ from tests.support.registry import MLFLOW_WARNINGS
 from tests.support.runs import CPU, EPOCH_ENDS, NUM_STEPS, MakeSpec, assert_as_whole, curve, newest, train
 from trainer.learning.evaluate import evaluate
 from trainer.learning.ranks import Ranks
+from trainer.worker.outcome import Outcome
+from trainer.worker.parts import eval_loader, open_checkpoints
 from trainer.worker.spec import JobSpec
 from trainer.worker.training import Training, TrainingError
 
 pytestmark = [*MLFLOW_WARNINGS, pytest.mark.usefixtures("one_thread")]
 
 
-def test_an_uninterrupted_run(whole_run: tuple[JobSpec, dict[str, Any]]) -> None:
+def test_an_uninterrupted_run(whole_run: tuple[JobSpec, Outcome]) -> None:
     spec, outcome = whole_run
     state = newest(spec)
     assert (state["global_step"], state["position"], state["num_bad"]) == (NUM_STEPS, 3 * 21, 0)
-    assert outcome["stopped"] is False
+    assert outcome.stopped is False
     for name in ("train_loss", "train_top1", "learning_rate", "grad_norm", "clips_per_second", "data_wait_share"):
         points = curve(spec, name)
         assert [step for step, _ in points] == list(range(1, NUM_STEPS + 1))
@@ -36,25 +38,25 @@ def test_an_uninterrupted_run(whole_run: tuple[JobSpec, dict[str, Any]]) -> None
     assert rates[-1] < rates[-2] < rates[3]
 
 
-def test_the_best_epoch_is_the_one_of_the_metric_and_is_tested(whole_run: tuple[JobSpec, dict[str, Any]]) -> None:
+def test_the_best_epoch_is_the_one_of_the_metric_and_is_tested(whole_run: tuple[JobSpec, Outcome]) -> None:
     spec, outcome = whole_run
     metrics = dict(curve(spec, "val_macro_f1"))
     losses = dict(curve(spec, "val_loss"))
     best = max(EPOCH_ENDS, key=lambda step: (metrics[step], -losses[step]))
-    assert outcome["best_step"] == best
-    assert outcome["val"]["macro_f1"] == metrics[best]
-    assert set(spec.checkpoints.steps()) == {best, *EPOCH_ENDS[-2:]}
+    assert outcome.best_step == best
+    assert outcome.val["macro_f1"] == metrics[best]
+    assert set(open_checkpoints(spec).steps()) == {best, *EPOCH_ENDS[-2:]}
     training = Training(spec, Ranks(), CPU)
-    training.model.load_state_dict(spec.checkpoints.load(best)["model"])
-    figures = evaluate(training.model.eval(), spec.eval_loader("test", Ranks()), 2, Ranks(), CPU).figures()
-    assert outcome["test"] == figures
+    training.model.load_state_dict(open_checkpoints(spec).load(best)["model"])
+    figures = evaluate(training.model.eval(), eval_loader(spec, "test", Ranks()), 2, Ranks(), CPU).figures()
+    assert outcome.test == figures
     assert {name: value for name, value in figures.items() if curve(spec, f"test_{name}") != [(16, value)]} == {}
 
 
 @pytest.mark.parametrize(("ahead", "loss", "stays"), [(0.1, 9.0, True), (0.0, 0.0, True), (0.0, 9.0, False)])
 @pytest.mark.parametrize("metric", ["macro_f1", "top1"])
 def test_a_later_epoch_is_the_best_only_if_it_is_better(
-    make_spec: MakeSpec, whole_run: tuple[JobSpec, dict[str, Any]], metric: str, ahead: float, loss: float, stays: bool
+    make_spec: MakeSpec, whole_run: tuple[JobSpec, Outcome], metric: str, ahead: float, loss: float, stays: bool
 ) -> None:
     """An epoch as good by the metric is better if its loss is lower."""
     spec = make_spec(select_by=metric)
@@ -66,21 +68,21 @@ def test_a_later_epoch_is_the_best_only_if_it_is_better(
     state = newest(spec)
     assert state["best_step"] == EPOCH_ENDS[0]
     state["best_figures"] = {"macro_f1": 0.0, "top1": 0.0, metric: reached + ahead, "loss": loss}
-    spec.checkpoints.save(state, EPOCH_ENDS[0], EPOCH_ENDS[0])
+    open_checkpoints(spec).save(state, EPOCH_ENDS[0], EPOCH_ENDS[0])
     outcome = train(spec)
-    assert (outcome["best_step"] == EPOCH_ENDS[0]) is stays
-    assert (EPOCH_ENDS[0] in spec.checkpoints.steps()) is stays
-    assert outcome["val"][metric] == reached + ahead
+    assert (outcome.best_step == EPOCH_ENDS[0]) is stays
+    assert (EPOCH_ENDS[0] in open_checkpoints(spec).steps()) is stays
+    assert outcome.val[metric] == reached + ahead
 
 
 def test_a_run_stopped_after_every_step_is_the_whole_run(
-    make_spec: MakeSpec, whole_run: tuple[JobSpec, dict[str, Any]]
+    make_spec: MakeSpec, whole_run: tuple[JobSpec, Outcome]
 ) -> None:
     spec = make_spec()
     spec.stop_file.touch()
     positions = []
-    while (outcome := train(spec))["stopped"]:
-        assert outcome["test"] == {}
+    while (outcome := train(spec)).stopped:
+        assert outcome.test == {}
         positions.append(newest(spec)["position"])
     assert positions == [min(4 * step, 63) for step in range(1, NUM_STEPS + 1)]
     assert_as_whole(spec, whole_run, outcome)
@@ -88,12 +90,12 @@ def test_a_run_stopped_after_every_step_is_the_whole_run(
 
 @pytest.mark.parametrize("lost", [1, 2])
 def test_steps_that_were_lost_are_taken_again_and_logged_once(
-    make_spec: MakeSpec, whole_run: tuple[JobSpec, dict[str, Any]], lost: int, caplog: pytest.LogCaptureFixture
+    make_spec: MakeSpec, whole_run: tuple[JobSpec, Outcome], lost: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     """As after a kill -9: the curves are ahead of the checkpoints, of which the newest may be torn."""
     spec = make_spec(checkpoint_interval_seconds=1e-9)
     train(spec)
-    steps = spec.checkpoints.steps()
+    steps = open_checkpoints(spec).steps()
     assert steps[:2] == [16, 15]
     if steps[-1] in (15, 16):  # the best was among the newest two: leave one to start from
         lost = 1
@@ -106,17 +108,10 @@ def test_steps_that_were_lost_are_taken_again_and_logged_once(
     assert_as_whole(spec, whole_run, outcome)
 
 
-def test_a_run_is_prolonged_by_more_epochs(make_spec: MakeSpec, whole_run: tuple[JobSpec, dict[str, Any]]) -> None:
+def test_a_run_is_prolonged_by_more_epochs(make_spec: MakeSpec, whole_run: tuple[JobSpec, Outcome]) -> None:
     spec = make_spec()
     shutil.copytree(whole_run[0].run_folder / "checkpoints", spec.run_folder / "checkpoints")
-    longer = JobSpec(
-        spec.config.model_copy(update={"epochs": 4}),
-        spec.shards,
-        spec.run_folder,
-        spec.run_id,
-        spec.tracking_uri,
-        num_workers=1,
-    )
+    longer = replace(spec, config=spec.config.model_copy(update={"epochs": 4}))
     train(longer)
     # The padded last batch of the third epoch is not used again.
     assert [step for step, _ in curve(longer, "train_loss")] == list(range(17, 23))
@@ -124,14 +119,12 @@ def test_a_run_is_prolonged_by_more_epochs(make_spec: MakeSpec, whole_run: tuple
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # however few cores there are
-def test_loader_workers_change_nothing(make_spec: MakeSpec, whole_run: tuple[JobSpec, dict[str, Any]]) -> None:
+def test_loader_workers_change_nothing(make_spec: MakeSpec, whole_run: tuple[JobSpec, Outcome]) -> None:
     spec = make_spec(loader_workers=2)
     assert_as_whole(spec, whole_run, train(spec))
 
 
-def test_points_are_means_over_the_steps_between_them(
-    make_spec: MakeSpec, whole_run: tuple[JobSpec, dict[str, Any]]
-) -> None:
+def test_points_are_means_over_the_steps_between_them(make_spec: MakeSpec, whole_run: tuple[JobSpec, Outcome]) -> None:
     spec = make_spec(log_every_steps=5, epochs=3)
     train(spec)
     every = dict(curve(whole_run[0], "train_loss"))
@@ -180,13 +173,13 @@ class Repair(logging.Handler):
 
     def __init__(self, spec: JobSpec, num_failures: int) -> None:
         super().__init__()
-        self.checkpoints = spec.checkpoints.folder
+        self.checkpoints = open_checkpoints(spec).folder
         self.checkpoints.touch()  # a file where the folder should be
         self.num_failures = num_failures
         self.num_seen = 0
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.getMessage().startswith("checkpoint not written, tried again later reason="):
+        if record.getMessage().startswith("checkpoint not written, will be tried again reason="):
             self.num_seen += 1
             if self.num_seen == self.num_failures:
                 self.checkpoints.unlink()
@@ -194,7 +187,7 @@ class Repair(logging.Handler):
 
 @pytest.mark.parametrize("num_failures", [1, 2, 8])
 def test_a_storage_that_fails_for_a_while_costs_nothing(
-    make_spec: MakeSpec, whole_run: tuple[JobSpec, dict[str, Any]], num_failures: int, monkeypatch: pytest.MonkeyPatch
+    make_spec: MakeSpec, whole_run: tuple[JobSpec, Outcome], num_failures: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In mid-epoch the training goes on; at the end of an epoch, here after five failures, it waits."""
     monkeypatch.setattr("trainer.worker.checkpoint.RETRY_SECONDS", 0.01)
@@ -213,7 +206,7 @@ def test_a_storage_that_fails_for_long_ends_the_run_at_the_end_of_an_epoch(
     monkeypatch.setattr("trainer.worker.checkpoint.RETRY_SECONDS", 0.0)
     monkeypatch.setattr("trainer.worker.training.NUM_STORAGE_TRIES", 3)
     spec = make_spec()
-    spec.checkpoints.folder.touch()
+    open_checkpoints(spec).folder.touch()
     with pytest.raises(OSError, match="took no checkpoint in 3 tries at the end of an epoch"):
         train(spec)
     assert caplog.text.count("checkpoint not written") == 1 + 3

@@ -3,7 +3,6 @@
 import logging
 import math
 from bisect import bisect_left
-from typing import Any
 
 import pytest
 import torch
@@ -30,7 +29,9 @@ from trainer.learning.evaluate import evaluate
 from trainer.learning.learner import FACTOR, Loss, learning_rate
 from trainer.learning.ranks import Ranks
 from trainer.stream.index import SampleIndex
-from trainer.worker.checkpoint import judged_weights
+from trainer.worker.checkpoint import evaluated_weights
+from trainer.worker.outcome import Outcome
+from trainer.worker.parts import eval_loader, make_learner, make_model, open_checkpoints
 from trainer.worker.spec import JobSpec
 from trainer.worker.training import Training
 
@@ -38,20 +39,20 @@ pytestmark = [*MLFLOW_WARNINGS, pytest.mark.usefixtures("one_thread")]
 
 
 @pytest.fixture(scope="module")
-def recipe(make_spec: MakeSpec) -> tuple[JobSpec, dict[str, Any]]:
+def recipe(make_spec: MakeSpec) -> tuple[JobSpec, Outcome]:
     """A run with a frozen backbone at first and a moving average of the weights, which nothing interrupted."""
     spec = put_weights(make_spec(**RECIPE))
     return spec, train_on_one_thread(spec)
 
 
 def test_a_recipe_stopped_after_every_step_is_the_whole_run(
-    make_spec: MakeSpec, recipe: tuple[JobSpec, dict[str, Any]]
+    make_spec: MakeSpec, recipe: tuple[JobSpec, Outcome]
 ) -> None:
     spec = put_weights(make_spec(**RECIPE))
     spec.stop_file.touch()
     first = torch.load(spec.weights_file, weights_only=True)
     changed = []
-    while (outcome := train(spec))["stopped"]:
+    while (outcome := train(spec)).stopped:
         model = newest(spec)["model"]
         changed.append([not torch.equal(model[f"backbone.{name}"], value) for name, value in first.items()])
     frozen = EPOCH_ENDS[0]
@@ -71,7 +72,7 @@ def test_stages_are_trained_one_after_another(
     whole, spec = (put_weights(make_spec(**RECIPE | {"model": staged})) for _ in range(2))
     first = torch.load(spec.weights_file, weights_only=True)
     spec.stop_file.touch()
-    while (outcome := train(spec))["stopped"]:
+    while (outcome := train(spec)).stopped:
         state = newest(spec)
         model = {name: state["model"][f"backbone.{name}"] for name in first}
         changed = {name for name, value in first.items() if not torch.equal(model[name], value)}
@@ -82,25 +83,25 @@ def test_stages_are_trained_one_after_another(
     assert_as_whole(spec, (whole, train(whole)), outcome)
 
 
-def test_the_average_is_evaluated_chosen_and_tested(recipe: tuple[JobSpec, dict[str, Any]]) -> None:
+def test_the_average_is_evaluated_chosen_and_tested(recipe: tuple[JobSpec, Outcome]) -> None:
     spec, outcome = recipe
-    state = spec.checkpoints.load(outcome["best_step"])
+    state = open_checkpoints(spec).load(outcome.best_step)
     figures = {}
     for name, weights in (("raw", state["model"]), ("average", state["average"]["model"])):
-        model = spec.make_model(read_manifest(spec.shards))
+        model = make_model(spec, read_manifest(spec.shards))
         model.load_state_dict(weights)
-        loaders = {split: spec.eval_loader(split, Ranks()) for split in ("val", "test")}
+        loaders = {split: eval_loader(spec, split, Ranks()) for split in ("val", "test")}
         figures[name] = {
             split: evaluate(model.eval(), loader, 2, Ranks(), CPU).figures() for split, loader in loaders.items()
         }
-    assert figures["average"] == {"val": outcome["val"], "test": outcome["test"]}
+    assert figures["average"] == {"val": outcome.val, "test": outcome.test}
     assert figures["raw"]["val"]["loss"] != figures["average"]["val"]["loss"]
-    assert state["average"]["num_updates"] == outcome["best_step"]
-    assert judged_weights(state).keys() == state["model"].keys()
-    assert_same(judged_weights(state), state["average"]["model"])
+    assert state["average"]["num_updates"] == outcome.best_step
+    assert evaluated_weights(state).keys() == state["model"].keys()
+    assert_same(evaluated_weights(state), state["average"]["model"])
 
 
-def test_the_rate_of_a_step_is_that_of_its_position(recipe: tuple[JobSpec, dict[str, Any]]) -> None:
+def test_the_rate_of_a_step_is_that_of_its_position(recipe: tuple[JobSpec, Outcome]) -> None:
     rates = [(step + 1, learning_rate(1e-2, 0.4, 4 * step, 63)) for step in range(NUM_STEPS)]
     assert curve(recipe[0], "learning_rate") == [(step, pytest.approx(rate)) for step, rate in rates]
 
@@ -115,21 +116,21 @@ def test_a_run_that_gets_no_better_ends_early(make_spec: MakeSpec, caplog: pytes
         outcome = train(spec)
     assert "stopped early epoch=3 patience_epochs=2" in caplog.text
     assert curve(spec, "epoch") == [(6, 1), (11, 2), (16, 3)]
-    assert (outcome["stopped"], outcome["best_step"]) == (False, 6)
-    assert outcome["test"].keys() == outcome["val"].keys()
+    assert (outcome.stopped, outcome.best_step) == (False, 6)
+    assert outcome.test.keys() == outcome.val.keys()
     # As after a kill -9 before the model was registered.
     assert_same(train(spec), outcome)
     assert newest(spec)["global_step"] == 16
 
 
-def test_an_average_may_begin_later(make_spec: MakeSpec, whole_run: tuple[JobSpec, dict[str, Any]]) -> None:
+def test_an_average_may_begin_later(make_spec: MakeSpec, whole_run: tuple[JobSpec, Outcome]) -> None:
     """As in a run that is resumed with the option, or by a newer version from an older one's checkpoint."""
     spec = make_spec(optimizer=CONFIG.optimizer.model_copy(update={"ema_decay": 0.9}))
     state = newest(whole_run[0])
     del state["average"], state["num_epochs_since_best"]
-    spec.checkpoints.save(state, state["global_step"], None)
+    open_checkpoints(spec).save(state, state["global_step"], None)
     training = Training(spec, Ranks(), CPU)
-    assert_same(training.judged.state_dict(), training.model.state_dict())
+    assert_same(training.evaluated_model.state_dict(), training.model.state_dict())
     assert_same(dict(training.model.state_dict()), dict(state["model"]))
 
 
@@ -144,7 +145,7 @@ def test_a_learner_is_made_as_configured(make_spec: MakeSpec) -> None:
     )
     spec = make_spec(optimizer=optimizer, micro_batch=2, precision="bf16")
     index = SampleIndex.open(spec.shards, "train")
-    learner = spec.make_learner(spec.make_model(read_manifest(spec.shards)), index, 2, Ranks())
+    learner = make_learner(spec.config, make_model(spec, read_manifest(spec.shards)), index.labels, Ranks())
     groups = {(group[FACTOR], group["weight_decay"]) for group in learner.optimizer.param_groups}
     assert groups == {(1.0, 0.3), (1.0, 0.0), (0.2, 0.3), (0.2, 0.0)}
     assert (learner.max_grad_norm, learner.micro_batch, learner.autocast_dtype) == (0.5, 2, torch.bfloat16)
@@ -156,7 +157,7 @@ def test_a_learner_is_made_as_configured(make_spec: MakeSpec) -> None:
     assert (weights * counts).tolist() == pytest.approx([index.num_samples / 2] * 2)  # a class as much as the other
 
     spec = make_spec(optimizer=OptimizerConfig(max_grad_norm=0))
-    learner = spec.make_learner(spec.make_model(read_manifest(spec.shards)), index, 2, Ranks())
+    learner = make_learner(spec.config, make_model(spec, read_manifest(spec.shards)), index.labels, Ranks())
     assert learner.max_grad_norm == math.inf
     assert (learner.loss, learner.average, learner.autocast_dtype) == (Loss(), None, None)
 
@@ -164,9 +165,10 @@ def test_a_learner_is_made_as_configured(make_spec: MakeSpec) -> None:
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_statistics_over_all_workers_are_for_several(make_spec: MakeSpec, world_size: int) -> None:
     spec = make_spec(model=CONFIG.model.model_copy(update={"batch_norm": "sync"}))
-    model = spec.make_model(read_manifest(spec.shards))
+    model = make_model(spec, read_manifest(spec.shards))
     names = model.state_dict().keys()
-    learner = spec.make_learner(model, SampleIndex.open(spec.shards, "train"), 2, Ranks(0, world_size))
+    labels = SampleIndex.open(spec.shards, "train").labels
+    learner = make_learner(spec.config, model, labels, Ranks(0, world_size))
     assert any(isinstance(module, torch.nn.SyncBatchNorm) for module in model.modules()) is (world_size > 1)
     assert model.state_dict().keys() == names
     held = {id(parameter) for group in learner.optimizer.param_groups for parameter in group["params"]}

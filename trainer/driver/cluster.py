@@ -1,4 +1,4 @@
-"""The Ray cluster of a training: the one that is there, or one of its own, and whether it can do what is asked."""
+"""The Ray cluster of a training: a running one or one of its own, and whether it can do what is asked."""
 
 import logging
 import os
@@ -11,6 +11,7 @@ from configs.section import UsageError
 from configs.train import TrainConfig
 from packer.shards.manifest import Manifest
 from trainer.driver.preflight import refuse, share_problems, shared_memory_problems, spread_problems
+from trainer.worker.cores import num_loader_workers
 from trainer.worker.spec import JobSpec
 
 logger = logging.getLogger(__name__)
@@ -23,11 +24,11 @@ def start_ray(config: TrainConfig) -> int:
         UsageError: No cluster answers there, or it has no room for the workers.
     """
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
-    # By default 2 s: so long Ray Train does not notice that workers have failed, or are done.
+    # By default 2 s, for which Ray Train may not notice that workers have failed or are done.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     if config.min_workers:
-        # By default 60 s: so long Ray Train waits for the place of a worker whose node is gone but not yet known to be,
-        # before it tries with fewer. It tries any number of times.
+        # By default 60 s, for which Ray Train waits for room on a node that is gone but not yet known to be gone. Then
+        # it tries with fewer workers, any number of times.
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")
     if not sys.stdout.isatty():
         os.environ.setdefault("RAY_COLOR_PREFIX", "0")
@@ -42,10 +43,10 @@ def start_ray(config: TrainConfig) -> int:
     room, kind = (num_gpus, "GPU") if num_gpus else (int(resources.get("CPU", 0)), "CPU")
     needed, name = (config.min_workers, "min_workers") if config.min_workers else (num_workers, "num_workers")
     if needed > room:
-        raise UsageError(f"{name} ({needed}) must be at most {room}, the cluster's {kind}s: one each")
+        raise UsageError(f"{name} ({needed}) must be at most {room}, the cluster's {kind}s: each worker needs one")
     refuse(share_problems(num_workers, config.global_batch))
     if config.model.batch_norm == "sync" and not num_gpus:
-        raise UsageError("model.batch_norm (sync) needs GPUs, and the cluster has none: give train or frozen")
+        raise UsageError("model.batch_norm (sync) needs GPUs and the cluster has none: give train or frozen")
     logger.info(
         "cluster ready address=%s num_workers=%d kind=%s", ray.get_runtime_context().gcs_address, num_workers, kind
     )
@@ -57,32 +58,32 @@ def _join(address: str) -> None:
         ray.init(address=address, logging_level=logging.WARNING)
     except ConnectionError as error:
         raise UsageError(
-            f"no Ray cluster answers at RAY_ADDRESS ({address}), or it asks for another token: start it by `make "
+            f"no Ray cluster answers at RAY_ADDRESS ({address}), or it expects another token: start one by `make "
             "cluster` and source .ray/env, or unset RAY_ADDRESS to train on a local one"
         ) from error
 
 
 def _start_local_ray() -> None:
-    """Starts Ray on this machine for this run alone; other Ray clusters of the machine are left alone.
+    """Starts Ray on this machine for this run only; it does not touch the machine's other Ray clusters.
 
-    Ray Train's processes ask the API server whether their driver lives; not told its address, they look for any Ray on
-    the machine, and give up where there are several.
+    Ray Train's processes ask the API server whether their driver lives. If they are not told its address, they look for
+    any Ray on the machine and give up if there are several.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     os.environ["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    # Else Ray waits for a process per core; Ray Train, whose workers' environment differs, uses none of them.
+    # Otherwise Ray waits for one process per core; Ray Train's workers, whose environment differs, use none of them.
     os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
     ray.init(address="local", dashboard_port=port, logging_level=logging.WARNING)
 
 
 def check_cluster(spec: JobSpec, manifest: Manifest) -> None:
-    """Refuses what the nodes on which workers may run cannot do.
+    """Checks the nodes on which workers may run.
 
     Raises:
-        UsageError: They do not see the run's paths, or this one's shared memory is too small.
+        UsageError: Other nodes do not see the run's paths, or this node's shared memory is too small.
     """
     kind = "GPU" if has_gpus() else "CPU"
     alive = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
@@ -90,12 +91,19 @@ def check_cluster(spec: JobSpec, manifest: Manifest) -> None:
     here = ray.get_runtime_context().get_node_id()
     problems = list(spread_problems(spec.config, spec.tracking_uri)) if nodes - {here} else []
     if here in nodes:
+        config = spec.config
         num_here = -(-spec.num_workers // len(nodes))
-        num_frames = spec.config.view.num_frames_of(manifest.clip.num_frames)
-        problems += shared_memory_problems(spec.config, num_frames, num_here, spec.num_loader_workers(num_here))
+        clip_bytes = config.view.num_frames_of(manifest.clip.num_frames) * 3 * config.view.size_px**2
+        num_loaders = num_loader_workers(config.loader_workers, num_here)
+        problems += shared_memory_problems(config.global_batch, clip_bytes, num_here, num_loaders)
     refuse(problems)
 
 
+def worker_range(min_workers: int | None, num_workers: int) -> int | tuple[int, int]:
+    """Returns the workers as Ray Train wants them: a number, or the fewest and the most of an elastic run."""
+    return (min_workers, max(min_workers, num_workers)) if min_workers else num_workers
+
+
 def has_gpus() -> bool:
-    """Tells whether the cluster has GPUs, which workers then use."""
+    """Returns whether the cluster has GPUs; workers then use them."""
     return bool(ray.cluster_resources().get("GPU", 0) > 0)  # type: ignore[no-untyped-call]

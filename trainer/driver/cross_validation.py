@@ -1,8 +1,8 @@
-"""Cross-validation: the same training on several packs, one after another, and what their test splits say together.
+"""Cross-validation: the same training on several packs, one after another, and the figures of all their test splits.
 
-Each pack divides the same videos anew: the official splits of a data set, or its folds. The trainings are children of
-one MLflow run. They register no model: what is estimated is the recipe, and `python -m trainer` on any one pack gives
-the model to serve. A cross-validation that was stopped goes on where it was.
+Each pack splits the same videos in another way: the official splits of a data set, or its folds. The trainings are
+children of one MLflow run. They register no model, because it is the recipe that is measured; `python -m trainer` on
+any one pack gives the model to serve. A cross-validation that was stopped can be resumed.
 """
 
 import hashlib
@@ -17,18 +17,18 @@ from configs.section import UsageError
 from configs.train import CvConfig, TrainConfig
 from packer.shards.manifest import manifest_sha256, read_manifest
 from packer.storage.location import at, locate
-from trainer.driver.fit import EXIT_STOPPED, Stopped
+from trainer.driver.ending import Stopped
 from trainer.driver.job import train
-from trainer.driver.run_folder import RunRecord, begin_record, find_record, locked, new_name, read_record
+from trainer.driver.run_folder import RunRecord, find_record, locked, new_name, new_record, read_record
+from trainer.driver.run_life import live_run
 from trainer.evaluation.metrics import FIGURES, LEVEL, NUM_RESAMPLES, confusion_figures, intervals
 from trainer.tracking.run_log import RunLog, read_confusion
-from trainer.tracking.runs import EndStatus, end_run, reopen_run
 
 logger = logging.getLogger(__name__)
 
 
-def cross_validate(config: CvConfig) -> int:
-    """Trains on each pack that has not been trained on yet, prints what came out, and returns the exit code.
+def cross_validate(config: CvConfig) -> None:
+    """Trains on each pack that has not been trained on yet, and prints and logs the figures of all of them.
 
     Args:
         config: Its folds are checked by `preflight.check`.
@@ -36,37 +36,27 @@ def cross_validate(config: CvConfig) -> int:
     Raises:
         UsageError: The packs do not go together, or a training cannot be done as configured.
         ManifestError: A pack is not complete.
+        RunFailedError: A training failed.
+        Stopped: The user stopped it.
     """
     config = config.model_copy(update={"runs": str(resolve(config.runs)), "run": config.run or new_name()})
     folds = _folds(config)
     digest = _check(folds)
     folder = Path(config.runs) / str(config.run)
     with locked(folder) as folder_id:
-        record = find_record(folder, config, digest)
-        if record:
-            reopen_run(record.tracking_uri, record.run_id)
-        else:
-            record = begin_record(config, digest, folder_id)
-            record.save(folder)
+        record = find_record(folder, config, digest) or new_record(config, digest)
         try:
-            code = _train(folds, record)
-            if code == 0:
-                _report(config, folds, record)
-                record.model_copy(update={"finished_epochs": config.epochs}).save(folder)
+            with live_run(record, config, folder, folder_id) as opened:
+                opened.save(folder)
+                _train(folds, opened.run_id)
+                _report(config, folds, opened)
         except (Stopped, KeyboardInterrupt):
-            code = EXIT_STOPPED
-        except BaseException:
-            end_run(record.tracking_uri, record.run_id, "FAILED")
-            raise
-        status: EndStatus = "FINISHED" if code == 0 else "KILLED" if code == EXIT_STOPPED else "FAILED"
-        end_run(record.tracking_uri, record.run_id, status)
-        if code == EXIT_STOPPED:
             logger.warning("cross-validation stopped run=%s; with --run %s it goes on", config.run, config.run)
-        return code
+            raise
 
 
 def _folds(config: CvConfig) -> list[TrainConfig]:
-    """Returns the training of each pack."""
+    """Returns the configuration of each pack's training."""
     folds = [fold.model_copy(update={"shards": str(locate(fold.shards))}) for fold in config.folds()]
     if len(folds) < 2:
         raise UsageError(f"shards ({config.shards}) names one pack: give several, as in --shards shards-1,shards-2")
@@ -89,16 +79,13 @@ def _check(folds: list[TrainConfig]) -> str:
     return hashlib.sha256("\0".join(digests).encode()).hexdigest()
 
 
-def _train(folds: list[TrainConfig], parent: RunRecord) -> int:
+def _train(folds: list[TrainConfig], parent_run_id: str) -> None:
     for fold in folds:
         done = read_record(_folder(fold))
         if done and done.finished_epochs >= fold.epochs:
             logger.info("training done before run=%s", fold.run)
-            continue
-        code = train(fold, parent.run_id)
-        if code:
-            return code
-    return 0
+        else:
+            train(fold, parent_run_id)
 
 
 def _report(config: CvConfig, folds: list[TrainConfig], parent: RunRecord) -> None:

@@ -1,4 +1,4 @@
-"""What is said when a training worker fails. Ray Train's controller imports it, so it is light: no torch, no MLflow."""
+"""Reports failed training workers. Ray Train's controller imports this module, so it imports no torch and no MLflow."""
 
 import logging
 from typing import Any
@@ -9,7 +9,7 @@ logger = logging.getLogger(__name__)
 
 
 class FailureReport(ray.train.UserCallback):
-    """Says in the job's log which worker failed and why; Ray Train would start the workers again without a word."""
+    """Logs which worker failed and why; Ray Train restarts the workers without telling the user."""
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Logs the last line of each failed worker's error."""
@@ -18,6 +18,6 @@ class FailureReport(ray.train.UserCallback):
 
 
 def last_line(error: BaseException) -> str:
-    """Returns the last line of an error that carries a worker's stack: the sentence without the stack above it."""
+    """Returns the last line of an error whose text contains a worker's stack: the message itself."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

@@ -1,32 +1,34 @@
-"""The driver of a training until Ray stands: what can be refused before, and what else is done meanwhile."""
+"""What the driver does before it trains: refuses what cannot succeed, while Ray starts and MLflow loads."""
 
 import secrets
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 
 import ray
 
-from configs.home import resolve, tracking_uri
+from configs.home import resolve
 from configs.train import TrainConfig
 from packer.shards.manifest import manifest_sha256, read_manifest
 from packer.storage.location import at, locate
 from trainer.driver.cluster import check_cluster, start_ray
 from trainer.driver.preflight import model_problems, refuse, tracking_problems
-from trainer.driver.run_folder import begin_record, end_abandoned, find_record, locked, new_name
+from trainer.driver.run_folder import find_record, locked, new_name, new_record
 from trainer.model.pretrained import load_backbone_weights
 from trainer.worker.spec import JobSpec
 
 
-def train(config: TrainConfig, parent_run_id: str | None = None) -> int:
-    """Trains, registers the best model, and returns the command's exit code.
+def train(config: TrainConfig, parent_run_id: str | None = None) -> None:
+    """Trains a run to its last epoch and registers its best model.
 
     Args:
         config: What to train, and on what; checked by `preflight.check`.
-        parent_run_id: The MLflow run of the cross-validation that this training is part of; it registers no model.
+        parent_run_id: The MLflow run of the cross-validation that this training is part of; then no model is
+            registered.
 
     Raises:
         UsageError: The configuration does not fit the data, the storage or the cluster.
+        RunFailedError: The run was begun and failed.
+        Stopped: The user stopped it.
     """
     config = _absolute(config)
     shards, folder = at(config.shards), Path(config.runs) / str(config.run)
@@ -34,28 +36,38 @@ def train(config: TrainConfig, parent_run_id: str | None = None) -> int:
     digest = manifest_sha256(shards)
     refuse(model_problems(config, manifest, folder))
     with locked(folder) as folder_id:
-        record = find_record(folder, config, digest)
-        uri = record.tracking_uri if record else tracking_uri()
-        refuse(tracking_problems(uri))
-        weights = None if record else load_backbone_weights(config.model)
+        record = find_record(folder, config, digest) or new_record(config, digest, parent_run_id)
+        refuse(tracking_problems(record.tracking_uri))
+        weights = None if record.run_id else load_backbone_weights(config.model)
         try:
-            # Ray's processes start meanwhile: MLflow's import and the opening of its store take seconds of CPU.
-            with ThreadPoolExecutor(1, thread_name_prefix="store") as executor:
-                tidied = executor.submit(end_abandoned, folder, uri, config.experiment)
-                num_workers = start_ray(config)
-            tidied.result()
-            spec = JobSpec(config, shards, folder, "", uri, num_workers, holder=secrets.token_hex(4))
+            num_workers = _start(config, folder, record.tracking_uri)
+            holder = secrets.token_hex(4)
+            spec = JobSpec(config, shards, folder, record.run_id, record.tracking_uri, num_workers, holder)
             check_cluster(spec, manifest)
             from trainer.driver.fit import fit  # here, not above: it imports MLflow
 
-            begin = partial(begin_record, config, digest, folder_id, parent_run_id)
-            return fit(spec, manifest, record, begin, weights)
+            fit(spec, manifest, record, folder_id, weights)
         finally:
             ray.shutdown()
 
 
+def _start(config: TrainConfig, folder: Path, uri: str) -> int:
+    """Starts Ray, marks abandoned runs meanwhile, and returns the number of training workers."""
+
+    def tidy() -> None:
+        from trainer.driver.run_life import end_abandoned  # here, not above: it imports MLflow while Ray starts
+
+        end_abandoned(folder, uri, config.experiment)
+
+    with ThreadPoolExecutor(1, thread_name_prefix="store") as executor:
+        tidied = executor.submit(tidy)
+        num_workers = start_ray(config)
+    tidied.result()
+    return num_workers
+
+
 def _absolute(config: TrainConfig) -> TrainConfig:
-    """Returns the configuration with absolute paths and a name: workers run in a folder of Ray's."""
+    """Returns the configuration with a name for the run and absolute paths: workers run in a folder of Ray's."""
     return config.model_copy(
         update={
             "shards": str(locate(config.shards)),

@@ -1,8 +1,8 @@
-"""What is checked before workers start: a run that cannot succeed is refused in seconds, not in its first hour.
+"""Checks before the workers start: a run that cannot succeed is refused in seconds, not in its first hour.
 
-Each check runs as soon as it can: `check` before torch and Ray are imported, `model_problems` before Ray starts,
-`spread_problems` and `shared_memory_problems` once the cluster is known. Each failure is one sentence with the way out,
-and what fails together is told together.
+Each check runs as early as possible: `check` before torch and Ray are imported, `model_problems` before Ray starts,
+`spread_problems` and `shared_memory_problems` once the cluster is known. Each problem is one sentence with the way out,
+and all problems that one check finds are reported together.
 """
 
 import os
@@ -25,22 +25,22 @@ from packer.storage.location import Location, is_url, locate
 TRACKING_TIMEOUT_SECONDS = 2.0
 SHARED_MEMORY = Path("/dev/shm")
 _NUM_LOADERS = 2
-"""The train split's waits with its batches ready while the val split's works."""
+"""While the val split's loader works, the train split's waits with its batches ready."""
 _NUM_PREFETCHED = 2
 """Batches that each loader process makes ahead: the default of torch's DataLoader."""
 
 
 def refuse(problems: Iterable[str]) -> None:
-    """Raises UsageError with one line for each problem, if there are any."""
+    """Raises UsageError with one line per problem, if there are any."""
     if text := "\n".join(problems):
         raise UsageError(text)
 
 
 def check(config: TrainConfig) -> None:
-    """Checks what needs neither torch nor Ray: the pack, the cache, the batch, and MLflow's store.
+    """Checks what can be checked without torch and Ray: the pack, the cache, the batch, and MLflow's store.
 
     Raises:
-        UsageError: The run cannot succeed; the text has one line per reason.
+        UsageError: The run cannot succeed; the text has one line per problem.
     """
     problems = list(share_problems(config.num_workers or 1, config.global_batch))
     try:
@@ -53,18 +53,21 @@ def check(config: TrainConfig) -> None:
 
 
 def share_problems(num_workers: int, global_batch: int) -> Iterator[str]:
-    """Yields what keeps a global batch from being shared by so many workers."""
+    """Yields a problem if there are more workers than clips in a global batch."""
     if num_workers > global_batch:
         yield (
-            f"num_workers ({num_workers}) must be at most global_batch ({global_batch}), a clip for each: give "
+            f"num_workers ({num_workers}) must be at most global_batch ({global_batch}), one clip each: give "
             f"--num-workers {global_batch} or --global-batch {num_workers}"
         )
 
 
 def model_problems(config: TrainConfig, manifest: Manifest, folder: Path) -> Iterator[str]:
-    """Yields what keeps a model from being compiled, and its checkpoints from being written to `folder`.
+    """Yields the reasons why the model cannot be compiled or its checkpoints do not fit on the disk.
 
-    The folder need not exist yet.
+    Args:
+        config: Of the run, with absolute paths.
+        manifest: What its shards hold.
+        folder: The run's folder, which need not exist yet.
 
     Raises:
         UsageError: There is no such model.
@@ -79,14 +82,14 @@ def model_problems(config: TrainConfig, manifest: Manifest, folder: Path) -> Ite
     with torch.device("meta"):
         num_frames = config.view.num_frames_of(manifest.clip.num_frames)
         model = CnnRnn(config.model, len(manifest.class_names), num_frames)
-    # The weights, AdamW's two moments, an average; of checkpoints the newest, the best, and the one being written.
+    # Copies: weights, AdamW's two moments, an average. Checkpoints: the newest two, the best, the one being written.
     num_copies = 4 if config.optimizer.ema_decay else 3
     num_bytes = (NUM_KEPT + 2) * num_copies * sum(one.numel() * one.element_size() for one in model.parameters())
     free = shutil.disk_usage(_existing(folder)).free
     if free < num_bytes:
         yield (
             f"runs ({config.runs}) has {_gigabytes(free)} free, the checkpoints of this model take "
-            f"{_gigabytes(num_bytes)}: make room, or give --runs a folder with more"
+            f"{_gigabytes(num_bytes)}: make room, or give --runs a folder on a larger disk"
         )
 
 
@@ -97,15 +100,15 @@ def _compiler_problems() -> Iterator[str]:
     header = Path(sysconfig.get_path("include"), "Python.h")
     try:
         get_cpp_compiler()
-        missing = "" if header.exists() else f"Python's own headers, and there is no {header}"
+        missing = "" if header.exists() else f"Python's own headers, but {header} does not exist"
     except InvalidCxxCompiler:
-        missing = "a C++ compiler, and neither g++ nor what CXX names is one"
+        missing = "a C++ compiler, but neither g++ nor the program that CXX names is one"
     if missing:
         yield f"compile needs {missing}: install it, or leave --compile out"
 
 
 def spread_problems(config: TrainConfig, store: str) -> Iterator[str]:
-    """Yields the paths that workers on other nodes cannot reach, unless the configuration says that they can.
+    """Yields the paths that workers on other nodes may not reach, unless the configuration says that they do.
 
     Args:
         config: With absolute paths.
@@ -125,20 +128,19 @@ def spread_problems(config: TrainConfig, store: str) -> Iterator[str]:
 
 
 def shared_memory_problems(
-    config: TrainConfig, num_frames: int, num_workers: int, num_loader_workers: int
+    global_batch: int, clip_bytes: int, num_workers: int, num_loader_workers: int
 ) -> Iterator[str]:
-    """Yields what keeps the loader processes of this machine from handing over their batches.
+    """Yields a problem if the batches of this machine's loader processes do not fit into its shared memory.
 
     Args:
-        config: Its global batch and view give a batch's size.
-        num_frames: Frames of a clip.
-        num_workers: Training workers, taken to be all on this machine.
+        global_batch: Clips per step, over all workers.
+        clip_bytes: Size of a clip as the model reads it.
+        num_workers: Training workers on this machine; they are assumed to be all of them.
         num_loader_workers: Loader processes of each.
     """
     if not num_loader_workers or not SHARED_MEMORY.exists():
         return
-    num_rows = -(-config.global_batch // num_workers)
-    batch_bytes = num_rows * num_frames * 3 * config.view.size_px**2
+    batch_bytes = -(-global_batch // num_workers) * clip_bytes
     needed = num_workers * _NUM_LOADERS * (num_loader_workers * _NUM_PREFETCHED + 1) * batch_bytes
     free = shutil.disk_usage(SHARED_MEMORY).free
     if free < needed:
@@ -166,33 +168,34 @@ def _pack_problems(config: TrainConfig, manifest: Manifest, shards: Location) ->
     num_read = config.view.num_frames_of(num_packed)
     if num_read > num_packed:
         yield (
-            f"view.num_frames ({num_read}) must be at most {num_packed}, the frames of a clip in {shards}: pack again "
-            "with more --clip.num-frames"
+            f"view.num_frames ({num_read}) must be at most {num_packed}, the frames of a clip in {shards}: give "
+            f"--view.num-frames {num_packed}, or pack again with more --clip.num-frames"
         )
     if num_read == 1 and (config.model.temporal_shift or config.model.differences):
         yield (
-            f"the model reads 1 frame of each clip in {shards}, model.temporal_shift and model.differences need 2: "
+            f"the model reads 1 frame of each clip in {shards}, but model.temporal_shift and model.differences need 2: "
             "leave them off, or give more frames (--view.num-frames, and the packer's --clip.num-frames)"
         )
     try:
         is_bound = file_sha256(shards / SAMPLES) == manifest.samples_sha256
     except OSError as error:
-        yield f"{shards / SAMPLES} cannot be read ({error.strerror}): run the packer again, it rebuilds the index"
+        yield f"{shards / SAMPLES} cannot be read ({error.strerror}): run the packer again, which rebuilds the index"
     else:
         if not is_bound:
             yield (
-                f"{shards / SAMPLES} is not the index of this pack (its sha256 is not the manifest's): run the packer "
-                "again, it rebuilds the index, or copy the whole pack again"
+                f"{shards / SAMPLES} is not the index of this pack (its sha256 differs from the manifest's): run the "
+                "packer again, which rebuilds the index, or copy the whole pack again"
             )
 
 
 def _cache_problems(config: TrainConfig, manifest: Manifest) -> Iterator[str]:
     if config.cache is None:
         return
+    cache = resolve(config.cache)
     if not is_url(config.shards):
-        yield f"cache ({config.cache}) is for shards at an address, not for {config.shards}: leave --cache out"
-    if not _is_writable(resolve(config.cache)):
-        yield f"cache ({config.cache}) cannot be written: give --cache another folder, or leave it out"
+        yield f"cache ({cache}) is for shards at an address, not for {locate(config.shards)}: leave --cache out"
+    if not _is_writable(cache):
+        yield f"cache ({cache}) cannot be written: give --cache another folder, or leave it out"
     split = manifest.splits.get("train")
     if split is None or not split.shards:
         return
@@ -200,16 +203,16 @@ def _cache_problems(config: TrainConfig, manifest: Manifest) -> Iterator[str]:
     sizes = sorted((shard.num_bytes for shard in split.shards), reverse=True)
     if config.cache_bytes < (needed := sum(sizes[:num_mixed])):
         yield (
-            f"cache_bytes ({config.cache_bytes}) must hold the {num_mixed} shards that are read at a time ({needed} "
-            "bytes): raise --cache-bytes, or leave --cache out"
+            f"cache_bytes ({config.cache_bytes}) must be at least {needed}, the {num_mixed} largest shards, which are "
+            "read at the same time: raise --cache-bytes, or leave --cache out"
         )
 
 
 def tracking_problems(uri: str) -> Iterator[str]:
-    """Yields what keeps MLflow's store from being used: a server that does not answer, a file that cannot be."""
+    """Yields a problem if MLflow's store is a server that does not answer, or a file that cannot be written."""
     if uri.startswith("sqlite:////"):
         if not _is_writable(Path(uri.removeprefix("sqlite:///")).parent):
-            yield f"the MLflow store at {uri} cannot be written: set MLFLOW_TRACKING_URI to a place that can"
+            yield f"the MLflow store at {uri} cannot be written: set MLFLOW_TRACKING_URI to another place"
         return
     parts = urlsplit(uri)
     address = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl().rstrip("/")  # without a password
@@ -221,7 +224,7 @@ def tracking_problems(uri: str) -> Iterator[str]:
 
 
 def _no_answer(address: str) -> str | None:
-    """Returns why a server does not answer; None where it does, whatever it says: MLflow itself tries for minutes."""
+    """Returns why a server does not answer, or None if it answers anything; MLflow itself would try for minutes."""
     try:
         urlopen(f"{address}/health", timeout=TRACKING_TIMEOUT_SECONDS).close()
     except HTTPError as error:
@@ -229,7 +232,7 @@ def _no_answer(address: str) -> str | None:
         return str(error) if error.code >= 500 else None
     except OSError as error:
         reason = error.reason if isinstance(error, URLError) else error
-        # It answers; MLflow has settings of its own for whom to trust.
+        # The server answers; MLflow has its own settings for which certificates to trust.
         return None if isinstance(reason, ssl.SSLError) else str(reason) or type(reason).__name__
     return None
 
@@ -240,7 +243,7 @@ def _is_writable(folder: Path) -> bool:
 
 
 def _existing(path: Path) -> Path:
-    """Returns the path, or the nearest above it that exists."""
+    """Returns the path if it exists, otherwise its nearest parent that does."""
     return next(each for each in (path, *path.parents) if each.exists())
 
 

@@ -1,7 +1,7 @@
-"""What people look at after a training: pictures and tables, made by the driver.
+"""The pictures and tables of a finished training, made by the driver.
 
-The workers only hand over what the best model said of every sample. So no GPU waits for a drawing, and pixels are read
-again for the few clips that are shown.
+The workers only return what the best model predicted for every sample. So no GPU waits for a drawing, and only the few
+clips that are shown are read again.
 """
 
 from collections.abc import Mapping
@@ -17,6 +17,7 @@ from trainer.evaluation.plots import draw_balance, draw_calibration, draw_confus
 from trainer.evaluation.tables import prediction_table
 from trainer.learning.ranks import Ranks
 from trainer.tracking.run_log import RunLog
+from trainer.worker.parts import eval_loader
 from trainer.worker.spec import JobSpec
 
 MISTAKES_SHOWN = 12
@@ -28,7 +29,7 @@ def report(spec: JobSpec, manifest: Manifest, evaluations: Mapping[str, Evaluati
     Args:
         spec: The run.
         manifest: What the run's shards hold.
-        evaluations: What the model said of each split.
+        evaluations: By split, what the model predicted.
     """
     names = manifest.class_names
     log = RunLog(spec.tracking_uri, spec.run_id)
@@ -53,12 +54,12 @@ def draw_mistakes(spec: JobSpec, split: str, evaluation: Evaluation, class_names
     worst = evaluation.worst_mistakes(MISTAKES_SHOWN)
     keys = read_samples(spec.shards, split, columns=["key"]).take(worst["sample"])["key"].to_pylist()
     few = spec.config.model_copy(update={"global_batch": len(worst), "loader_workers": 0})
-    (batch,) = replace(spec, config=few).eval_loader(split, Ranks(), worst["sample"].tolist())
+    (batch,) = eval_loader(replace(spec, config=few), split, Ranks(), worst["sample"].tolist())
     clips_BTHWC = batch.clips.permute(0, 1, 3, 4, 2).numpy()
     strips = [
         Strip(_mistake(record, class_names), key, clip)
         for record, key, clip, weight in zip(worst, keys, clips_BTHWC, batch.weights.tolist(), strict=True)
-        if weight > 0  # those that can no longer be read are left out
+        if weight > 0  # 0: it can no longer be read
     ]
     return draw_sheet(f"{head}; the {len(strips)} surest of them", strips)
 

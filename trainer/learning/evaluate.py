@@ -1,4 +1,4 @@
-"""Evaluates a model on a split, each sample exactly once over all ranks."""
+"""Evaluates a model on a split: each sample exactly once over all ranks."""
 
 from collections.abc import Callable, Iterable
 
@@ -24,29 +24,29 @@ def evaluate(
     device: torch.device,
     autocast_dtype: torch.dtype | None = None,
 ) -> Evaluation:
-    """Returns what the model does on a split that the ranks share, the same figures on every rank.
+    """Returns what the model predicts on a split that the ranks share; the same result on every rank.
 
     Args:
-        model: In evaluation mode and without DDP, whose forward passes would wait for other ranks.
+        model: In evaluation mode and without DDP, which would wait for other ranks in its forward pass.
         batches: This rank's part of the split.
         num_classes: K.
         ranks: The processes that share the split.
         device: Where the model is.
         autocast_dtype: Precision of the forward passes; None: float32.
     """
-    judged, num_bad = [np.empty(0, PREDICTION)], 0
+    records, num_bad = [np.empty(0, PREDICTION)], 0
     for batch in on_device(batches, device):
         num_bad += len(batch.errors)
         with autocast(device, autocast_dtype):
             logits_BK = model(batch.clips).float().cpu()
-        judged.append(_judge(logits_BK, batch))
-    predictions = ranks.join(np.concatenate(judged))
+        records.append(_records(logits_BK, batch))
+    predictions = ranks.join(np.concatenate(records))
     in_order = predictions[np.argsort(predictions["sample"], kind="stable")]
     return Evaluation(in_order, num_classes, int(ranks.sum([num_bad])[0]))
 
 
-def _judge(logits_BK: Tensor, batch: Batch) -> NDArray[np.void]:
-    """Returns the records of a batch's samples, without those that weigh nothing."""
+def _records(logits_BK: Tensor, batch: Batch) -> NDArray[np.void]:
+    """Returns the records of a batch's samples, without those of weight 0."""
     real = batch.weights > 0
     logits_BK, labels_B = logits_BK[real], batch.labels[real]
     best = logits_BK.topk(min(TOP_K, logits_BK.shape[1]), dim=1).indices

@@ -1,9 +1,9 @@
-"""Training and evaluation steps in plain torch: the exact gradient of a global batch, whatever it is divided into.
+"""A training step in plain torch: the exact gradient of a global batch, however it is divided.
 
 The loss of a step is the weighted mean of the cross entropies over the *global* batch. Ranks hold different numbers of
-rows, some at weight 0, and may take theirs in several pieces; so beside the first forward pass the ranks add up the
-batch's mass A, the sum of its rows' weights, and each piece's loss is world_size * sum(weight * cross_entropy) / A.
-DDP's mean over the ranks is then the mean over the batch, not a mean of means.
+rows, some of weight 0, and may process theirs in several pieces. So during the first forward pass the ranks add up A,
+the sum of the weights of all rows, and each piece's loss is world_size * sum(weight * cross_entropy) / A. DDP's mean
+over the ranks is then the mean over the batch, not a mean of means.
 """
 
 import math
@@ -16,24 +16,23 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
-from configs.train import OptimizerConfig
 from trainer.learning.ranks import Ranks
 from trainer.model.weight_average import WeightAverage
 from trainer.stream.batch import Batch
 
 FACTOR = "lr_factor"
-"""Where a group of the optimizer's parameters keeps its share of the learning rate."""
+"""Key under which a group of the optimizer's parameters keeps its share of the learning rate."""
 
 
 @dataclass(frozen=True)
 class Loss:
-    """Cross entropy with class weights and label smoothing, as a sum that can be divided among ranks and pieces."""
+    """Cross entropy with class weights and label smoothing, as a sum that ranks and pieces can add up."""
 
     class_weights: Tensor | None = None
     """`(K,) float32`, on the model's device."""
     label_smoothing: float = 0.0
 
-    def mass(self, labels_B: Tensor, weights_B: Tensor) -> float:
+    def weight_sum(self, labels_B: Tensor, weights_B: Tensor) -> float:
         """Returns what the rows add to the divisor of the mean: the sum of weight times class weight."""
         if self.class_weights is not None:
             weights_B = weights_B * self.class_weights.to(labels_B.device)[labels_B]
@@ -49,43 +48,45 @@ class Loss:
 
 @dataclass
 class Learner:
-    """A model with its optimizer, as one rank holds them; `step` is one optimizer step over the global batch."""
+    """A model with its optimizer on one rank; `step` takes one optimizer step over the global batch."""
 
     model: nn.Module
-    """The model, wrapped by DDP where there are several ranks."""
+    """The model, wrapped by DDP if there are several ranks."""
     optimizer: torch.optim.Optimizer
     loss: Loss
     ranks: Ranks
     device: torch.device
     micro_batch: int = 0
-    """Most rows per forward pass; 0: all at once."""
+    """Most rows per forward pass; 0: no limit."""
     max_grad_norm: float = 1.0
     autocast_dtype: torch.dtype | None = None
     average: WeightAverage | None = None
-    """Moving average of the weights, brought up to date by every step."""
+    """Moving average of the weights, updated by every step."""
     last_loss: float = field(default=math.nan, init=False)
-    """This rank's part of the newest step's loss sum."""
+    """This rank's part of the newest step's loss; the sum over the ranks is the batch's loss."""
     last_num_right: int = field(default=0, init=False)
-    """Of this rank's rows in the newest step, those whose class was the most probable one; weight 0 does not count."""
+    """This rank's rows in the newest step whose class was the most probable one; rows of weight 0 do not count."""
 
-    def mass(self, batch: Batch) -> float:
-        """Returns what a batch adds to the divisor of the mean; see `Loss.mass`."""
-        return sum(self.loss.mass(labels_B, weights_B) for labels_B, weights_B in batch.targets)
+    def weight_sum(self, batch: Batch) -> float:
+        """Returns what a batch adds to the divisor of the mean; see `Loss.weight_sum`."""
+        return sum(self.loss.weight_sum(labels_B, weights_B) for labels_B, weights_B in batch.targets)
 
-    def step(self, batch: Batch, mass: Callable[[], float], learning_rate: float) -> float:
-        """Takes one optimizer step and returns the gradient's norm before clipping; 0 for a batch without mass.
+    def step(self, batch: Batch, weight_sum: Callable[[], float], learning_rate: float) -> float:
+        """Takes one optimizer step and returns the gradient's norm before clipping.
+
+        A batch whose weights are all 0 is no step: nothing changes, and the norm is 0.
 
         Args:
             batch: This rank's rows.
-            mass: Returns the sum of `mass` over all ranks. It is called once the forward pass is through, so the sum
-                can be on its way until then; what it raises ends the step before anything has changed.
+            weight_sum: Returns the sum of `weight_sum(batch)` over all ranks. It is called after the forward pass, so
+                that the ranks can add up meanwhile. If it raises, the step ends before anything has changed.
             learning_rate: For this step.
 
         Raises:
             FloatingPointError: The gradient is not finite; every rank sees the same, and stops.
         """
         self.last_loss, self.last_num_right = 0.0, 0
-        if not any(bool(weights_B.any()) for _, weights_B in batch.targets) and mass() == 0:
+        if not any(bool(weights_B.any()) for _, weights_B in batch.targets) and weight_sum() == 0:
             return 0.0
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
@@ -94,7 +95,7 @@ class Learner:
             with self._no_sync() if number < len(pieces) - 1 else nullcontext():
                 logits = self._forward(clips)
                 sums = torch.stack([self.loss.sum(logits, labels, weights) for labels, weights in targets])
-                loss = sums.sum() * (self.ranks.world_size / mass())
+                loss = sums.sum() * (self.ranks.world_size / weight_sum())
                 loss.backward()  # type: ignore[no-untyped-call]
             self.last_loss += float(loss.detach()) / self.ranks.world_size
             labels, weights = targets[0]
@@ -103,7 +104,7 @@ class Learner:
         if not norm.isfinite():
             raise FloatingPointError(f"the gradient's norm became {float(norm)}: lower --optimizer.learning-rate")
         for group in self.optimizer.param_groups:
-            # A checkpoint of before there was this factor has none.
+            # Checkpoints of older versions have no factor.
             group["lr"] = learning_rate * group.get(FACTOR, 1.0)
         self.optimizer.step()
         if self.average:
@@ -133,33 +134,37 @@ class Learner:
 
 
 def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[object]:
-    """Returns the context in which forward passes run: mixed precision of `dtype`, or plain float32 for None."""
+    """Returns the context of a forward pass: mixed precision in `dtype`, or plain float32 if it is None."""
     return torch.autocast(device.type, dtype) if dtype else nullcontext()
 
 
-def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """Returns AdamW that decays matrices and kernels only; norms, biases and other vectors are left alone.
+def make_optimizer(model: nn.Module, weight_decay: float, backbone_factor: float = 1.0) -> torch.optim.AdamW:
+    """Returns AdamW that decays matrices and kernels only, not norms, biases and other vectors.
 
-    Every step brings its own learning rate. Parameters that are frozen now are held too: AdamW leaves alone what has no
-    gradient.
+    Every step brings its own learning rate. Frozen parameters are included: AdamW skips what has no gradient.
+
+    Args:
+        model: Whose parameters are trained.
+        weight_decay: Of matrices and kernels.
+        backbone_factor: Share of the learning rate that the parameters of `model.backbone` get.
     """
-    by_factor: dict[float, list[nn.Parameter]] = {1.0: [], config.backbone_factor: []}
+    by_factor: dict[float, list[nn.Parameter]] = {1.0: [], backbone_factor: []}
     for name, parameter in model.named_parameters():
-        by_factor[config.backbone_factor if name.startswith("backbone.") else 1.0].append(parameter)
+        by_factor[backbone_factor if name.startswith("backbone.") else 1.0].append(parameter)
     groups = [
         {"params": [one for one in parameters if (one.dim() >= 2) is decayed], FACTOR: factor, "weight_decay": decay}
         for factor, parameters in by_factor.items()
-        for decayed, decay in ((True, config.weight_decay), (False, 0.0))
+        for decayed, decay in ((True, weight_decay), (False, 0.0))
     ]
-    # Fused on the CPU too: 19 instead of 68 ms per step of ResNet-18 on one core.
+    # Fused also on the CPU: 19 instead of 68 ms per step of ResNet-18 on one core.
     return torch.optim.AdamW(groups, fused=True)
 
 
 def learning_rate(highest: float, warmup_fraction: float, position: int, num_positions: int) -> float:
     """Returns the learning rate of the step that starts at `position` of `num_positions` samples.
 
-    Linear warm-up, then half a cosine down to zero. It depends on the samples used, not on steps taken, so a run that
-    was stopped in mid-epoch goes on where it was.
+    Linear warm-up, then half a cosine down to zero. It depends on the samples used, not on the number of steps, so a
+    run that was stopped in mid-epoch continues the same curve.
     """
     share = (position + 1) / num_positions
     if share < warmup_fraction:

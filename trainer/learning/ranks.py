@@ -19,16 +19,16 @@ class Ranks:
     rank: int = 0
     world_size: int = 1
     group: Any = None
-    """A CPU group: the sum must not wait for the GPU's queue."""
+    """A process group on the CPU, because the sum must not wait for the GPU's queue."""
     num_local: int = 1
-    """How many of them share this machine's cores."""
+    """Ranks on this machine, which share its cores."""
 
     def sum(self, values: list[float]) -> list[float]:
         """Returns the element-wise sums of `values` over all ranks."""
         return self.begin_sum(values)()
 
     def begin_sum(self, values: list[float]) -> Callable[[], list[float]]:
-        """Begins to add up and returns at once; what it returns waits for the sums, and may be called again."""
+        """Begins to add up and returns a function that waits for the sums; it may be called several times."""
         if self.world_size == 1:
             return lambda: values
         total = torch.tensor(values, dtype=torch.float64)
@@ -41,7 +41,7 @@ class Ranks:
         return wait
 
     def join(self, values: NDArray[Any]) -> NDArray[Any]:
-        """Returns the arrays of all ranks, one behind the other, on every rank."""
+        """Returns, on every rank, the arrays of all ranks, concatenated."""
         if self.world_size == 1:
             return values
         parts: list[Any] = [None] * self.world_size
@@ -50,18 +50,18 @@ class Ranks:
 
 
 def distribute(model: nn.Module, ranks: Ranks) -> nn.Module:
-    """Returns a model as its learner calls it: wrapped by DDP where there are several ranks.
+    """Returns the model as the learner calls it: wrapped by DDP if there are several ranks.
 
-    DDP adds up the gradients of the parameters that need one now: where others do later, it must be made anew.
+    DDP sums the gradients of those parameters that require one now. If others do later, the model must be wrapped anew.
     """
     if ranks.world_size == 1:
         return model
-    # Buffers are shared where they are used, not at every step; gradients are held once, where they are summed.
+    # Buffers are shared before they are used, not at every step. Gradients lie in DDP's buckets, without a second copy.
     return DistributedDataParallel(model, forward_sync_buffers=False, gradient_as_bucket_view=True)
 
 
 def share_buffers(model: nn.Module, ranks: Ranks) -> None:
-    """Gives every rank rank 0's buffers: batch norm's running statistics drift apart while training."""
+    """Copies rank 0's buffers to every rank: batch norm's running statistics drift apart during training."""
     if ranks.world_size > 1:
         for buffer in model.buffers():
             dist.broadcast(buffer, src=0)

@@ -1,37 +1,33 @@
 """What the ranks of a run agree on at every step."""
 
-import os
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 from trainer.learning.ranks import Ranks
 from trainer.worker.checkpoint import SupersededError
 
-if TYPE_CHECKING:
-    from trainer.worker.spec import JobSpec
-
 
 class Agreement:
-    """One step's sums over the ranks, which are on their way while the forward pass is computed.
+    """One step's sums over the ranks; they are computed in the background, during the forward pass.
 
-    Every rank must make one and read it; reading waits for the other ranks.
+    Every rank must make one and read it. The first reading waits for the other ranks.
 
     Args:
         ranks: The processes of the run.
-        spec: The run; rank 0 looks whether its driver asks to stop and whether another command has taken it over.
-        mass: What this rank's rows add to the divisor of the mean.
+        weight_sum: What this rank's rows add to the divisor of the mean loss.
         num_bad: Samples that this rank could not read.
-        save_due: Whether this rank's last checkpoint is old enough for the next one; rank 0's word counts.
+        save: Whether this rank wants a checkpoint after the step. The three wishes count from rank 0 only.
+        stop: Whether it wants the training to end after the step.
+        superseded: Whether it sees that another command has taken the run over.
 
     Raises:
-        SupersededError: At reading, on every rank: another command has taken the run over.
+        SupersededError: At the first reading, on every rank: another command has taken the run over.
     """
 
-    def __init__(self, ranks: Ranks, spec: "JobSpec", *, mass: float, num_bad: int, save_due: bool) -> None:
-        leads = ranks.rank == 0
-        stop = leads and os.path.exists(spec.stop_file)  # noqa: PTH110  # a storage that fails is no stop
-        superseded = leads and spec.checkpoints.is_superseded()
-        self._sums = ranks.begin_sum([mass, num_bad, float(leads and save_due), float(stop), float(superseded)])
+    def __init__(
+        self, ranks: Ranks, *, weight_sum: float, num_bad: int, save: bool, stop: bool, superseded: bool
+    ) -> None:
+        wishes = [float(ranks.rank == 0 and wish) for wish in (save, stop, superseded)]
+        self._sums = ranks.begin_sum([weight_sum, num_bad, *wishes])
 
     @cached_property
     def _totals(self) -> list[float]:
@@ -41,13 +37,13 @@ class Agreement:
         return totals
 
     @property
-    def mass(self) -> float:
-        """Mass of the global batch."""
+    def weight_sum(self) -> float:
+        """Sum of the weights of the global batch's rows."""
         return self._totals[0]
 
     @property
     def num_bad(self) -> int:
-        """Samples that no rank could read."""
+        """Samples that could not be read, over all ranks."""
         return int(self._totals[1])
 
     @property

@@ -1,10 +1,10 @@
 """What each step of a run was trained on, written while it trains; and the proof that no sample was lost or doubled.
 
-Each rank of each attempt (a start of the workers) has a file in `<run>/audit`; its first line says which step the
-attempt went on from, each further one which samples, by epoch, one finished step used. Samples are numbered as the
-rows of the train split in samples.parquet. Lines are handed to the system at once and are on the storage before the
-checkpoint that holds their steps, so a kill loses at most lines of steps that are taken again. An attempt supersedes
-what those before it wrote above the step that it went on from.
+Each rank of each attempt (a start of the workers) has a file in `<run>/audit`. Its first line names the step from which
+the attempt goes on; each further line lists, by epoch, the samples that one finished step used. Samples are numbered
+like the rows of the train split in samples.parquet. Lines are handed to the system at once, and are on the storage
+before the checkpoint that contains their steps, so a kill loses at most lines of steps that will be repeated. An
+attempt supersedes what earlier attempts wrote for the steps after the one it goes on from.
 """
 
 import json
@@ -20,7 +20,6 @@ import numpy as np
 from configs.section import UsageError
 from trainer.schedule.rows import Row
 
-AUDIT_FOLDER = "audit"
 _NUM_NAMED = 5
 
 Line = dict[str, Any]
@@ -47,12 +46,12 @@ class AuditWriter:
         self._put(attempt=attempt, world_size=world_size, resumed_step=resumed_step, num_samples=num_samples)
 
     def step(self, global_step: int, rows: Sequence[Row], weights: Sequence[float]) -> None:
-        """Adds a finished step; a storage that fails is tried again with the next one.
+        """Adds a finished step. If the storage fails, the line is written with the next step's.
 
         Args:
             global_step: The step's number in the run.
             rows: This rank's rows.
-            weights: What they weighed; 0 for padding and for what could not be read.
+            weights: Of these rows; 0 for padding and for unreadable samples.
         """
         samples: dict[int, list[int]] = defaultdict(list)
         for row in rows:
@@ -69,7 +68,7 @@ class AuditWriter:
         """Brings all lines to the storage.
 
         Raises:
-            OSError: The storage refused; the lines wait for the next time.
+            OSError: The storage refused; the lines are kept for the next time.
         """
         os.fsync(self._write())
 
@@ -92,7 +91,7 @@ class Replay:
     num_attempts: int
     num_steps: int
     num_recomputed: int
-    """Finished steps that a later attempt took again."""
+    """Finished steps that a later attempt repeated."""
     num_samples: int
     """Samples of the train split."""
     num_epochs: int
@@ -100,12 +99,12 @@ class Replay:
     num_unreadable: int
     """Samples that had their turn but could not be read, over all epochs."""
     problems: tuple[str, ...]
-    """What contradicts "each sample once per epoch"; empty: it holds."""
+    """What contradicts "each sample once per epoch"; empty if nothing does."""
 
     def __str__(self) -> str:
-        """Returns the sentences that a user reads."""
-        what = f"{self.num_epochs} whole epochs of {self.num_samples} samples"
-        steps = f"{self.num_steps} steps in {self.num_attempts} attempts, {self.num_recomputed} taken again"
+        """Returns the sentences that the user reads."""
+        what = f"{self.num_epochs} complete epochs of {self.num_samples} samples"
+        steps = f"{self.num_steps} steps in {self.num_attempts} attempts, {self.num_recomputed} repeated"
         proof = "\n".join(self.problems) or "every sample was used once per epoch, none twice, none lost"
         return f"{what}; {steps}; {self.num_unreadable} samples could not be read\n{proof}"
 
@@ -116,7 +115,7 @@ def next_attempt(folder: Path) -> int:
 
 
 def replay(folder: Path) -> Replay:
-    """Returns what a run's audit shows, every step counted as the newest attempt took it.
+    """Returns what a run's audit shows; a step counts as the newest attempt took it.
 
     Args:
         folder: The run's audit folder.
@@ -126,19 +125,19 @@ def replay(folder: Path) -> Replay:
     """
     attempts: dict[int, list[list[Line]]] = defaultdict(list)
     for path in sorted(folder.glob("attempt-*.jsonl")):
-        # A kill in mid-write leaves a last line without its end.
+        # A kill in the middle of a write leaves an incomplete last line.
         lines = [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
         if lines:
             attempts[lines[0]["attempt"]].append(lines)
     if not attempts:
-        raise UsageError(f"{folder} holds no audit: train with --audit")
+        raise UsageError(f"{folder} holds no audit: train the run with --audit")
     steps: dict[int, list[Line]] = {}
     num_recomputed = 0
     for _, ranks in sorted(attempts.items()):
         header = ranks[0][0]
         num_recomputed += sum(step > header["resumed_step"] for step in steps)
         steps = {step: lines for step, lines in steps.items() if step <= header["resumed_step"]}
-        steps |= _whole_steps(ranks, header["world_size"])
+        steps |= _complete_steps(ranks, header["world_size"])
     counts = _counts(steps, header["num_samples"])
     return Replay(
         num_attempts=len(attempts),
@@ -151,7 +150,7 @@ def replay(folder: Path) -> Replay:
     )
 
 
-def _whole_steps(ranks: list[list[Line]], world_size: int) -> dict[int, list[Line]]:
+def _complete_steps(ranks: list[list[Line]], world_size: int) -> dict[int, list[Line]]:
     """Returns the lines of the steps that every rank finished."""
     steps: dict[int, list[Line]] = defaultdict(list)
     for _, *lines in ranks:
@@ -171,14 +170,14 @@ def _counts(steps: dict[int, list[Line]], num_samples: int) -> dict[int, "np.nda
 
 def _missing_steps(steps: dict[int, list[Line]]) -> list[str]:
     missing = sorted(set(range(1, max(steps, default=0) + 1)) - steps.keys())
-    return [f"{len(missing)} steps have no line: {_named(missing)}"] if missing else []
+    return [f"{len(missing)} steps are missing: {_named(missing)}"] if missing else []
 
 
 def _wrong_counts(counts: dict[int, "np.ndarray[Any, np.dtype[np.int64]]"]) -> list[str]:
     problems = []
     for epoch, times in counts.items():
         for what, wrong in (("more than once", times > 1), ("never", times == 0)):
-            # The newest epoch may be under way.
+            # The newest epoch may be unfinished.
             if wrong.any() and (what != "never" or epoch < max(counts)):
                 samples = np.flatnonzero(wrong).tolist()
                 problems.append(f"epoch {epoch} used {len(samples)} samples {what}: {_named(samples)}")

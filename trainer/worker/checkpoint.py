@@ -1,12 +1,12 @@
-"""Checkpoints on shared storage: written whole or not at all, found by looking at the storage itself.
+"""Checkpoints on shared storage: written completely or not at all, and found by looking at the storage itself.
 
 A checkpoint is a folder `step-<global step>` with `state.pt` and `COMPLETE.json`, which lists the file's size and
-sha256. It counts only where both match, so a kill, a full disk or a torn copy at any moment leaves the one before it as
-the newest. Only tensors and plain values are stored: `torch.load(weights_only=True)` reads them.
+sha256. It counts only if both match. So after a kill, a full disk or an incomplete copy at any moment, the checkpoint
+before it is the newest. Only tensors and plain values are stored: `torch.load(weights_only=True)` reads them.
 
-Workers whose driver was killed live on for seconds, beside those of the same run started again. So each driver holds
-the checkpoints by a folder of its own among them, and every change is one rename into it or out of it: a driver that
-takes the folders of others away ends their changes at that moment, whatever they were doing.
+If a driver is killed, its workers live on for seconds, beside those of the same run started again. So each driver holds
+the checkpoints by a folder of its own among them, and every change is one rename into or out of this folder. A driver
+that takes the folders of others away ends their changes at that moment, whatever they were doing.
 """
 
 import hashlib
@@ -37,10 +37,10 @@ State = dict[str, Any]
 
 
 class SupersededError(RuntimeError):
-    """Another holder has taken the checkpoints over."""
+    """Another holder took the checkpoints over."""
 
     def __str__(self) -> str:
-        """Returns the sentence that a user reads."""
+        """Returns the sentence that the user reads."""
         return "another command has taken the run over and trains it now"
 
 
@@ -57,7 +57,7 @@ class CheckpointStore:
         self._hold = folder / f"{HOLD}{holder}"
 
     def take(self) -> None:
-        """Makes this holder the only one that can change the checkpoints.
+        """Makes this holder the only one that can change the checkpoints; keeps the checkpoints that are there.
 
         Raises:
             OSError: The storage refused.
@@ -68,16 +68,16 @@ class CheckpointStore:
             shutil.rmtree(self._hold / other.name, ignore_errors=True)  # its process may be writing into it
 
     def is_superseded(self) -> bool:
-        """Tells whether another holder took the checkpoints over; a storage that fails does not say so."""
+        """Returns whether another holder took the checkpoints over; False if the storage fails."""
         return not os.path.exists(self._hold) and bool(self._other_holds())  # noqa: PTH110  # it raises nothing
 
     def save(self, state: State, global_step: int, best_step: int | None) -> Path:
-        """Writes a checkpoint and returns its folder; then deletes all but the newest two and the best.
+        """Writes a checkpoint and returns its folder; deletes all others but the one before it and the best.
 
         Args:
             state: Tensors, numbers, strings, lists and dicts.
             global_step: Optimizer steps that the run has taken.
-            best_step: Global step of the checkpoint that must be kept too.
+            best_step: Global step of the best epoch's checkpoint, which is kept too.
 
         Raises:
             OSError: The storage refused; the checkpoints before this one are untouched.
@@ -106,7 +106,7 @@ class CheckpointStore:
         return target
 
     def steps(self) -> list[int]:
-        """Returns the global steps that a checkpoint folder exists for, newest first, whole or not."""
+        """Returns the global steps that a checkpoint folder exists for, newest first, complete or not."""
         try:
             names = [path.name for path in self.folder.iterdir()]
         except (FileNotFoundError, NotADirectoryError):
@@ -114,15 +114,15 @@ class CheckpointStore:
         return sorted((int(name.partition("-")[2]) for name in names if name.startswith("step-")), reverse=True)
 
     def load_newest(self) -> State | None:
-        """Returns the state of the newest whole checkpoint, or None; broken ones are named in the log.
+        """Returns the state of the newest complete checkpoint, or None; the log names broken ones.
 
         Raises:
-            OSError: None can be read because the storage fails: a run begun anew would throw away what is there.
+            OSError: None can be read because the storage fails. To begin anew would throw away what is there.
         """
         failure: OSError | None = None
         for step in self.steps():
             try:
-                state = self._load_if_whole(step)
+                state = self._load_if_complete(step)
             except OSError as error:
                 logger.warning("checkpoint not read path=%s reason=%s", self.folder / _name(step), error)
                 failure = error
@@ -140,12 +140,12 @@ class CheckpointStore:
             UsageError: It is not there, or it is broken.
             OSError: The storage fails.
         """
-        state = self._load_if_whole(global_step)
+        state = self._load_if_complete(global_step)
         if state is None:
-            raise UsageError(f"{self.folder / _name(global_step)} is not a whole checkpoint: start the run anew")
+            raise UsageError(f"{self.folder / _name(global_step)} is not a complete checkpoint: start the run anew")
         return state
 
-    def _load_if_whole(self, step: int) -> State | None:
+    def _load_if_complete(self, step: int) -> State | None:
         path = self.folder / _name(step)
         try:
             complete = json.loads((path / COMPLETE_FILE).read_text(encoding="utf-8"))
@@ -154,13 +154,13 @@ class CheckpointStore:
             logger.warning("checkpoint ignored path=%s reason=%s", path, error)
             return None
         if not complete or found != complete:
-            logger.warning("checkpoint ignored path=%s reason=its files are not those that were written", path)
+            logger.warning("checkpoint ignored path=%s reason=its files have changed since they were written", path)
             return None
         state: State = torch.load(path / STATE_FILE, map_location="cpu", weights_only=True)
         return state
 
     def _delete_old(self, newest_step: int, best_step: int | None) -> None:
-        # Later steps than the newest are broken, or the run would have gone on from them.
+        # Later steps than the newest are broken: otherwise the run would have gone on from them.
         kept = [step for step in self.steps() if step <= newest_step][:NUM_KEPT]
         for step in self.steps():
             if step not in kept and step != best_step:
@@ -172,7 +172,7 @@ class CheckpointStore:
         shutil.rmtree(aside)
 
     def _clear_hold(self) -> Path:
-        """Returns the holder's folder without what a kill left there; makes it where the storage was emptied."""
+        """Returns the holder's folder, empty: without what a kill left there; makes it if the storage was emptied."""
         if not self._hold.exists():
             if self._other_holds():
                 raise SupersededError
@@ -192,9 +192,10 @@ def write_together(ranks: Ranks, writes: Sequence[Callable[[], object] | None], 
     """Returns whether the storage took what every rank had to write; the same on every rank.
 
     Args:
-        ranks: The processes that write; all wait where one of them fails.
-        writes: Done in this order, each only after all ranks did the one before; None where a rank has none to do.
-        num_tries: How often to begin anew, every `RETRY_SECONDS`.
+        ranks: The processes that write; if one of them fails, all wait for it.
+        writes: Done in this order, each after all ranks have done the one before; None if this rank has nothing to
+            write.
+        num_tries: Most tries, one every `RETRY_SECONDS`.
 
     Raises:
         SupersededError: Another holder took the checkpoints over; on every rank.
@@ -213,7 +214,7 @@ def _write(ranks: Ranks, write: Callable[[], object] | None) -> bool:
         if write:
             write()
     except OSError as error:
-        logger.warning("checkpoint not written, tried again later reason=%s", error)
+        logger.warning("checkpoint not written, will be tried again reason=%s", error)
         failed = True
     except SupersededError:
         superseded = True
@@ -223,8 +224,8 @@ def _write(ranks: Ranks, write: Callable[[], object] | None) -> bool:
     return not num_failed
 
 
-def judged_weights(state: State) -> dict[str, torch.Tensor]:
-    """Returns the weights that a run's figures are of: their moving average where it keeps one."""
+def evaluated_weights(state: State) -> dict[str, torch.Tensor]:
+    """Returns the weights that are evaluated and registered: their moving average if the run keeps one."""
     weights: dict[str, torch.Tensor] = (state.get("average") or state)["model"]
     return weights
 

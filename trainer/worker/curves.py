@@ -1,4 +1,4 @@
-"""The curves of a training: means over a number of steps, summed over the ranks, for MLflow and for the log."""
+"""The curves of a training, for MLflow and for the log: each point is a mean over some steps and all ranks."""
 
 import logging
 import math
@@ -19,7 +19,7 @@ PROGRESS_INTERVAL_SECONDS = 10.0
 
 
 class Curves:
-    """What one rank sums up between two points of the curves; all ranks call its methods at the same steps.
+    """What one rank adds up between two points of the curves; all ranks call its methods at the same steps.
 
     Args:
         ranks: The processes of the run.
@@ -37,19 +37,28 @@ class Curves:
         self.restart()
 
     def restart(self) -> None:
-        """Begins a new point, as after an evaluation, whose time is no training's."""
+        """Begins a new point; also after an evaluation, whose time must not count as training."""
         self._began_at_seconds = time.monotonic()
         self._waited_seconds = 0.0
         self._num_summed = 0
         self._sums = [0.0] * 4
 
     def wait(self, seconds: float) -> None:
-        """Adds time in which the rank waited for data."""
+        """Adds the time that the rank has waited for data."""
         self._waited_seconds += seconds
 
     def step(self, global_step: int, epoch: float, batch: Batch, learner: Learner, rate: float, norm: float) -> None:
-        """Adds a finished step, and logs a point where one is due."""
-        num_weighted = int((batch.weights > 0).sum())  # padding, and what could not be read, weighs nothing
+        """Adds a finished step, and logs a point if one is due.
+
+        Args:
+            global_step: Number of the step in the run.
+            epoch: Epochs done, as a fraction.
+            batch: What the step was taken on.
+            learner: Which took it.
+            rate: Its learning rate.
+            norm: Of the gradient, before clipping.
+        """
+        num_weighted = int((batch.weights > 0).sum())  # padding and unreadable samples have weight 0
         added = (len(batch.labels), learner.last_loss, num_weighted, learner.last_num_right)
         self._sums = [before + now for before, now in zip(self._sums, added, strict=True)]
         self._num_summed += 1
@@ -71,11 +80,11 @@ class Curves:
         self._log.metrics(figures | self._machine.read(), global_step)
         if time.monotonic() - self._shown_at_seconds > PROGRESS_INTERVAL_SECONDS:
             self._shown_at_seconds = time.monotonic()
-            say("train", step=global_step, epoch=epoch, **figures)
+            log_event("train", step=global_step, epoch=epoch, **figures)
 
 
-def say(event: str, **figures: float) -> None:
-    """Writes an event and its figures to the log, in one line."""
+def log_event(event: str, **figures: float) -> None:
+    """Writes an event and its figures to the log as one line, such as `test top1=0.91 loss=0.2034`."""
     shown = [
         f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}" for name, value in figures.items()
     ]

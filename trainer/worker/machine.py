@@ -1,8 +1,8 @@
-"""The machine that rank 0 runs on: what it is, and how busy it is; other machines of a cluster are not looked at.
+"""The machine that rank 0 runs on: what it is, and how busy it is. Other machines of a cluster are not looked at.
 
-MLflow's own monitor is not used: it counts steps of its own, begins again after a restart, and gives up for good when
-the server does not answer. These figures go the way of all others, by global step, under the names that MLflow's page
-gathers in its tab for system metrics.
+MLflow's own monitor is not used: it counts steps of its own, starts from 0 after a restart, and gives up for good if
+the server does not answer once. These figures are logged like all others, by global step, under the names that MLflow's
+page shows in its tab for system metrics.
 """
 
 import os
@@ -21,7 +21,7 @@ PACKAGES = ("torch", "torchvision", "ray", "mlflow", "webdataset", "simplejpeg",
 
 
 class Machine:
-    """The machine of this process, and its GPU where `device` is one."""
+    """The machine of this process, and its GPU if `device` is one."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -29,7 +29,7 @@ class Machine:
         psutil.cpu_percent()  # counts from here
 
     def describe(self, world_size: int) -> str:
-        """Returns what a run's speed and last digits depend on beside its configuration, as YAML."""
+        """Returns, as YAML, what a run's speed and last digits depend on apart from its configuration."""
         gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
         described = {
             "python": platform.python_version(),
@@ -46,7 +46,7 @@ class Machine:
         return yaml.safe_dump(described, sort_keys=False)
 
     def read(self) -> dict[str, float]:
-        """Returns the load since the last reading; nothing where that was less than `READ_INTERVAL_SECONDS` ago."""
+        """Returns the load since the last reading; nothing if that was less than `READ_INTERVAL_SECONDS` ago."""
         now = time.monotonic()
         if now - self._last_read_seconds < READ_INTERVAL_SECONDS:
             return {}
@@ -69,10 +69,10 @@ class Machine:
             "memory_usage_percentage": 100 * (1 - free / total),
             "memory_allocated_at_most_megabytes": torch.cuda.max_memory_allocated(self._device) / 1e6,
         }
-        with suppress(ImportError):  # torch asks the driver by it: the package nvidia-ml-py
+        with suppress(ImportError):  # torch needs it to ask the driver: the package nvidia-ml-py
             import pynvml
 
-            with suppress(pynvml.NVMLError):  # a share of a card does not tell
+            with suppress(pynvml.NVMLError):  # a share of a GPU (MIG) does not report them
                 figures["utilization_percentage"] = torch.cuda.utilization(self._device)
                 figures["power_usage_watts"] = torch.cuda.power_draw(self._device) / 1000
         return {f"gpu_{self._device.index or 0}_{name}": value for name, value in figures.items()}

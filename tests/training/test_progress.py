@@ -1,0 +1,71 @@
+"""How far a run has come: what steps and epochs change, and that a checkpoint gives it back."""
+
+import numpy as np
+import pytest
+
+from trainer.evaluation.metrics import PREDICTION, Evaluation
+from trainer.worker.progress import Progress
+
+
+def evaluation(num_right: int, loss: float) -> Evaluation:
+    """Returns an evaluation of 4 samples of 2 classes."""
+    records = np.zeros(4, PREDICTION)
+    records["sample"] = np.arange(4)
+    records["label"] = [0, 1, 0, 1]
+    records["predicted"] = records["label"]
+    records["predicted"][num_right:] = 1 - records["label"][num_right:]
+    records["loss"] = loss
+    return Evaluation(records, 2)
+
+
+def test_steps_are_counted() -> None:
+    progress = Progress()
+    progress.end_step(4, 1)
+    progress.end_step(8, 2)
+    assert (progress.global_step, progress.position, progress.num_bad) == (2, 8, 3)
+
+
+@pytest.mark.parametrize(
+    ("num_right", "loss", "is_best"),
+    [(3, 9.0, True), (2, 0.4, True), (2, 0.5, False), (2, 0.6, False), (1, 0.1, False)],
+)
+def test_an_epoch_is_the_best_if_it_is_better_or_as_good_with_less_loss(
+    num_right: int, loss: float, is_best: bool
+) -> None:
+    first, second = evaluation(2, 0.5), evaluation(num_right, loss)
+    progress = Progress()
+    progress.end_step(4, 0)
+    assert progress.end_epoch(first, "top1")
+    assert (progress.best_step, progress.num_epochs_since_best) == (1, 0)
+    progress.end_step(8, 0)
+    assert progress.end_epoch(second, "top1") is is_best
+    best = second if is_best else first
+    assert (progress.best_step, progress.num_epochs_since_best) == ((2, 0) if is_best else (1, 1))
+    assert progress.best_evaluation is best
+    assert progress.best_figures == best.figures()
+
+
+def test_a_checkpoint_gives_it_back() -> None:
+    progress = Progress()
+    progress.end_step(4, 1)
+    progress.end_epoch(evaluation(3, 0.5), "top1")
+    progress.end_epoch(evaluation(1, 0.5), "top1")
+    state = progress.state()
+    again = Progress.from_state(state, num_classes=2)
+    assert again.state().keys() == state.keys()
+    assert {name: value for name, value in again.state().items() if name != "best_predictions"} == {
+        "position": 4,
+        "global_step": 1,
+        "num_bad": 1,
+        "best_step": 1,
+        "best_figures": evaluation(3, 0.5).figures(),
+        "num_epochs_since_best": 1,
+    }
+    assert again.best_evaluation is not None
+    assert (again.best_evaluation.predictions == evaluation(3, 0.5).predictions).all()
+
+
+def test_older_checkpoints_lack_the_newest_entries() -> None:
+    state = Progress(position=8, global_step=2).state()
+    del state["num_epochs_since_best"], state["best_predictions"]
+    assert Progress.from_state(state, num_classes=2) == Progress(position=8, global_step=2)

@@ -1,8 +1,8 @@
 """Makes the pictures in docs/pictures from the demo: `make pictures`.
 
-A demo that lies in .demo is used again; without one it is run first. Every picture shows the real thing: the served
-page and MLflow's UI in Chromium, and the sheet that `python -m packer inspect` draws. No picture shows a path or a name
-of this machine. Everything that is started for them is stopped again.
+A demo that lies in .demo is used; if there is none, it is run first. Every picture shows the real thing: the served
+page and MLflow's UI in Chromium, and the sheet that `python -m packer inspect` draws. No picture shows a path or a
+name of the machine. Everything that is started for them is stopped at the end.
 """
 
 import shutil
@@ -86,8 +86,12 @@ def main() -> int:
         run = champion_run()
         assert run is not None
     FOLDER.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as scratch:
-        make_pictures(run, Path(scratch), binary, chromedriver)
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            make_pictures(run, Path(scratch), binary, chromedriver)
+    except demo.DemoError as error:
+        print(f"pictures: {error}", file=sys.stderr)
+        return 1
     for path in sorted(FOLDER.iterdir()):
         print(f"{path.stat().st_size / 1000:6.0f} kB  {path.relative_to(demo.ROOT)}")
     return 0

@@ -9,7 +9,7 @@ UV := $(BIN)/uv pip
 STORE ?= $(firstword $(wildcard mlflow.db .demo/mlflow.db) mlflow.db)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint docs bench drill fuzz ui cluster cluster-stop lock clean
+.PHONY: help setup demo test lint docs pictures bench drill fuzz ui cluster cluster-stop lock clean
 
 help: ## this list
 	@echo 'clipstream: from a folder of videos to a served video classifier'
@@ -44,6 +44,9 @@ drill: $(STAMP) ## kill, stop and break real trainings and servers; tables of wh
 
 fuzz: $(STAMP) ## send 10,000 damaged videos to a real server; what breaks it is kept in fuzz-findings/
 	$(BIN)/python -m tests.fuzz $(FUZZ)
+
+pictures: $(STAMP) ## make the pictures in docs/pictures anew from the demo, which is run first if need be
+	$(BIN)/python -m tests.pictures
 
 ui: $(STAMP) ## open MLflow's UI on 127.0.0.1:5000 over ./mlflow.db, else over the demo's
 	@# Its job executors, seven processes that take a quarter of a core, serve features that are not used here.

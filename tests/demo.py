@@ -1,7 +1,7 @@
-"""The whole road in one go: `make demo`. Makes videos, packs, trains by `ray job submit`, serves, asks, cleans up.
+"""The whole pipeline in one go: `make demo`. Makes videos, packs, trains by `ray job submit`, serves, asks, cleans up.
 
-Each step is printed as the command that a user types, then run. Everything it makes lies in .demo (CLIPSTREAM_HOME),
-made anew each time. Its processes carry a mark in their environment, and none of them may be left at the end.
+Each step is printed as the command that a user types, then run. Everything lies in .demo (CLIPSTREAM_HOME), which is
+emptied first. All its processes carry a mark in their environment; any that is left at the end is an error.
 """
 
 import json
@@ -48,11 +48,11 @@ ENVIRONMENT = {
     MARK: secrets.token_hex(8),
 }
 for name in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "MAKEFLAGS", "MAKELEVEL", "MFLAGS"):
-    ENVIRONMENT.pop(name, None)  # the demo has a store and a cluster of its own
+    ENVIRONMENT.pop(name, None)  # the demo has its own store and cluster
 
 
 class DemoError(Exception):
-    """A step that failed; its text says which and why."""
+    """A step failed; the text says which one and why."""
 
 
 def say(text: str = "") -> None:
@@ -60,7 +60,7 @@ def say(text: str = "") -> None:
 
 
 def start(command: str) -> subprocess.Popen[str]:
-    """Starts a command in a session of its own: Ctrl-C reaches the demo alone, which then stops things in order."""
+    """Starts a command in a session of its own: Ctrl-C reaches the demo alone, which then stops them in order."""
     return subprocess.Popen(
         ["bash", "-c", command],
         cwd=ROOT,
@@ -74,7 +74,7 @@ def start(command: str) -> subprocess.Popen[str]:
 
 
 def stop(process: subprocess.Popen[str]) -> None:
-    """Ends a process as Ctrl-C does; what still lives in its session after a while is killed."""
+    """Ends a process as Ctrl-C does; if it still runs after a while, it and its session are killed."""
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGINT)
         try:
@@ -85,10 +85,10 @@ def stop(process: subprocess.Popen[str]) -> None:
 
 
 def run(command: str, setup: str = "") -> None:
-    """Prints a command, runs it, shows its output; `setup` is run before it in the same shell, unseen.
+    """Prints a command, runs it and shows its output; `setup` is run before it in the same shell and is not printed.
 
     Raises:
-        DemoError: Its exit code is not 0.
+        DemoError: The exit code is not 0.
     """
     say(f"$ {command}")
     began = time.monotonic()
@@ -111,7 +111,7 @@ def check_accuracy() -> None:
     """Reads the champion's accuracy on the test split from the MLflow store.
 
     Raises:
-        DemoError: It is too low.
+        DemoError: The accuracy is too low.
     """
     from mlflow import MlflowClient
 
@@ -125,7 +125,7 @@ def check_accuracy() -> None:
 
 @contextmanager
 def cluster() -> Iterator[None]:
-    """A Ray cluster of the demo's own, for as long as the block runs."""
+    """Runs a Ray cluster of the demo's own for as long as the block runs."""
     try:
         run("make cluster")
         yield
@@ -135,7 +135,7 @@ def cluster() -> Iterator[None]:
 
 @contextmanager
 def server() -> Iterator[str]:
-    """The served champion for as long as the block runs: yields its address."""
+    """Serves the champion for as long as the block runs; yields the address."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{probe.getsockname()[1]}"
@@ -165,7 +165,7 @@ def is_ready(address: str) -> bool:
 
 
 def ask(address: str) -> None:
-    """Sends the first test video of each class and compares the answers with the truth.
+    """Sends the first test video of each class and compares each answer with the true class.
 
     Raises:
         DemoError: More than one class is answered wrongly.
@@ -192,7 +192,7 @@ def post(url: str, video: Path) -> dict[str, Any]:
 
 
 def left_behind() -> list[psutil.Process]:
-    """Returns the processes that this demo started, they or theirs, and that still live."""
+    """Returns the processes that this demo, or a process of it, started and that still run."""
     found = []
     for process in psutil.process_iter():
         try:
@@ -207,7 +207,7 @@ def drive() -> None:
     began = time.monotonic()
     say(f"The demo's files lie in {HOME}; each line after a $ is a command that you can type too, after")
     say("$ export PATH=$PWD/.venv/bin:$PATH CLIPSTREAM_HOME=$PWD/.demo\n")
-    subprocess.run(["make", "cluster-stop"], cwd=ROOT, env=ENVIRONMENT, check=True)  # of a demo that was killed
+    subprocess.run(["make", "cluster-stop"], cwd=ROOT, env=ENVIRONMENT, check=True)  # if an earlier demo was killed
     shutil.rmtree(HOME, ignore_errors=True)
     HOME.mkdir()
     run(f"python -m packer.synthetic data --videos-per-class {VIDEOS_PER_CLASS}")
@@ -222,7 +222,7 @@ def drive() -> None:
 
 def main() -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells let background jobs ignore it, and theirs too
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell makes background jobs ignore it
     code = 0
     try:
         drive()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from selenium.common.exceptions import ElementNotInteractableException
 from selenium.webdriver import ActionChains, Chrome, ChromeOptions, ChromeService
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.wait import WebDriverWait
@@ -63,8 +64,13 @@ class Browser:
         WebDriverWait(self._driver, WAIT_SECONDS, 0.05).until(lambda _: condition(), f"no {what}")
 
     def click(self, selector: str) -> None:
-        """Clicks as a mouse does: an error if something else lies above the element."""
-        self._driver.find_element(By.CSS_SELECTOR, selector).click()
+        """Clicks as a mouse does, once the element has a place on the screen.
+
+        Raises:
+            ElementClickInterceptedException: Another element lies above it.
+        """
+        wait = WebDriverWait(self._driver, WAIT_SECONDS, 0.05, [ElementNotInteractableException])
+        wait.until(lambda driver: driver.find_element(By.CSS_SELECTOR, selector).click() or True)
 
     def type(self, selector: str, text: str) -> None:
         """Types into an element; into a file input: chooses the files, one path per line."""
@@ -120,18 +126,19 @@ class Browser:
 
 
 @contextmanager
-def chromium(binary: str, chromedriver: str, log: Path) -> Iterator[Browser]:
+def chromium(binary: str, chromedriver: str, log: Path, *arguments: str) -> Iterator[Browser]:
     """Runs a browser for as long as the block runs.
 
     Args:
         binary: Path of Chromium.
         chromedriver: Path of the ChromeDriver of the same version.
         log: ChromeDriver writes its log there.
+        arguments: More options of Chromium's command line.
     """
     options = ChromeOptions()
     options.binary_location = binary
     options.ignore_local_proxy_environment_variables()
-    for argument in ARGUMENTS:
+    for argument in (*ARGUMENTS, *arguments):
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     # With the driver's path given, Selenium does not look for one, here or on the network.

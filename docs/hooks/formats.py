@@ -33,7 +33,7 @@ MODELS: dict[str, type[Section]] = {
 }
 PLAIN = {
     "key": "Unique name of the sample, at most 80 bytes of `a-z 0-9 _ -`: class, file name, hash of the path.",
-    "split": "`train`, `val` or `test`; empty for what was set aside before the split.",
+    "split": "`train`, `val` or `test`; empty for a file that was rejected before the split.",
     "class_index": "Place of the class in the manifest's `class_names`, from 0.",
     "class_name": "Name of the class folder.",
     "source": "Path of the video below the data folder.",
@@ -74,7 +74,7 @@ def columns(name: str) -> str:
         write_samples(Path(folder), [])
         write_rejected(Path(folder), [])
         schema = pq.read_schema(Path(folder) / name)
-    kinds = {field.name: str(field.type).replace("element: ", "") for field in schema}
+    kinds = {field.name: f"`{field.type}`".replace("element: ", "") for field in schema}
     return _table("column", ((column, kind, described.get(column)) for column, kind in kinds.items()))
 
 

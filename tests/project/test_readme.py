@@ -138,6 +138,9 @@ def test_tests_named_exist() -> None:
     for file, name in named:
         (path,) = (ROOT / "tests").rglob(file)
         assert re.search(rf"^def {name}\(", path.read_text(), re.MULTILINE), f"no {name} in {file}"
+    tests = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    for name in set(re.findall(r"`(test_\w+)`", TEXT)):
+        assert re.search(rf"^def {name}\(", tests, re.MULTILINE), f"no test is called {name}"
 
 
 @pytest.mark.parametrize(("list_name", "folder"), [("BENCHES", "bench"), ("DRILLS", "drill")])
@@ -260,6 +263,7 @@ class Page(HTMLParser):
             self.resources += [str(found[name]) for name in ("src", "href", "data", "srcset") if found.get(name)]
 
 
+@pytest.mark.integration
 def test_pages_load_nothing_from_elsewhere(site: Path) -> None:
     for path in site.rglob("*.html"):
         for resource in Page(path).resources:
@@ -271,6 +275,7 @@ def test_pages_load_nothing_from_elsewhere(site: Path) -> None:
         assert not re.search(r"url\([\"']?(https?:)?//|@import", path.read_text(encoding="utf-8"))
 
 
+@pytest.mark.integration
 def test_links_between_pages_lead_somewhere(site: Path) -> None:
     pages = {path.resolve(): Page(path) for path in site.rglob("*.html") if path.name != "404.html"}
     assert len(pages) > 15
@@ -284,6 +289,7 @@ def test_links_between_pages_lead_somewhere(site: Path) -> None:
             assert not split.fragment or target not in pages or unquote(split.fragment) in pages[target].anchors, link
 
 
+@pytest.mark.integration
 def test_the_site_lists_every_field_of_the_configuration(site: Path) -> None:
     text = (site / "configuration.html").read_text(encoding="utf-8")
     for known in OPTIONS.COMMANDS.values():
@@ -292,6 +298,7 @@ def test_the_site_lists_every_field_of_the_configuration(site: Path) -> None:
             assert f"<code>{path.upper() if field.is_required() else option}</code>" in text or f">{option}<" in text
 
 
+@pytest.mark.integration
 def test_the_site_describes_the_formats_and_draws_the_diagrams(site: Path) -> None:
     formats = (site / "formats.html").read_text(encoding="utf-8")
     for column in ("num_bad_packets", "frame_indices", "decode_road", "reason", "plan_sha256", "val_metric"):

@@ -45,6 +45,8 @@ _SCHEMA = pa.schema(
         ("num_frames", pa.int32()),
         ("num_frames_claimed", pa.int64()),
         ("num_bad_packets", pa.int32()),
+        ("num_concealed_frames", pa.int32()),
+        ("damage", pa.list_(pa.string())),
         ("fps", pa.float64()),
         ("duration_seconds", pa.float64()),
         ("source_width_px", pa.int32()),

@@ -33,6 +33,10 @@ class SampleRow(Section):
     num_frames: int
     num_frames_claimed: int
     num_bad_packets: int
+    num_concealed_frames: int = 0
+    """0 also in packs from before it was counted."""
+    damage: tuple[str, ...] = ()
+    """Codes of `Clip.damage`; empty also in packs from before there were any."""
     fps: float
     duration_seconds: float
     source_width_px: int

@@ -37,8 +37,14 @@ class Clip:
     """Frames that the container states; 0 if it states none."""
     num_bad_packets: int
     """Packets that could not be decoded and were skipped; 0 for an undamaged video."""
+    num_concealed_frames: int
+    """Frames that the decoder marked as damaged, of those that were decoded; 0 for an undamaged video."""
+    damage: tuple[str, ...]
+    """What is wrong with the file: bad_packets, concealed_frames, missing_frames (far fewer than claimed), cut_off (it
+    ends before its header says), goes_on_in_another_track; empty for an undamaged video."""
     fps: float
-    """Mean frames per second as the container states them; 0 if it states none."""
+    """Mean frames per second as the container states them, or as the frames' own times have them if the stated rate
+    cannot be true; 0 if neither is known."""
     duration_seconds: float
     frame_indices: tuple[int, ...]
     """Which of the `num_frames` frames the clip holds."""
@@ -91,6 +97,8 @@ def read_clip(
         num_frames=video.num_frames,
         num_frames_claimed=video.num_frames_claimed,
         num_bad_packets=video.num_bad_packets,
+        num_concealed_frames=video.num_concealed_frames,
+        damage=video.damage,
         fps=video.fps,
         duration_seconds=video.duration_seconds or (video.num_frames / video.fps if video.fps else 0.0),
         frame_indices=picked.frame_indices,

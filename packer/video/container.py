@@ -9,7 +9,7 @@ import hashlib
 import io
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -28,6 +28,9 @@ CONTAINERS = (
 )
 """The FFmpeg demuxers that may read a file."""
 
+_NEVER_THE_VIDEO = (
+    Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image | Disposition.dependent
+)
 _REASONS_OF_A_CUT = frozenset({"not_a_video", "no_video_stream", "undecodable"})
 _MAX_BOXES = 1000
 _READ_BYTES = 1 << 16  # 32 KiB cost as much, 256 KiB 0.3 ms more per short video
@@ -38,8 +41,8 @@ class VideoError(ValueError):
     """A video that gives no clip.
 
     Attributes:
-        reason: A stable code: not_a_video, no_video_stream, truncated, undecodable, unreadable, too_large, timeout,
-            out_of_memory or decoder_crash; and in a pack's lists also duplicate.
+        reason: A stable code: not_a_video, no_video_stream, encrypted, truncated, undecodable, damaged, unreadable,
+            too_large, timeout, out_of_memory or decoder_crash; and in a pack's lists also duplicate.
     """
 
     def __init__(self, reason: str, sentence: str) -> None:
@@ -140,16 +143,47 @@ def _is_cut_mp4(file: BinaryIO) -> bool:
     return has_data
 
 
-def video_stream(container: InputContainer, limits: DecodeLimits) -> VideoStream:
-    """Returns the first video stream that is not a cover picture, set to decode on one thread.
+def choose_stream(container: InputContainer) -> tuple[int, bool]:
+    """Returns the index of the video stream that a clip is made of, and whether finding it used the container up.
+
+    Pictures of covers, timed thumbnails, and streams that belong to another one never count. Of the rest, a stream of
+    several frames goes before one of a single frame; then a stream that is flagged as default before one that is not;
+    then, as in the ffmpeg program, the one of most pixels; then the first.
 
     Raises:
-        VideoError: There is none, its codec is unknown, or its frames are too large.
+        VideoError: There is no video stream.
     """
-    pictures = Disposition.attached_pic
-    stream = next((stream for stream in container.streams.video if not stream.disposition & pictures), None)
-    if stream is None:
+    streams = [stream for stream in container.streams.video if not stream.disposition & _NEVER_THE_VIDEO]
+    if not streams:
         raise VideoError("no_video_stream", "the file holds no video stream")
+    if len(streams) == 1:
+        return streams[0].index, False
+    num_frames = {stream.index: stream.frames for stream in streams}
+    is_used = not all(num_frames.values())
+    if is_used:  # the header does not say; few files have several streams, so their packets may be counted
+        num_frames = dict.fromkeys(num_frames, 0)
+        with suppress(av.FFmpegError):  # damage is met again, and counted, while decoding
+            for packet in container.demux(streams):
+                num_frames[packet.stream.index] += bool(packet.size)
+                if min(num_frames.values()) > 1:
+                    break
+
+    def rank(stream: VideoStream) -> tuple[bool, bool, bool, int]:
+        context = stream.codec_context
+        is_default = bool(stream.disposition & Disposition.default)
+        num_pixels = context.width * context.height if context else 0
+        return context is not None, num_frames[stream.index] > 1, is_default, num_pixels
+
+    return max(streams, key=rank).index, is_used
+
+
+def video_stream(container: InputContainer, index: int, limits: DecodeLimits) -> VideoStream:
+    """Returns the stream that `choose_stream` chose, set to decode on one thread.
+
+    Raises:
+        VideoError: Its codec is unknown, or its frames are too large.
+    """
+    stream = next(stream for stream in container.streams.video if stream.index == index)
     context = stream.codec_context
     if context is None:
         raise VideoError("undecodable", "there is no decoder for the video's codec")

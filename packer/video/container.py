@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import av
+from av.codec.context import Flags
 from av.container import InputContainer
 from av.stream import Disposition
 from av.video.stream import VideoStream
@@ -190,6 +191,8 @@ def video_stream(container: InputContainer, index: int, limits: DecodeLimits) ->
     check_pixels(context.width, context.height, limits)
     # Guards against a larger size later in the stream. Twice: a codec's blocks may reach beyond the frame.
     context.options = {"max_pixels": str(2 * limits.max_pixels)}
+    # Without it FFmpeg leaves columns that the codec cuts off on the left, since their memory is then aligned.
+    context.flags |= Flags.unaligned
     context.thread_count = 1  # one process per core decodes more videos per second than threads do
     return stream
 

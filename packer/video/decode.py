@@ -26,6 +26,7 @@ from packer.video.container import (
     open_container,
     video_stream,
 )
+from packer.video.filters import Cropper
 from packer.video.headers import EVERY_TRACK, Header, read_header, track_key
 from packer.video.packets import NeedsFullDecode, Packet, Picture, Reader, spans_of
 
@@ -117,7 +118,9 @@ class Decoder(Generic[KeptT]):
             raise _no_frame()
         if self.before_decode is not None:
             self.before_decode(stream.codec_context.width * stream.codec_context.height)
-        decoded = self._needed_or_none(file, container, stream, survey) or self._full(file, index, survey.num_packets)
+        cropper = Cropper(header.crops.get(track_key(container, stream)))
+        decoded = self._needed_or_none(file, container, stream, survey, cropper)
+        decoded = decoded or self._full(file, index, survey.num_packets, cropper)
         survey.clock.correct(decoded)
         decoded.damage = _damage(decoded, header, survey.clock.ends_early(container, stream))
         if decoded.num_concealed_frames > _MAX_CONCEALED_SHARE * decoded.num_frames:
@@ -129,15 +132,16 @@ class Decoder(Generic[KeptT]):
         return decoded
 
     def _needed_or_none(
-        self, file: BinaryIO, container: InputContainer, stream: VideoStream, survey: _Survey
+        self, file: BinaryIO, container: InputContainer, stream: VideoStream, survey: _Survey, cropper: Cropper
     ) -> Decoded[KeptT] | None:
         if not survey.pictures:
             return None
         if survey.packets is not None:
-            return self._needed(container, stream, survey.packets, survey.pictures)
+            return self._needed(container, stream, survey.packets, survey.pictures, cropper)
         with open_container(file) as again:
             stream = video_stream(again, stream.index, self.limits)
-            return self._needed(again, stream, _packets(again.demux(stream), stream), survey.pictures)
+            packets = _packets(again.demux(stream), stream)
+            return self._needed(again, stream, packets, survey.pictures, cropper)
 
     def _needed(
         self,
@@ -145,6 +149,7 @@ class Decoder(Generic[KeptT]):
         stream: VideoStream,
         packets: Iterable[Packet],
         pictures: list[Picture],
+        cropper: Cropper,
     ) -> Decoded[KeptT] | None:
         decoded: Decoded[KeptT] = _metadata("needed", container, stream)
         decoded.num_frames = sum(picture.position is not None for picture in pictures)
@@ -153,31 +158,31 @@ class Decoder(Generic[KeptT]):
             for frame in _needed_frames(stream, packets, pictures, wanted):
                 check_pixels(frame.width, frame.height, self.limits)
                 if frame.pts in wanted:
-                    decoded.kept[frame.pts] = self.keep(frame, stream, frame.pts)
+                    decoded.kept[frame.pts] = self.keep(cropper(frame), stream, frame.pts)
         except av.error.MemoryError:
             raise
         except (NeedsFullDecode, av.FFmpegError):
             return None  # a damaged frame too: a full decode counts them all
         return decoded
 
-    def _full(self, file: BinaryIO, index: int, num_packets: int) -> Decoded[KeptT]:
+    def _full(self, file: BinaryIO, index: int, num_packets: int, cropper: Cropper) -> Decoded[KeptT]:
         # Real files have as many frames as packets, or one fewer (DivX packed bitstreams). The frames of both guesses
         # are kept, all others are dropped at once; only another number of frames costs a second decode.
         guesses = {max(1, num_packets), max(1, num_packets - 1)}
-        decoded = self._all(file, index, {0}.union(*(self.choose(guess) for guess in guesses)))
+        decoded = self._all(file, index, {0}.union(*(self.choose(guess) for guess in guesses)), cropper)
         if not decoded.num_frames:
             raise _no_frame()
         chosen = {0, *self.choose(decoded.num_frames)}
-        return decoded if decoded.kept.keys() >= chosen else self._all(file, index, chosen)
+        return decoded if decoded.kept.keys() >= chosen else self._all(file, index, chosen, cropper)
 
-    def _all(self, file: BinaryIO, index: int, wanted: set[int]) -> Decoded[KeptT]:
+    def _all(self, file: BinaryIO, index: int, wanted: set[int], cropper: Cropper) -> Decoded[KeptT]:
         with open_container(file) as container:
             stream = video_stream(container, index, self.limits)
             decoded: Decoded[KeptT] = _metadata("full", container, stream)
             for frame in _all_frames(container, stream, decoded):
                 check_pixels(frame.width, frame.height, self.limits)
                 if decoded.num_frames in wanted:
-                    decoded.kept[decoded.num_frames] = self.keep(frame, stream, decoded.num_frames)
+                    decoded.kept[decoded.num_frames] = self.keep(cropper(frame), stream, decoded.num_frames)
                 decoded.num_frames += 1
                 decoded.num_concealed_frames += frame.is_corrupt
                 check_num_frames(decoded.num_frames, self.limits)

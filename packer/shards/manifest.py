@@ -53,6 +53,7 @@ _SCHEMA = pa.schema(
         ("source_height_px", pa.int32()),
         ("width_px", pa.int32()),
         ("height_px", pa.int32()),
+        ("is_colour_approximate", pa.bool_()),
         ("frame_indices", pa.list_(pa.int32())),
         ("decode_road", pa.string()),
     ]

@@ -43,6 +43,8 @@ class SampleRow(Section):
     source_height_px: int
     width_px: int
     height_px: int
+    is_colour_approximate: bool = False
+    """False also in packs from before such videos were packed."""
     frame_indices: tuple[int, ...]
     decode_road: str
 

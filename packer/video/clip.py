@@ -31,6 +31,9 @@ class Clip:
     source_width_px: int
     source_sha256: str
     """Digest of the video's bytes."""
+    is_colour_approximate: bool
+    """The video states a colour matrix that FFmpeg cannot convert (YCgCo, ICtCp, constant luminance ...): its frames
+    were read with BT.709 or BT.2020, so their colours may be off."""
     num_frames: int
     """Frames that a full decode gives."""
     num_frames_claimed: int
@@ -94,6 +97,7 @@ def read_clip(
         source_height_px=resizer.source_size[0],
         source_width_px=resizer.source_size[1],
         source_sha256=sha256,
+        is_colour_approximate=resizer.is_colour_approximate,
         num_frames=video.num_frames,
         num_frames_claimed=video.num_frames_claimed,
         num_bad_packets=video.num_bad_packets,

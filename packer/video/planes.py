@@ -20,6 +20,11 @@ Planes = tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]
 """Y `(H, W)`, U and V `(ceil(H/2), ceil(W/2))`: uint8 in [0, 255], full-range BT.601 as in JFIF."""
 _SCALING = Interpolation.AREA | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
 _LIMITED = ColorRange.MPEG.value
+_KNOWN_MATRICES = frozenset({0, 1, 2, 4, 5, 6, 7, 9})
+"""Colour matrices (ITU-T H.273, table 4) that swscale has: it refuses to convert frames that state another one."""
+_BY_PRIMARIES = {1: Colorspace.ITU709, 9: Colorspace.BT2020}
+"""The matrix that follows from a frame's primaries, for frames that state just that (12 and 13)."""
+_BT2020_CONSTANT, _DERIVED, _DERIVED_CONSTANT = 10, 12, 13
 _WITH_CHROMA = {"gray": "yuv420p", "gray10le": "yuv420p10le", "gray12le": "yuv420p12le"}
 """By the pixel format of a monochrome frame, the format of the same luma with chroma."""
 
@@ -80,6 +85,30 @@ def orientation_of(frame: av.VideoFrame) -> Orientation:
     return Orientation(False, d < 0, a < 0)
 
 
+class Matrix(NamedTuple):
+    """The colour matrix that a frame is read with."""
+
+    given: Colorspace | None
+    """None: the one that the frame states."""
+    is_approximate: bool
+    """The frame's own matrix is one that swscale lacks."""
+
+
+def matrix_of(frame: av.VideoFrame) -> Matrix:
+    """Returns the matrix for a frame: its own, or, if swscale lacks that, the closest; otherwise BT.709.
+
+    A matrix of constant luminance is no matrix at all but a curve; the one with the same weights comes close to it.
+    """
+    stated = frame.colorspace
+    if stated in _KNOWN_MATRICES:
+        return Matrix(None, False)
+    if stated == _BT2020_CONSTANT:
+        return Matrix(Colorspace.BT2020, True)
+    if stated in (_DERIVED, _DERIVED_CONSTANT) and frame.color_primaries in _BY_PRIMARIES:
+        return Matrix(_BY_PRIMARIES[frame.color_primaries], stated == _DERIVED_CONSTANT)
+    return Matrix(Colorspace.ITU709, True)
+
+
 class Resizer:
     """Makes planes of one size from all frames of a video; its first frame sets the size and the orientation."""
 
@@ -92,6 +121,8 @@ class Resizer:
         self._size = (0, 0)
         self.source_size = (0, 0)
         """Height and width of the first frame as decoded."""
+        self.is_colour_approximate = False
+        """Whether a frame states a colour matrix that was replaced by another one."""
 
     def __call__(self, frame: av.VideoFrame, stream: VideoStream, index: int) -> Planes:
         """Returns the planes of frame `index` of a stream."""
@@ -100,6 +131,7 @@ class Resizer:
             aspect = stream.sample_aspect_ratio or Fraction(1)
             self._size = stored_size(frame.height, frame.width, aspect, self._short_side_px)
             self._orientation = orientation_of(frame)
+        self.is_colour_approximate |= matrix_of(frame).is_approximate
         return to_planes(self._mender.mended(frame), self._reformatter, *self._size, self._orientation)
 
 
@@ -146,7 +178,8 @@ def to_planes(
 ) -> Planes:
     """Returns the planes of a frame of any pixel format and colour space, resized and then turned.
 
-    A frame that states no colour matrix is taken as BT.601, as in FFmpeg, whatever its size.
+    A frame that states no colour matrix is taken as BT.601, as in FFmpeg, whatever its size; one that states a matrix
+    that swscale lacks is read with another one (`matrix_of`).
 
     Args:
         frame: The decoded frame.
@@ -160,6 +193,7 @@ def to_planes(
         width=width_px,
         height=height_px,
         format="yuv420p",
+        src_colorspace=matrix_of(frame).given,
         dst_colorspace=Colorspace.ITU601,
         dst_color_range=ColorRange.JPEG,
         interpolation=_SCALING,

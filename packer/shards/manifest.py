@@ -51,6 +51,7 @@ _SCHEMA = pa.schema(
         ("duration_seconds", pa.float64()),
         ("source_width_px", pa.int32()),
         ("source_height_px", pa.int32()),
+        ("num_source_sizes", pa.int32()),
         ("width_px", pa.int32()),
         ("height_px", pa.int32()),
         ("is_colour_approximate", pa.bool_()),

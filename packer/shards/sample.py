@@ -41,6 +41,8 @@ class SampleRow(Section):
     duration_seconds: float
     source_width_px: int
     source_height_px: int
+    num_source_sizes: int = 1
+    """1 also in packs from before it was counted."""
     width_px: int
     height_px: int
     is_colour_approximate: bool = False

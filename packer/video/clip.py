@@ -14,7 +14,7 @@ from configs.pack import ClipConfig, DecodeLimits
 from packer.video.container import fetched, open_source, source_sha256, translated_errors
 from packer.video.decode import Decoded, Decoder, Keep, KeptT
 from packer.video.jpeg import encode
-from packer.video.planes import Resizer
+from packer.video.planes import Resizer, common_size
 from packer.video.sampling import frame_indices
 
 
@@ -29,6 +29,9 @@ class Clip:
     source_height_px: int
     """Height of the first frame as coded: before rotation, squaring of the pixels and shrinking."""
     source_width_px: int
+    num_source_sizes: int
+    """How many sizes the clip's frames had in the video; if several, the clip has the largest size of the commonest
+    shape, and frames of another shape stand between black bars."""
     source_sha256: str
     """Digest of the video's bytes."""
     is_colour_approximate: bool
@@ -86,6 +89,10 @@ def read_clip(
     with fetched(source) as fetched_source:
         sha256 = source_sha256(fetched_source)
         picked = pick_frames(fetched_source, clip, limits, resizer, before_decode)
+        sizes = [resizer.sizes[index] for index in picked.frame_indices]
+        if (size := common_size(sizes)) != resizer.reference_size:  # known only now; such videos are rare
+            resizer = Resizer(clip.short_side_px, size)
+            picked = pick_frames(fetched_source, clip, limits, resizer)
     video = picked.video
     with translated_errors():
         jpegs = [encode(planes, clip.jpeg_quality) for planes in picked.frames]
@@ -94,8 +101,9 @@ def read_clip(
         jpegs=tuple(jpegs),
         height_px=height_px,
         width_px=width_px,
-        source_height_px=resizer.source_size[0],
-        source_width_px=resizer.source_size[1],
+        source_height_px=resizer.sizes[0][0],
+        source_width_px=resizer.sizes[0][1],
+        num_source_sizes=len(set(sizes)),
         source_sha256=sha256,
         is_colour_approximate=resizer.is_colour_approximate,
         num_frames=video.num_frames,

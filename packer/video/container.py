@@ -22,6 +22,7 @@ from av.video.stream import VideoStream
 from configs.pack import DecodeLimits
 from packer.storage.files import local_copy
 from packer.storage.location import at, is_url
+from packer.video.headers import is_motion_jpeg
 
 CONTAINERS = (
     "3gp,asf,av1,avi,dirac,dv,flv,gif,h261,h263,h264,hevc,ivf,m4v,matroska,mjpeg,mov,mp4,mpeg,mpegts,mpegvideo,mxf,nut,nuv,"
@@ -115,10 +116,22 @@ def open_container(file: BinaryIO) -> Iterator[InputContainer]:
         VideoError: The format is not one of `CONTAINERS`, or the header is damaged.
     """
     file.seek(0)
+    is_jpeg = file.read(3) == b"\xff\xd8\xff"
+    if is_jpeg and not is_motion_jpeg(file):
+        raise VideoError("not_a_video", "the file is a picture")
+    file.seek(0)
     options = {"format_whitelist": CONTAINERS, "protocol_whitelist": ""}
     with translated_errors("not_a_video", "no known video container, or its header is missing or damaged"):
         # Real HMDB51 clips have metadata that is not UTF-8: without "ignore" they cannot be opened.
-        container = av.open(file, "r", options=options, metadata_errors="ignore", buffer_size=_READ_BYTES)
+        container = av.open(
+            file,
+            "r",
+            # By itself FFmpeg takes JPEGs for pictures or for a video by the size of the first of them.
+            format="mjpeg" if is_jpeg else None,
+            options=options,
+            metadata_errors="ignore",
+            buffer_size=_READ_BYTES,
+        )
     with container:
         yield container
 

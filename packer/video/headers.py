@@ -5,6 +5,7 @@ objects of ASF. Nothing here decides whether a file is a video: what cannot be r
 """
 
 import io
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -227,6 +228,29 @@ def _read_matroska_track(file: BinaryIO, start: int, end: int, header: Header, k
 def _number(file: BinaryIO, start: int, end: int) -> int:
     file.seek(start)
     return int.from_bytes(file.read(min(8, max(0, end - start))), "big")
+
+
+_MAX_PICTURE_BYTES = 2**26
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
+_START_OF_PICTURE, _END_OF_PICTURE, _APP2 = 0xD8, 0xD9, 0xE2
+
+
+def is_motion_jpeg(file: BinaryIO) -> bool:
+    """Tells whether a file of JPEGs is a video: another picture follows the first one, and the first names none.
+
+    A photo may hold a second picture too (MPO, Ultra HDR), and says so in its first one (CIPA DC-007).
+    """
+    file.seek(0)
+    data = file.read(_MAX_PICTURE_BYTES)
+    place = 2
+    while (marker := _JPEG_MARKER.search(data, place)) is not None:
+        kind, place = data[marker.end() - 1], marker.end()
+        if kind == _END_OF_PICTURE:
+            return data[place:].lstrip(b"\0").startswith(bytes((0xFF, _START_OF_PICTURE, 0xFF)))
+        if kind == _APP2 and data[place + 2 : place + 6] == b"MPF\0":
+            return False
+        place += int.from_bytes(data[place : place + 2], "big")
+    return False
 
 
 _ASF_HEADER = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")

@@ -5,6 +5,9 @@ same for all frames of a video: the stored size and the orientation. Frames that
 first (`Mender`); all others go to swscale as they come from the decoder.
 """
 
+import math
+from collections import Counter
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -19,6 +22,7 @@ from packer.video.filters import FrameFilter
 Planes = tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]
 """Y `(H, W)`, U and V `(ceil(H/2), ceil(W/2))`: uint8 in [0, 255], full-range BT.601 as in JFIF."""
 _SCALING = Interpolation.AREA | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
+_BLACK = (0, 128, 128)
 _LIMITED = ColorRange.MPEG.value
 _KNOWN_MATRICES = frozenset({0, 1, 2, 4, 5, 6, 7, 9})
 """Colour matrices (ITU-T H.273, table 4) that swscale has: it refuses to convert frames that state another one."""
@@ -110,29 +114,87 @@ def matrix_of(frame: av.VideoFrame) -> Matrix:
 
 
 class Resizer:
-    """Makes planes of one size from all frames of a video; its first frame sets the size and the orientation."""
+    """Makes planes of one size from all frames of a video; its first frame sets the orientation.
 
-    def __init__(self, short_side_px: int) -> None:
-        """Takes the longest allowed short side; 0 allows any."""
+    The size is that of the first frame, or of another one that is given. A frame of another shape keeps it: it is
+    fitted into that size, between black bars.
+    """
+
+    def __init__(self, short_side_px: int, reference_size: tuple[int, int] | None = None) -> None:
+        """Takes the longest allowed short side (0 allows any), and height and width of a frame that sets the size."""
         self._short_side_px = short_side_px
+        self._given_size = reference_size
         self._reformatter = VideoReformatter()
         self._mender = Mender()
         self._orientation = Orientation()
-        self._size = (0, 0)
-        self.source_size = (0, 0)
-        """Height and width of the first frame as decoded."""
+        self._pixel_aspect = Fraction(1)
+        self._stored_size = (0, 0)
+        self.reference_size = (0, 0)
+        """Height and width of the frame that sets the size, as decoded."""
+        self.sizes: dict[int, tuple[int, int]] = {}
+        """Height and width of the frames as decoded, by index."""
         self.is_colour_approximate = False
         """Whether a frame states a colour matrix that was replaced by another one."""
 
     def __call__(self, frame: av.VideoFrame, stream: VideoStream, index: int) -> Planes:
         """Returns the planes of frame `index` of a stream."""
+        size = (frame.height, frame.width)
         if index == 0:
-            self.source_size = (frame.height, frame.width)
-            aspect = stream.sample_aspect_ratio or Fraction(1)
-            self._size = stored_size(frame.height, frame.width, aspect, self._short_side_px)
+            self.reference_size = self._given_size or size
+            self._pixel_aspect = stream.sample_aspect_ratio or Fraction(1)
+            self._stored_size = stored_size(*self.reference_size, self._pixel_aspect, self._short_side_px)
             self._orientation = orientation_of(frame)
+        self.sizes[index] = size
         self.is_colour_approximate |= matrix_of(frame).is_approximate
-        return to_planes(self._mender.mended(frame), self._reformatter, *self._size, self._orientation)
+        frame = self._mender.mended(frame)
+        if size == self.reference_size:
+            return to_planes(frame, self._reformatter, *self._stored_size, self._orientation)
+        fitted = fitted_size(*size, self._pixel_aspect, self._stored_size)
+        planes = to_planes(frame, self._reformatter, *fitted, self._orientation)
+        height_px, width_px = self._stored_size[:: -1 if self._orientation.swaps_sides else 1]
+        return _between_bars(planes, height_px, width_px)
+
+
+def fitted_size(height_px: int, width_px: int, pixel_aspect: Fraction, box: tuple[int, int]) -> tuple[int, int]:
+    """Returns the largest (height, width) with a frame's shape in a box of (height, width).
+
+    Sides are even; up to 2 px of the box are filled rather than left. 640 x 360 in a box of (180, 320) gives (180,
+    320), and 360 x 640 gives (180, 102).
+    """
+    shape = Fraction(width_px, height_px) * pixel_aspect
+    height = min(Fraction(box[0]), box[1] / shape)
+    return _fitted(height, box[0]), _fitted(height * shape, box[1])
+
+
+def _fitted(side: Fraction, limit_px: int) -> int:
+    even = max(2, 2 * round(side / 2))
+    return limit_px if limit_px - even <= 2 else even
+
+
+def _between_bars(planes: Planes, height_px: int, width_px: int) -> Planes:
+    """Returns smaller planes in the middle of black ones."""
+    top, left = ((side - inner) // 4 * 2 for side, inner in zip((height_px, width_px), planes[0].shape, strict=True))
+    framed = []
+    for plane, level, step in zip(planes, _BLACK, (1, 2, 2), strict=True):
+        whole = np.full((-(-height_px // step), -(-width_px // step)), level, np.uint8)
+        rows, columns = plane.shape
+        whole[top // step :, left // step :][:rows, :columns] = plane
+        framed.append(whole)
+    luma, blue, red = framed
+    return luma, blue, red
+
+
+def common_size(sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """Returns the largest (height, width) of the commonest shape; of shapes as common, that of the largest frame.
+
+    Sides that differ by a pixel through rounding, as 426 x 240 and 1280 x 720, have one shape.
+    """
+    num_of_shape = Counter(_shape(size) for size in sizes)
+    return max(sizes, key=lambda size: (num_of_shape[_shape(size)], size[0] * size[1]))
+
+
+def _shape(size: tuple[int, int]) -> int:
+    return round(40 * math.log(size[1] / size[0]))
 
 
 class Mender:

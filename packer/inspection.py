@@ -50,6 +50,7 @@ def format_inspection(folder: Location) -> str:
         f"sources   {_most(table, 'source_width_px', 'source_height_px')}",
         f"frames    {num_frames[0]} to {num_frames[-1]} in a video, median {num_frames[len(num_frames) // 2]}",
         f"decoded   {_counted(_decoded(table['decode_road'].to_pylist()))}",
+        f"damaged   {_counted(_damage(table)) or 'none'}",
         f"rejected  {_counted(list(manifest.rejected.items())) or 'none'}",
     ]
     return "\n".join(lines)
@@ -58,6 +59,12 @@ def format_inspection(folder: Location) -> str:
 def _decoded(decode_roads: Sequence[str]) -> list[tuple[str, int]]:
     meanings = {"full": "in full", "needed": "as far as needed"}
     return [(meanings.get(name, name), count) for name, count in Counter(decode_roads).most_common()]
+
+
+def _damage(table: pa.Table) -> list[tuple[str, int]]:
+    if "damage" not in table.column_names:  # a pack of an earlier version
+        return []
+    return Counter(code for codes in table["damage"].to_pylist() for code in codes).most_common()
 
 
 def _most(table: pa.Table, width: str, height: str) -> str:

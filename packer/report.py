@@ -23,7 +23,7 @@ def format_report(result: PackResult) -> str:
         "",
         f"videos    {manifest.num_videos}: {num_samples} packed, {sum(manifest.rejected.values())} rejected",
         *(f"rejected  {count} {reason} (rejected.csv)" for reason, count in manifest.rejected.items()),
-        f"damaged   {result.num_damaged} of the packed videos (samples.parquet: num_bad_packets, num_frames_claimed)",
+        f"damaged   {result.num_damaged} of the packed videos (samples.parquet: damage)",
         *(f"{label:<9} {note}" for label, note in result.notes),
         *_leak_lines(result.plan.leaks),
         f"written   {num_bytes:,} bytes in {num_shards} shards",

@@ -48,12 +48,20 @@ class SampleRow(Section):
     num_frames: int
     num_frames_claimed: int
     num_bad_packets: int
+    num_concealed_frames: int = 0
+    """0 also in packs from before it was counted."""
+    damage: tuple[str, ...] = ()
+    """Codes of `Clip.damage`; empty also in packs from before there were any."""
     fps: float
     duration_seconds: float
     source_width_px: int
     source_height_px: int
+    num_source_sizes: int = 1
+    """1 also in packs from before it was counted."""
     width_px: int
     height_px: int
+    is_colour_approximate: bool = False
+    """False also in packs from before such videos were packed."""
     frame_indices: tuple[int, ...]
     decode_road: str
 

@@ -14,7 +14,7 @@ from configs.pack import ClipConfig, DecodeLimits
 from packer.video.container import fetched, open_source, source_sha256, translated_errors
 from packer.video.decode import Decoded, Decoder, Keep, KeptT
 from packer.video.jpeg import encode
-from packer.video.planes import Resizer
+from packer.video.planes import Resizer, common_size
 from packer.video.sampling import frame_indices
 
 
@@ -29,16 +29,28 @@ class Clip:
     source_height_px: int
     """Height of the first frame as coded: before rotation, squaring of the pixels and shrinking."""
     source_width_px: int
+    num_source_sizes: int
+    """How many sizes the clip's frames had in the video; if several, the clip has the largest size of the commonest
+    shape, and frames of another shape stand between black bars."""
     source_sha256: str
     """Digest of the video's bytes."""
+    is_colour_approximate: bool
+    """The video states a colour matrix that FFmpeg cannot convert (YCgCo, ICtCp, constant luminance ...): its frames
+    were read with BT.709 or BT.2020, so their colours may be off."""
     num_frames: int
     """Frames that a full decode gives."""
     num_frames_claimed: int
     """Frames that the container states; 0 if it states none."""
     num_bad_packets: int
     """Packets that could not be decoded and were skipped; 0 for an undamaged video."""
+    num_concealed_frames: int
+    """Frames that the decoder marked as damaged, of those that were decoded; 0 for an undamaged video."""
+    damage: tuple[str, ...]
+    """What is wrong with the file: bad_packets, concealed_frames, missing_frames (far fewer than claimed), cut_off (it
+    ends before its header says), goes_on_in_another_track; empty for an undamaged video."""
     fps: float
-    """Mean frames per second as the container states them; 0 if it states none."""
+    """Mean frames per second as the container states them, or as the frames' own times have them if the stated rate
+    cannot be true; 0 if neither is known."""
     duration_seconds: float
     frame_indices: tuple[int, ...]
     """Which of the `num_frames` frames the clip holds."""
@@ -77,6 +89,10 @@ def read_clip(
     with fetched(source) as fetched_source:
         sha256 = source_sha256(fetched_source)
         picked = pick_frames(fetched_source, clip, limits, resizer, before_decode)
+        sizes = [resizer.sizes[index] for index in picked.frame_indices]
+        if (size := common_size(sizes)) != resizer.reference_size:  # known only now; such videos are rare
+            resizer = Resizer(clip.short_side_px, size)
+            picked = pick_frames(fetched_source, clip, limits, resizer)
     video = picked.video
     with translated_errors():
         jpegs = [encode(planes, clip.jpeg_quality) for planes in picked.frames]
@@ -85,12 +101,16 @@ def read_clip(
         jpegs=tuple(jpegs),
         height_px=height_px,
         width_px=width_px,
-        source_height_px=resizer.source_size[0],
-        source_width_px=resizer.source_size[1],
+        source_height_px=resizer.sizes[0][0],
+        source_width_px=resizer.sizes[0][1],
+        num_source_sizes=len(set(sizes)),
         source_sha256=sha256,
+        is_colour_approximate=resizer.is_colour_approximate,
         num_frames=video.num_frames,
         num_frames_claimed=video.num_frames_claimed,
         num_bad_packets=video.num_bad_packets,
+        num_concealed_frames=video.num_concealed_frames,
+        damage=video.damage,
         fps=video.fps,
         duration_seconds=video.duration_seconds or (video.num_frames / video.fps if video.fps else 0.0),
         frame_indices=picked.frame_indices,

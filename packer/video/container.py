@@ -9,11 +9,12 @@ import hashlib
 import io
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 import av
+from av.codec.context import Flags
 from av.container import InputContainer
 from av.stream import Disposition
 from av.video.stream import VideoStream
@@ -21,6 +22,7 @@ from av.video.stream import VideoStream
 from configs.pack import DecodeLimits
 from packer.storage.files import local_copy
 from packer.storage.location import at, is_url
+from packer.video.headers import is_motion_jpeg
 
 CONTAINERS = (
     "3gp,asf,av1,avi,dirac,dv,flv,gif,h261,h263,h264,hevc,ivf,m4v,matroska,mjpeg,mov,mp4,mpeg,mpegts,mpegvideo,mxf,nut,nuv,"
@@ -28,6 +30,9 @@ CONTAINERS = (
 )
 """The FFmpeg demuxers that may read a file."""
 
+_NEVER_THE_VIDEO = (
+    Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image | Disposition.dependent
+)
 _REASONS_OF_A_CUT = frozenset({"not_a_video", "no_video_stream", "undecodable"})
 _MAX_BOXES = 1000
 _READ_BYTES = 1 << 16  # 32 KiB cost as much, 256 KiB 0.3 ms more per short video
@@ -38,8 +43,8 @@ class VideoError(ValueError):
     """A video that gives no clip.
 
     Attributes:
-        reason: A stable code: not_a_video, no_video_stream, truncated, undecodable, unreadable, too_large, timeout,
-            out_of_memory or decoder_crash; and in a pack's lists also duplicate.
+        reason: A stable code: not_a_video, no_video_stream, encrypted, truncated, undecodable, damaged, unreadable,
+            too_large, timeout, out_of_memory or decoder_crash; and in a pack's lists also duplicate.
     """
 
     def __init__(self, reason: str, sentence: str) -> None:
@@ -111,10 +116,22 @@ def open_container(file: BinaryIO) -> Iterator[InputContainer]:
         VideoError: The format is not one of `CONTAINERS`, or the header is damaged.
     """
     file.seek(0)
+    is_jpeg = file.read(3) == b"\xff\xd8\xff"
+    if is_jpeg and not is_motion_jpeg(file):
+        raise VideoError("not_a_video", "the file is a picture")
+    file.seek(0)
     options = {"format_whitelist": CONTAINERS, "protocol_whitelist": ""}
     with translated_errors("not_a_video", "no known video container, or its header is missing or damaged"):
         # Real HMDB51 clips have metadata that is not UTF-8: without "ignore" they cannot be opened.
-        container = av.open(file, "r", options=options, metadata_errors="ignore", buffer_size=_READ_BYTES)
+        container = av.open(
+            file,
+            "r",
+            # By itself FFmpeg takes JPEGs for pictures or for a video by the size of the first of them.
+            format="mjpeg" if is_jpeg else None,
+            options=options,
+            metadata_errors="ignore",
+            buffer_size=_READ_BYTES,
+        )
     with container:
         yield container
 
@@ -140,22 +157,55 @@ def _is_cut_mp4(file: BinaryIO) -> bool:
     return has_data
 
 
-def video_stream(container: InputContainer, limits: DecodeLimits) -> VideoStream:
-    """Returns the first video stream that is not a cover picture, set to decode on one thread.
+def choose_stream(container: InputContainer) -> tuple[int, bool]:
+    """Returns the index of the video stream that a clip is made of, and whether finding it used the container up.
+
+    Pictures of covers, timed thumbnails, and streams that belong to another one never count. Of the rest, a stream of
+    several frames goes before one of a single frame; then a stream that is flagged as default before one that is not;
+    then, as in the ffmpeg program, the one of most pixels; then the first.
 
     Raises:
-        VideoError: There is none, its codec is unknown, or its frames are too large.
+        VideoError: There is no video stream.
     """
-    pictures = Disposition.attached_pic
-    stream = next((stream for stream in container.streams.video if not stream.disposition & pictures), None)
-    if stream is None:
+    streams = [stream for stream in container.streams.video if not stream.disposition & _NEVER_THE_VIDEO]
+    if not streams:
         raise VideoError("no_video_stream", "the file holds no video stream")
+    if len(streams) == 1:
+        return streams[0].index, False
+    num_frames = {stream.index: stream.frames for stream in streams}
+    is_used = not all(num_frames.values())
+    if is_used:  # the header does not say; few files have several streams, so their packets may be counted
+        num_frames = dict.fromkeys(num_frames, 0)
+        with suppress(av.FFmpegError):  # damage is met again, and counted, while decoding
+            for packet in container.demux(streams):
+                num_frames[packet.stream.index] += bool(packet.size)
+                if min(num_frames.values()) > 1:
+                    break
+
+    def rank(stream: VideoStream) -> tuple[bool, bool, bool, int]:
+        context = stream.codec_context
+        is_default = bool(stream.disposition & Disposition.default)
+        num_pixels = context.width * context.height if context else 0
+        return context is not None, num_frames[stream.index] > 1, is_default, num_pixels
+
+    return max(streams, key=rank).index, is_used
+
+
+def video_stream(container: InputContainer, index: int, limits: DecodeLimits) -> VideoStream:
+    """Returns the stream that `choose_stream` chose, set to decode on one thread.
+
+    Raises:
+        VideoError: Its codec is unknown, or its frames are too large.
+    """
+    stream = next(stream for stream in container.streams.video if stream.index == index)
     context = stream.codec_context
     if context is None:
         raise VideoError("undecodable", "there is no decoder for the video's codec")
     check_pixels(context.width, context.height, limits)
     # Guards against a larger size later in the stream. Twice: a codec's blocks may reach beyond the frame.
     context.options = {"max_pixels": str(2 * limits.max_pixels)}
+    # Without it FFmpeg leaves columns that the codec cuts off on the left, since their memory is then aligned.
+    context.flags |= Flags.unaligned
     context.thread_count = 1  # one process per core decodes more videos per second than threads do
     return stream
 

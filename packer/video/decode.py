@@ -16,7 +16,18 @@ from av.video.stream import VideoStream
 
 from configs.pack import DecodeLimits
 from packer.video import h264, mpeg4
-from packer.video.container import VideoError, check_num_frames, check_pixels, is_picture, open_container, video_stream
+from packer.video.clock import Clock
+from packer.video.container import (
+    VideoError,
+    check_num_frames,
+    check_pixels,
+    choose_stream,
+    is_picture,
+    open_container,
+    video_stream,
+)
+from packer.video.filters import Cropper
+from packer.video.headers import EVERY_TRACK, Header, read_header, track_key
 from packer.video.packets import NeedsFullDecode, Packet, Picture, Reader, spans_of
 
 KeptT = TypeVar("KeptT")
@@ -26,6 +37,10 @@ Choose = Callable[[int], Sequence[int]]
 """Returns the wanted frames' indices, given the number of frames."""
 
 _H264_TAGS = {("mov,mp4,m4a,3gp,3g2,mj2", "h264"): "avc1", ("matroska,webm", "h264"): "\0\0\0\0"}
+_MAX_CONCEALED_SHARE = 0.75
+"""A video with a larger share of damaged frames is rejected: an undeclared encryption damages all, a bad spot 0.1."""
+_WHOLE_SHARE = 0.9
+"""Whole files lack a frame or three of those that they claim; one cut in its middle lacks half."""
 _PACKET_BYTES = 1000  # about what a packet takes besides its data
 _HELD_BYTES = 64 * 2**20  # 60 s of 1080p; the packets of a longer video are read twice instead of being held
 
@@ -41,6 +56,10 @@ class Decoded(Generic[KeptT]):
     duration_seconds: float
     num_frames: int = 0
     num_bad_packets: int = 0
+    num_concealed_frames: int = 0
+    """Frames that the decoder marked as damaged: parts of them are guessed."""
+    damage: tuple[str, ...] = ()
+    """Codes of `_damage`; empty for a whole video."""
     kept: dict[int, KeptT] = field(default_factory=dict)
     """By the index of the frame."""
 
@@ -49,6 +68,7 @@ class Decoded(Generic[KeptT]):
 class _Survey:
     """What is known about a video before it is decoded."""
 
+    clock: Clock
     num_packets: int = 0
     pictures: list[Picture] = field(default_factory=list)
     """What the packets show; empty if that is not certain."""
@@ -74,21 +94,54 @@ class Decoder(Generic[KeptT]):
         Raises:
             VideoError: The video gives no clip.
         """
-        with open_container(file) as container:
-            stream = video_stream(container, self.limits)
-            survey = _survey(container, stream, self.limits, may_skip)
-            if not survey.num_packets:
-                raise _no_frame()
-            if self.before_decode is not None:
-                self.before_decode(stream.codec_context.width * stream.codec_context.height)
-            decoded = None
-            if survey.pictures and survey.packets is not None:
-                decoded = self._needed(container, stream, survey.packets, survey.pictures)
-        if survey.packets is None and survey.pictures:
+        header = read_header(file)
+        try:
             with open_container(file) as container:
-                stream = video_stream(container, self.limits)
-                decoded = self._needed(container, stream, _packets(container.demux(stream), stream), survey.pictures)
-        return decoded or self._full(file, survey.num_packets)
+                index, is_used = choose_stream(container)
+                if not is_used:
+                    return self._decode(file, container, index, header, may_skip)
+            with open_container(file) as container:
+                return self._decode(file, container, index, header, may_skip)
+        except VideoError as error:
+            if header.encrypted and error.reason == "not_a_video":
+                raise _encrypted() from error  # FFmpeg without a key does not even open some of them
+            raise
+
+    def _decode(
+        self, file: BinaryIO, container: InputContainer, index: int, header: Header, may_skip: bool
+    ) -> Decoded[KeptT]:
+        stream = video_stream(container, index, self.limits)
+        if header.encrypted & {track_key(container, stream), EVERY_TRACK}:
+            raise _encrypted()
+        survey = _survey(container, stream, self.limits, may_skip)
+        if not survey.num_packets:
+            raise _no_frame()
+        if self.before_decode is not None:
+            self.before_decode(stream.codec_context.width * stream.codec_context.height)
+        cropper = Cropper(header.crops.get(track_key(container, stream)))
+        decoded = self._needed_or_none(file, container, stream, survey, cropper)
+        decoded = decoded or self._full(file, index, survey.num_packets, cropper)
+        survey.clock.correct(decoded)
+        decoded.damage = _damage(decoded, header, survey.clock.ends_early(container, stream))
+        if decoded.num_concealed_frames > _MAX_CONCEALED_SHARE * decoded.num_frames:
+            raise VideoError(
+                "damaged",
+                f"{decoded.num_concealed_frames} of the video's {decoded.num_frames} frames are damaged: it was cut, "
+                "overwritten or encrypted",
+            )
+        return decoded
+
+    def _needed_or_none(
+        self, file: BinaryIO, container: InputContainer, stream: VideoStream, survey: _Survey, cropper: Cropper
+    ) -> Decoded[KeptT] | None:
+        if not survey.pictures:
+            return None
+        if survey.packets is not None:
+            return self._needed(container, stream, survey.packets, survey.pictures, cropper)
+        with open_container(file) as again:
+            stream = video_stream(again, stream.index, self.limits)
+            packets = _packets(again.demux(stream), stream)
+            return self._needed(again, stream, packets, survey.pictures, cropper)
 
     def _needed(
         self,
@@ -96,6 +149,7 @@ class Decoder(Generic[KeptT]):
         stream: VideoStream,
         packets: Iterable[Packet],
         pictures: list[Picture],
+        cropper: Cropper,
     ) -> Decoded[KeptT] | None:
         decoded: Decoded[KeptT] = _metadata("needed", container, stream)
         decoded.num_frames = sum(picture.position is not None for picture in pictures)
@@ -104,32 +158,33 @@ class Decoder(Generic[KeptT]):
             for frame in _needed_frames(stream, packets, pictures, wanted):
                 check_pixels(frame.width, frame.height, self.limits)
                 if frame.pts in wanted:
-                    decoded.kept[frame.pts] = self.keep(frame, stream, frame.pts)
+                    decoded.kept[frame.pts] = self.keep(cropper(frame), stream, frame.pts)
         except av.error.MemoryError:
             raise
         except (NeedsFullDecode, av.FFmpegError):
-            return None
+            return None  # a damaged frame too: a full decode counts them all
         return decoded
 
-    def _full(self, file: BinaryIO, num_packets: int) -> Decoded[KeptT]:
+    def _full(self, file: BinaryIO, index: int, num_packets: int, cropper: Cropper) -> Decoded[KeptT]:
         # Real files have as many frames as packets, or one fewer (DivX packed bitstreams). The frames of both guesses
         # are kept, all others are dropped at once; only another number of frames costs a second decode.
         guesses = {max(1, num_packets), max(1, num_packets - 1)}
-        decoded = self._all(file, {0}.union(*(self.choose(guess) for guess in guesses)))
+        decoded = self._all(file, index, {0}.union(*(self.choose(guess) for guess in guesses)), cropper)
         if not decoded.num_frames:
             raise _no_frame()
         chosen = {0, *self.choose(decoded.num_frames)}
-        return decoded if decoded.kept.keys() >= chosen else self._all(file, chosen)
+        return decoded if decoded.kept.keys() >= chosen else self._all(file, index, chosen, cropper)
 
-    def _all(self, file: BinaryIO, wanted: set[int]) -> Decoded[KeptT]:
+    def _all(self, file: BinaryIO, index: int, wanted: set[int], cropper: Cropper) -> Decoded[KeptT]:
         with open_container(file) as container:
-            stream = video_stream(container, self.limits)
+            stream = video_stream(container, index, self.limits)
             decoded: Decoded[KeptT] = _metadata("full", container, stream)
             for frame in _all_frames(container, stream, decoded):
                 check_pixels(frame.width, frame.height, self.limits)
                 if decoded.num_frames in wanted:
-                    decoded.kept[decoded.num_frames] = self.keep(frame, stream, decoded.num_frames)
+                    decoded.kept[decoded.num_frames] = self.keep(cropper(frame), stream, decoded.num_frames)
                 decoded.num_frames += 1
+                decoded.num_concealed_frames += frame.is_corrupt
                 check_num_frames(decoded.num_frames, self.limits)
             if is_picture(container, decoded.num_frames):
                 raise VideoError("not_a_video", "the file is a picture")
@@ -140,13 +195,32 @@ def _no_frame() -> VideoError:
     return VideoError("undecodable", "not one frame of the video can be decoded")
 
 
+def _encrypted() -> VideoError:
+    return VideoError("encrypted", "the video is encrypted: decrypt it first")
+
+
+def _damage(decoded: Decoded[KeptT], header: Header, ends_early: bool) -> tuple[str, ...]:
+    """Returns what is wrong with a video that was decoded, as stable codes."""
+    found = {
+        "bad_packets": decoded.num_bad_packets > 0,
+        "concealed_frames": decoded.num_concealed_frames > 0,
+        "missing_frames": decoded.num_frames < _WHOLE_SHARE * decoded.num_frames_claimed,
+        "cut_off": header.is_cut_off or ends_early,
+        "goes_on_in_another_track": header.has_successive_tracks,
+    }
+    return tuple(code for code, is_found in found.items() if is_found)
+
+
 def _survey(container: InputContainer, stream: VideoStream, limits: DecodeLimits, may_skip: bool) -> _Survey:
-    survey = _Survey()
+    survey = _Survey(Clock(stream.time_base))
 
     def counted() -> Iterator[Packet]:
         for packet in container.demux(stream):
             survey.num_packets += bool(packet.size) and not packet.is_discard
             check_num_frames(survey.num_packets, limits)
+            if packet.has_sidedata("encryption_info"):
+                raise _encrypted()
+            survey.clock.read(packet)
             yield packet
 
     raw = counted()

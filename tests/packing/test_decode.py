@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from configs.pack import ClipConfig, DecodeLimits
 from packer.video import decode
 from packer.video.clip import pick_frames, read_clip
-from packer.video.container import VideoError
+from packer.video.container import VideoError, choose_stream
 from packer.video.packets import Bits, NeedsFullDecode, Picture, spans_of
 from packer.video.sampling import frame_indices
-from tests.support.videos import write_video
+from tests.support.videos import moving_pictures, write_video
 
 LIMITS = DecodeLimits()
 
@@ -29,7 +29,9 @@ def luma(frame: av.VideoFrame, *_: object) -> NDArray[np.uint8]:
 
 def full_decode(path: Path) -> Iterator[av.VideoFrame]:
     with av.open(str(path), metadata_errors="ignore") as container:
-        stream = container.streams.video[0]
+        index = choose_stream(container)[0]
+    with av.open(str(path), metadata_errors="ignore") as container:
+        stream = container.streams.video[[stream.index for stream in container.streams.video].index(index)]
         stream.codec_context.thread_count = 1  # what becomes of damaged frames depends on the number of threads
         yield from container.decode(stream)
 
@@ -45,16 +47,6 @@ def check_exact(path: Path, num_wanted: int = 16) -> str:
     assert picked.video.num_frames == num_frames, path.name
     assert picked.frame_indices == frame_indices(num_frames, num_wanted)
     return picked.video.decode_path
-
-
-def moving_pictures(num_frames: int) -> list[NDArray[np.uint8]]:
-    """Noise that drifts and flickers: no two frames are alike, and all are predicted from others."""
-    random = np.random.default_rng(0)
-    noise = random.integers(0, 256, (24, 24, 3)).repeat(4, axis=0).repeat(4, axis=1)
-    return [
-        np.roll(noise + random.integers(-9, 9, 3), number, axis=1).clip(0, 255).astype(np.uint8)
-        for number in range(num_frames)
-    ]
 
 
 def remux(path: Path, target: Path, change: Callable[[int, av.Packet], None], **options: str) -> Path:

@@ -7,11 +7,12 @@ import simplejpeg
 from av.video.reformatter import VideoReformatter
 
 from packer.video.jpeg import decode_frames, encode
-from packer.video.planes import to_planes
+from packer.video.planes import Orientation, to_planes
 
 RED, GREEN, BLUE = (200, 60, 30), (40, 180, 70), (30, 50, 210)
 BT601, BT709, BT2020 = (0.299, 0.114), (0.2126, 0.0722), (0.2627, 0.0593)
 UNSTATED, LIMITED, FULL = 0, 1, 2
+UPRIGHT = Orientation()
 
 
 def yuv_frame(
@@ -36,8 +37,8 @@ def yuv_frame(
     return frame
 
 
-def through_jpeg(frame: av.VideoFrame, quarter_turns: int = 0) -> np.ndarray:
-    planes = to_planes(frame, VideoReformatter(), frame.height, frame.width, quarter_turns)
+def through_jpeg(frame: av.VideoFrame, orientation: Orientation = UPRIGHT) -> np.ndarray:
+    planes = to_planes(frame, VideoReformatter(), frame.height, frame.width, orientation)
     return decode_frames([encode(planes, 95)])[0].astype(int)
 
 
@@ -88,7 +89,7 @@ def test_quarter_turns_are_counter_clockwise() -> None:
     picture = np.zeros((64, 32, 3), np.uint8)
     picture[:16] = RED
     frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-    turned = through_jpeg(frame, quarter_turns=1)
+    turned = through_jpeg(frame, Orientation(True, True, False))
     assert turned.shape == (32, 64, 3)
     assert np.abs(turned[:, :12] - RED).max() <= 8
     assert turned[:, 24:].max() <= 8

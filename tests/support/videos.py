@@ -33,6 +33,16 @@ def read_number(picture: NDArray[np.uint8]) -> int:
     return sum(int(bit) << place for place, bit in enumerate(reversed(bits)))
 
 
+def moving_pictures(num_frames: int) -> list[NDArray[np.uint8]]:
+    """Noise that drifts and flickers: no two frames are alike, and all are predicted from others."""
+    random = np.random.default_rng(0)
+    noise = random.integers(0, 256, (24, 24, 3)).repeat(4, axis=0).repeat(4, axis=1)
+    return [
+        np.roll(noise + random.integers(-9, 9, 3), number, axis=1).clip(0, 255).astype(np.uint8)
+        for number in range(num_frames)
+    ]
+
+
 def write_numbered_video(
     path: Path,
     num_frames: int,

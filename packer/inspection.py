@@ -43,7 +43,8 @@ def format_inspection(folder: Location) -> str:
         f"balance   the largest class has {max(num_per_class.values()) / min(num_per_class.values()):.1f} times the "
         "videos of the smallest",
         *(
-            f"{name:<9} {size:,} bytes in {len(split.shards)} shards, {size / split.num_samples:,.0f} a sample"
+            f"{name:<9} {size:,} bytes in {len(split.shards)} shard{'s' * (len(split.shards) != 1)}, "
+            f"{size / split.num_samples:,.0f} a sample"
             for (name, split), size in zip(manifest.splits.items(), num_bytes, strict=True)
         ),
         f"stored    {_most(table, 'width_px', 'height_px')}",

@@ -31,7 +31,7 @@ def short_video(tmp_path_factory: pytest.TempPathFactory) -> str:
 def long_video(tmp_path_factory: pytest.TempPathFactory) -> str:
     # MPEG transport streams may be laid end to end.
     path = write_numbered_video(tmp_path_factory.mktemp("pool") / "long.ts", 30, height_px=720, width_px=1280)
-    path.write_bytes(path.read_bytes() * 900)
+    path.write_bytes(path.read_bytes() * 450)
     return str(path)
 
 

@@ -1,4 +1,4 @@
-"""The whole road in one go: `make demo`. Makes videos, packs, trains by `ray job submit`, serves, asks, cleans up.
+"""The whole pipeline in one go: `make demo`. Makes videos, packs, trains by `ray job submit`, serves, asks, cleans up.
 
 Each step is printed as the command that a user types, then run. Everything it makes lies in .demo (CLIPSTREAM_HOME),
 made anew each time. Its processes carry a mark in their environment, and none of them may be left at the end.

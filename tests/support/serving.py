@@ -22,6 +22,7 @@ from configs.serve import ServeConfig
 from serve.gateway.http import make_app
 from serve.proxy.connection import limit_connections
 from serve.replica.classifier import Classifier
+from serve.request import access_log
 from tests.support.leaks import LEAKS
 
 
@@ -69,7 +70,7 @@ def access_lines(caplog: pytest.LogCaptureFixture, count: int, part: str = "") -
     """
     deadline = time.monotonic() + 30
     while True:
-        lines = [record.getMessage() for record in caplog.records if record.name == "serve.request.access_log"]
+        lines = [record.getMessage() for record in caplog.records if record.name == access_log.__name__]
         lines = [line for line in lines if part in line]
         if len(lines) >= count:
             return lines

@@ -1,5 +1,6 @@
 """The recipes for Docker and Kubernetes: they hold what Ray, the trainer and the server take, and lock Ray's ports."""
 
+import pkgutil
 import re
 import shlex
 from pathlib import Path
@@ -62,6 +63,6 @@ def test_the_image_is_built_from_what_is_there() -> None:
 def test_headers_are_limited_wherever_rays_proxy_may_start() -> None:
     from serve.proxy.set_up import CALLBACK_VARIABLE, SET_UP, set_up_proxy
 
-    assert f"{set_up_proxy.__module__}.{set_up_proxy.__name__}" == SET_UP
+    assert pkgutil.resolve_name(SET_UP) is set_up_proxy
     for path in (DEPLOY / "Dockerfile", DEPLOY / "cluster.sh", ROOT / "configs/serve.yaml", ROOT / "README.md"):
         assert re.findall(rf"{CALLBACK_VARIABLE}=([\w.:]+)", path.read_text()) == [SET_UP]

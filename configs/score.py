@@ -1,9 +1,9 @@
 """Configuration of `python -m serve score`: which videos, by which model, to which file."""
 
 from pathlib import PurePosixPath
-from typing import Literal, Self
+from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator
 from pydantic_settings import CliPositionalArg
 
 from configs.pack import DecodeLimits
@@ -41,8 +41,9 @@ class ScoreConfig(ModelSource):
         """The ending of `out`, such as `.csv`."""
         return PurePosixPath(self.out).suffix
 
-    @model_validator(mode="after")
-    def _check_out(self) -> Self:
-        if self.out_ending not in OUT_ENDINGS:
-            raise ValueError(f"out ({self.out}) must end in {', '.join(OUT_ENDINGS[:-1])} or {OUT_ENDINGS[-1]}")
-        return self
+    @field_validator("out")
+    @classmethod
+    def _check_ending(cls, out: str) -> str:
+        if PurePosixPath(out).suffix not in OUT_ENDINGS:
+            raise ValueError(f"must end in {', '.join(OUT_ENDINGS[:-1])} or {OUT_ENDINGS[-1]}")
+        return out

@@ -112,7 +112,7 @@ def _check_port(host: str, port: int) -> None:
             probe.bind((host, port))
         except OSError as error:
             raise UsageError(
-                f"cannot listen on {address(host, port)} ({error.strerror}): choose another --host or --port"
+                f"cannot listen on {address(host, port)} ({error.strerror}): choose another --port or --host"
             ) from error
 
 

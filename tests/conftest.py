@@ -19,7 +19,7 @@ from trainer.worker.spec import JobSpec
 
 
 def pytest_configure() -> None:
-    """Lets the programs that tests start hear Ctrl-C, also where the tests run in the background, which ignores it."""
+    """Lets the programs that tests start hear Ctrl-C, even if the tests run in the background, which ignores it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

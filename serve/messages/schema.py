@@ -1,4 +1,4 @@
-"""The JSON of the server's answers, as `/openapi.json` describes it, and the protocol of whatever gives the answers."""
+"""The JSON of the server's answers, as `/openapi.json` describes it, and the protocol of a classifier of videos."""
 
 from collections.abc import Sequence
 from typing import Protocol

@@ -18,7 +18,7 @@ from trainer.views.eval_view import eval_view
 from trainer.views.frames import eval_frames
 
 if TYPE_CHECKING:
-    from packer.video.clip import Clip  # brings FFmpeg, which the process of a model does not need
+    from packer.video.clip import Clip  # brings the decoder of videos, which a model does not need
 
 FramesTHWC = NDArray[np.uint8]
 ProbabilitiesK = NDArray[np.float64]

@@ -59,7 +59,7 @@ def ours_clip(short_side_px: int, jpeg_quality: int) -> Work:
 
 
 def limit() -> Work:
-    """Decoding the needed packets, known beforehand, and nothing else: no shorter road leads to the frames."""
+    """Decoding the needed packets, known beforehand, and nothing else: nothing faster gives the frames."""
     import av
 
     from configs.pack import DecodeLimits

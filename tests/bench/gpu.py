@@ -85,14 +85,14 @@ class GpuRow:
     clips_per_second: dict[str, list[float]]
     """By contender, a value for each round."""
     wait_shares: dict[str, list[float]] = field(default_factory=dict)
-    """Share of the time in which the steps waited for data, where stream and step run together."""
+    """Share of the time in which the steps waited for data, while stream and step ran together."""
 
     def share_of_peak(self, name: str) -> float:
         return statistics.median(self.clips_per_second[name]) * self.flops_per_clip / self.peak_flops_per_second
 
     @property
     def num_steps_to_pay(self) -> float:
-        """Steps after which compiling has paid for itself; infinite where it does not."""
+        """Steps after which compiling has paid for itself; infinite if it never does."""
         plain, compiled = (
             self.work.global_batch / statistics.median(self.clips_per_second[name])
             for name in ("channels_last", "compiled")
@@ -135,7 +135,7 @@ class GpuRow:
 
 @dataclass
 class NoRow:
-    """Said instead where there is nothing to measure on."""
+    """Shown instead if there is no CUDA device."""
 
     def as_json(self) -> dict[str, Any]:
         return {"name": "gpu", "skipped": NO_DEVICE}

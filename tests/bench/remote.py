@@ -1,4 +1,4 @@
-"""Rows: the stream from a server that is far away and fails now and then, against WebDataset's own road over HTTP.
+"""Rows: the stream from a server that is far away and fails now and then, against WebDataset's own reading over HTTP.
 
 The server is tests/support/web.py on this machine: every request waits 20 to 80 ms, one in a hundred is answered by
 503. Ours makes a request for each clip, WebDataset one for each shard (`curl --retry 30 --retry-delay 2`).
@@ -25,12 +25,12 @@ from trainer.stream.index import SampleIndex
 
 SERVER = ["--latency-ms", "20", "80", "--failing", "0.01"]
 STEP_FACTOR = 1.5
-"""The paced consumer takes this many times what a batch takes the local stream: a road without stalls keeps up."""
+"""The paced consumer takes this many times what a batch takes the local stream: a stream without stalls keeps up."""
 
 
 @dataclass
 class RemoteRow:
-    """One road's rounds."""
+    """One stream's rounds."""
 
     name: str
     clips_per_second: list[float] = field(default_factory=list)
@@ -60,19 +60,19 @@ def rows(num_rounds: int, folder: Path) -> list[RemoteRow]:
         far = partial(_index, RemotePath(server.url))
         index = _index(shards)
         urls = [f"{server.url}/{name}" for name in index.shards]
-        roads: dict[str, Callable[[], Iterator[int]]] = {
+        streams: dict[str, Callable[[], Iterator[int]]] = {
             "local folder": lambda: ours(index),
             "ours, by range": lambda: ours(far()),
             "ours, empty cache": lambda: ours(far(_emptied(cache))),
             "ours, filled cache": lambda: ours(far(cache)),
             "WebDataset, http": lambda: webdataset(urls),
         }
-        made = {name: RemoteRow(f"remote, {name}") for name in roads}
-        step_seconds = STEP_FACTOR * BATCH / _rate(roads["local folder"](), index.num_samples)
-        for number, (name, road) in itertools.product(range(1, num_rounds + 1), roads.items()):
+        made = {name: RemoteRow(f"remote, {name}") for name in streams}
+        step_seconds = STEP_FACTOR * BATCH / _rate(streams["local folder"](), index.num_samples)
+        for number, (name, stream) in itertools.product(range(1, num_rounds + 1), streams.items()):
             row = made[name]
-            row.clips_per_second.append(_rate(road(), index.num_samples))
-            share, longest = _stalls(road(), index.num_samples, step_seconds)
+            row.clips_per_second.append(_rate(stream(), index.num_samples))
+            share, longest = _stalls(stream(), index.num_samples, step_seconds)
             row.stall_share.append(share)
             row.longest_stall_seconds.append(longest)
             print(f"  round {number}/{num_rounds}: {row.as_text()}", file=sys.stderr, flush=True)

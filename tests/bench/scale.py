@@ -1,6 +1,5 @@
 """Rows: what the number of videos costs in memory; what a million of them cost to plan, and many more to train on."""
 
-import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -75,6 +74,12 @@ for handed in (None, None, index):
     taken.append((receiver.recv(), time.monotonic() - started))
 (_, (alone, start), (with_index, start_with_index)) = taken
 print(opened, with_index - alone, start_with_index - start)
+"""
+MEASURED = """
+import resource, subprocess, sys
+
+subprocess.run([sys.executable, *sys.argv[1:]], check=True)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 """
 
 
@@ -181,11 +186,12 @@ def _write_index(folder: Path) -> None:
 
 
 def _run(arguments: list[str]) -> tuple[float, str]:
-    """Runs Python; returns the most memory that it, or a process it waited for, held at a time, and what it said."""
-    process = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    output = process.stdout.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    assert process.returncode == 0
-    return usage.ru_maxrss / 1024, output
+    """Runs Python; returns the most memory in MiB that it, or a process it waited for, held at a time, and its output.
+
+    A small process starts it and asks for its peak: Linux counts the memory of the process that starts another one into
+    the other one's peak, and this one has loaded torch.
+    """
+    command = [sys.executable, "-c", MEASURED, *arguments]
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    *lines, peak_kib = output.splitlines()
+    return int(peak_kib) / 1024, "\n".join(lines)

@@ -23,7 +23,7 @@ from tests.support.load import Load, load
 
 CONCURRENCIES = (1, 8, 32)
 SECONDS = 8.0
-"""A turn's length; its start and its last answers, where not all clients are at work, take a fiftieth of it."""
+"""A turn's length; its start and its last answers, when not all clients are at work, take a fiftieth of it."""
 START_SECONDS = 120.0
 PERCENTS = (50, 95, 99)
 

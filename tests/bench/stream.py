@@ -67,7 +67,7 @@ def rows(num_rounds: int, folder: Path) -> list[Row]:
         ),
         Row(
             "stream, each one's own defaults",
-            f"unlike work: {what}; the tutorial's reads frames stored at the video's size, else as above",
+            f"unlike work: {what}; the tutorial's reads frames stored at the video's size, otherwise as above",
             "clip", costs["ours"], "tutorial", costs["tutorial, full size"], goal=6,
         ),
     ]  # fmt: skip

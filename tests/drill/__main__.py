@@ -23,7 +23,7 @@ from tests.support.videos import write_classes
 SERVER_DRILLS = CHANGES | FAULTS
 TRAINING_HEADINGS = (
     "what was done to the run",
-    "steps taken again",
+    "steps recomputed",
     "seconds to recover",
     "against the undisturbed run",
 )

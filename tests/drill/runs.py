@@ -34,7 +34,7 @@ class Row:
     what: str
     num_recomputed: int
     recovery_seconds: float | None
-    """From the blow to the end of the first step of the workers that went on; None where the same ones did."""
+    """From the blow to the end of the first step of the new workers; None if the old ones went on."""
     difference: str
     problems: tuple[str, ...]
 
@@ -71,7 +71,7 @@ class Drills:
         return process
 
     def await_step(self, run: str, step: int, process: subprocess.Popen[str] | None = None) -> None:
-        """Waits until a run has finished a step; fails at once where its process ended before."""
+        """Waits until a run has finished a step; fails at once if its process ended before."""
 
         def reached() -> bool:
             assert process is None or process.poll() is None, f"{run} ended early: {ended(process).log}"

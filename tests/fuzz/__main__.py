@@ -1,7 +1,7 @@
 """Sends thousands of damaged videos to a real server, `python -m serve`: `make fuzz`.
 
 Every answer must be 200 or 4xx and tell nothing of the machine; no process may die, or grow. A file that breaks this is
-kept in fuzz-findings/, and the exit code is 1. `--first N` goes on where a run was stopped, `--only N` writes one file.
+kept in fuzz-findings/, and the exit code is 1. `--first N` continues a stopped run, `--only N` writes one file.
 """
 
 import argparse

@@ -22,7 +22,7 @@ _SIZES = (0, 1, 7, 8, 9, 2**16, 2**31 - 1, 2**31, 2**32 - 8, 2**32 - 1)
 
 
 def sources() -> list[bytes]:
-    """Returns the videos to damage: those below the folder CLIPSTREAM_TEST_DATA, else a few made ones."""
+    """Returns the videos to damage: those below CLIPSTREAM_TEST_DATA if it is set, otherwise a few made ones."""
     folder = os.environ.get("CLIPSTREAM_TEST_DATA")
     if folder:
         paths = [path for path in sorted(Path(folder).rglob("*")) if path.is_file()]

@@ -21,7 +21,19 @@ ROOMS = {
     "serve": [
         *("messages", "request", "replica", "scoring", "gateway", "proxy", "app", "local_ray", "__main__"),
     ],
-    "tests": ["support", "fuzz", "bench", "drill", "demo", "packing", "training", "serving", "project", "conftest"],
+    "tests": [
+        "support",
+        "fuzz",
+        "bench",
+        "drill",
+        "demo",
+        "pictures",
+        "packing",
+        "training",
+        "serving",
+        "project",
+        "conftest",
+    ],
 }
 """Packages, lowest first, and the rooms (folders or files) of each, lowest first.
 

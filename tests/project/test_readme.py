@@ -192,6 +192,16 @@ def test_every_private_name_of_a_library_is_listed_upstream() -> None:
             assert name in PAGES["docs/upstream.md"], f"{path} uses {name}, which docs/upstream.md does not name"
 
 
+def test_what_is_listed_upstream_is_where_the_page_says() -> None:
+    rows = [line.split(" | ") for line in PAGES["docs/upstream.md"].splitlines() if line.startswith("| `")]
+    assert len(rows) > 30
+    for what, where, *_ in rows:
+        names = [re.split(r"[(/]", name)[0].rpartition(".")[2] for name in re.findall(r"`([^`]+)`", what)]
+        for file in re.findall(r"`([\w/.]+/[\w.]+)`", where):
+            text = (ROOT / file).read_text(encoding="utf-8")
+            assert any(name in text for name in names), f"{file} has none of {names}"
+
+
 def test_every_variable_of_ray_is_listed_upstream() -> None:
     files = [path for package in PACKAGES for path in (ROOT / package).rglob("*") if path.is_file()]
     files = [path for path in files if path.suffix in {".py", ".sh", ".yaml", ""}]

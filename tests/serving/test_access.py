@@ -1,4 +1,4 @@
-"""What a request leaves behind: its id in the answer, one line in the log, its facts for the metrics."""
+"""What a request leaves behind: its id in the answer, one line in the log, its record for the metrics."""
 
 import logging
 import socket
@@ -35,8 +35,8 @@ class Recorder(RequestObserver):
     def __init__(self) -> None:
         self.seen: list[RequestRecord] = []
 
-    def request(self, facts: RequestRecord) -> None:
-        self.seen.append(facts)
+    def request(self, record: RequestRecord) -> None:
+        self.seen.append(record)
 
 
 @contextmanager
@@ -104,7 +104,7 @@ def test_a_failure_is_told_to_the_log_alone(port: int, caplog: pytest.LogCapture
 
 
 def test_a_request_is_one_line_without_query_or_key(port: int, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, "serve.request.access_log")
+    caplog.set_level(logging.INFO)
     ask(port, "GET", "/healthz")
     ask(port, "GET", "/v1%0Arequest%20path=/forged?secret=1", headers=KEY)
     ask(port, "POST", "/v1/predict", b"bad", KEY)
@@ -127,7 +127,7 @@ def test_the_observer_is_told_of_every_request(port: int, seen: list[RequestReco
     while len(seen) <= len(REQUESTS):
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    assert [(facts.route, facts.status) for facts in seen] == [
+    assert [(record.route, record.status) for record in seen] == [
         ("/healthz", 200),
         ("/readyz", 503),
         ("other", 401),  # refused before it was routed
@@ -137,8 +137,8 @@ def test_the_observer_is_told_of_every_request(port: int, seen: list[RequestReco
         ("/v1/predict", 500),
         ("/v1/predict", 499),
     ]
-    assert [facts.num_bytes for facts in seen] == [0, 0, 0, 0, 0, 3, 5, 4]
-    assert [facts.refusals for facts in seen[2:7]] == [
+    assert [record.num_bytes for record in seen] == [0, 0, 0, 0, 0, 3, 5, 4]
+    assert [record.refusals for record in seen[2:7]] == [
         ["unauthorized"],
         ["not_found"],
         ["method_not_allowed"],

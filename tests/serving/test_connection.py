@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from configs.serve import ServeConfig
-from serve.proxy import connection
+from serve.proxy.connection import MAX_HEADERS_BYTES, LimitedProtocol
 from tests.support.registry import MLFLOW_WARNINGS, store_uri
 from tests.support.serving import ask, served
 
@@ -21,12 +21,29 @@ SECRET = b"GET /v1/model HTTP/1.1\r\nHost: localhost\r\n\r\n"
 """A request hidden in another's body."""
 
 
+class Hasty(LimitedProtocol):
+    """Waits for headers no longer than a test can."""
+
+    headers_seconds = 0.3
+
+
 @pytest.fixture(scope="module")
-def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+def config(tmp_path_factory: pytest.TempPathFactory) -> ServeConfig:
     store = tmp_path_factory.mktemp("empty")
-    with served(
-        ServeConfig(tracking_uri=store_uri(store), allow_unauthenticated=True, max_body_bytes=10**5, deadline_seconds=3)
-    ) as port:
+    return ServeConfig(
+        tracking_uri=store_uri(store), allow_unauthenticated=True, max_body_bytes=10**5, deadline_seconds=3
+    )
+
+
+@pytest.fixture(scope="module")
+def port(config: ServeConfig) -> Iterator[int]:
+    with served(config) as port:
+        yield port
+
+
+@pytest.fixture(scope="module")
+def hasty_port(config: ServeConfig) -> Iterator[int]:
+    with served(config, protocol=Hasty) as port:
         yield port
 
 
@@ -81,7 +98,7 @@ def test_endless_headers_are_cut_off(port: int) -> None:
             received = replies(port, start, *[part] * 64)
             assert not received or received.startswith((b"HTTP/1.1 431 ", b"HTTP/1.1 400 "))
     # Nothing is left unread when it closes, so that the answer surely arrives.
-    assert replies(port, b"GET /?" + b"q" * connection.MAX_HEADERS_BYTES).startswith(b"HTTP/1.1 431 ")
+    assert replies(port, b"GET /?" + b"q" * MAX_HEADERS_BYTES).startswith(b"HTTP/1.1 431 ")
 
 
 def test_an_absurd_query_is_only_a_bad_parameter(port: int) -> None:
@@ -104,9 +121,8 @@ def test_an_absurd_query_is_only_a_bad_parameter(port: int) -> None:
     ],
     ids=["nothing", "line", "headers", "value", "second", "answered"],
 )
-def test_headers_that_do_not_end_are_closed(port: int, sent: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "HEADERS_SECONDS", 0.3)
-    with socket.create_connection(("127.0.0.1", port), timeout=30) as link:
+def test_headers_that_do_not_end_are_closed(hasty_port: int, sent: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", hasty_port), timeout=30) as link:
         link.sendall(sent)
         while link.recv(2**16):
             pass

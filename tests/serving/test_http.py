@@ -107,7 +107,7 @@ def test_waiting_for_the_decoder_counts_as_queueing(post: Post, bright: bytes, t
 def test_a_request_is_logged_with_the_version_and_the_time_of_its_answers(
     post: Post, bright: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO, "serve.request.access_log")
+    caplog.set_level(logging.INFO)
     results = post(*form(bright, b"not a video", bright)).json["results"]
     (line,) = access_lines(caplog, 1, "code=not_a_video ")
     values = dict(pair.split("=") for pair in line.split()[1:])
@@ -252,12 +252,38 @@ def test_above_the_queues_bound_the_answer_is_503_at_once(champion_store: Path, 
 def test_without_a_model_the_server_lives_and_says_so(tmp_path: Path, bright: bytes) -> None:
     with served(config(tmp_path)) as port:
         assert ask(port, "GET", "/healthz").status == 200
-        for method, path in [("GET", "/readyz"), ("GET", "/v1/model"), ("POST", "/v1/predict")]:
-            reply = ask(port, method, path, bright)
-            assert (reply.status, reply.code) == (503, "no_model")
-            assert reply.headers["Retry-After"]
-            assert str(tmp_path) not in reply.body.decode()
+        reply = ask(port, "GET", "/readyz")
+        assert (reply.status, reply.code) == (503, "no_model")
+        assert str(tmp_path) not in reply.body.decode()
+        sentence, seconds = reply.json["error"]["message"], reply.headers["Retry-After"]
+        for method, path in [("GET", "/v1/model"), ("POST", "/v1/predict")]:  # every route says the same
+            assert ask(port, method, path, bright).json == reply.json
+        for path in ("/v2/health/ready", "/v2/models/clipstream", "/v2/models/clipstream/ready"):
+            told = ask(port, "GET", path)
+            assert (told.status, told.json, told.headers["Retry-After"]) == (503, {"error": sentence}, seconds)
+            assert told.headers["X-Error-Code"] == "no_model"
     assert not list(tmp_path.iterdir())  # and makes no store of its own
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz"])
+def test_probes_answer_head_like_get(port: int, path: str) -> None:
+    answer, head = ask(port, "GET", path), ask(port, "HEAD", path)
+    assert (head.status, head.body) == (answer.status, b"") == (200, b"")
+    assert same_headers(head) == same_headers(answer)
+    assert head.headers["Content-Length"] == str(len(answer.body))
+
+
+def test_a_server_without_a_model_answers_head_like_get_too(tmp_path: Path) -> None:
+    with served(config(tmp_path)) as port:
+        answer, head = ask(port, "GET", "/readyz"), ask(port, "HEAD", "/readyz")
+    assert (head.status, head.body) == (answer.status, b"") == (503, b"")
+    assert same_headers(head) == same_headers(answer)
+    assert head.headers["X-Error-Code"] == "no_model"
+
+
+def same_headers(reply: Reply) -> dict[str, str]:
+    """Returns the headers but for the two that differ from answer to answer."""
+    return {name: value for name, value in reply.headers.items() if name.lower() not in {"date", "x-request-id"}}
 
 
 def test_a_new_version_that_is_not_what_it_says_leaves_the_old_one_serving(tmp_path: Path, bright: bytes) -> None:

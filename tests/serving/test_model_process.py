@@ -1,7 +1,6 @@
 """A version of the model in a process of its own."""
 
 import os
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +8,10 @@ import psutil
 import pytest
 
 from configs.serve import ServeConfig
-from serve.replica import model_process
 from serve.replica.alias_watch import ModelDied, ModelUnavailable
-from serve.replica.model_process import ModelProcess, _give_way, _turn
+from serve.replica.model_process import ModelProcess
 from serve.replica.versions import load_predictor
 from tests.support.registry import MLFLOW_WARNINGS, store_uri
-from tests.support.training import until
 
 pytestmark = MLFLOW_WARNINGS
 
@@ -52,28 +49,6 @@ def test_a_process_that_is_killed_is_told(champion_store: Path) -> None:
             beside.predict(clips)
     finally:
         beside.close()
-
-
-def test_a_loader_that_gives_way_does_so_alone() -> None:
-    with ThreadPoolExecutor(1, initializer=_give_way) as loader:
-        assert loader.submit(os.sched_getscheduler, 0).result() == os.SCHED_IDLE
-    assert os.sched_getscheduler(0) == os.SCHED_OTHER
-
-
-def test_replicas_of_a_machine_load_in_turn(champion_store: Path) -> None:
-    inode = Path(model_process.__file__).stat().st_ino
-
-    def is_waited_for() -> bool:
-        lines = Path("/proc/locks").read_text().splitlines()
-        return any("->" in line and f":{inode} " in line for line in lines)
-
-    config = ServeConfig(tracking_uri=store_uri(champion_store))
-    with ThreadPoolExecutor(1) as loading:
-        with _turn():
-            beside = loading.submit(ModelProcess, config, "1", True)
-            until(is_waited_for)
-            assert not beside.done()
-        beside.result().close()
 
 
 def model_processes() -> list[psutil.Process]:

@@ -103,7 +103,7 @@ def test_a_client_of_the_protocol_learns_what_is_served(client: triton.Inference
 def test_the_log_tells_the_version_that_answered(
     port: int, videos: list[Path], caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO, "serve.request.access_log")
+    caplog.set_level(logging.INFO)
     assert infer(port, message(base64.b64encode(videos[0].read_bytes()).decode())).status == 200
     (line,) = access_lines(caplog, 1, f"path={INFER} ")
     assert " status=200 " in line

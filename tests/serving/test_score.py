@@ -1,5 +1,8 @@
 """`python -m serve score` as a user meets it: the answers of the server, bad files listed, kills that cost nothing."""
 
+import csv
+import json
+import re
 import subprocess
 import sys
 import time
@@ -8,12 +11,21 @@ from typing import Any
 
 import fsspec
 import numpy as np
+import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
+from configs.score import OUT_ENDINGS
 from configs.serve import ServeConfig
 from serve.__main__ import main
-from tests.support.registry import CLASS_NAMES, MLFLOW_WARNINGS, copy_champion, register_again, store_uri
+from serve.scoring.formats import FORMATS
+from tests.support.registry import (
+    CLASS_NAMES,
+    MLFLOW_WARNINGS,
+    copy_champion,
+    register_again,
+    store_uri,
+)
 from tests.support.serving import ask, served
 from tests.support.videos import write_video
 
@@ -95,16 +107,20 @@ def test_the_rows_are_the_servers_answers(folder: Path, out: Path, capsys: pytes
     assert {row["true_class"] for row in rows.values()} == {"dark", "bright", None}
 
 
-@pytest.mark.integration
-def test_a_killed_scoring_ends_with_the_same_file(folder: Path, out: Path, tmp_path: Path) -> None:
-    many = tmp_path / "many"
-    many.mkdir()
+@pytest.fixture(scope="module")
+def many(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of so many videos that they fill more than one part."""
+    many = tmp_path_factory.mktemp("many")
     video = (folder / "videos/dark/deeper/0.mp4").read_bytes()
     for number in range(NUM_MANY):
         (many / f"{number:03d}.mp4").write_bytes(video if number % 50 else b"\0" * (number + 1))
-    assert score(many, tmp_path / "whole.parquet") == 0
+    return many
+
+
+def kill_in_the_middle(many: Path, out: Path) -> Path:
+    """Kills a scoring when it has written a part; returns the folder of the parts."""
     command = [sys.executable, "-m", "serve", "score", str(many), "--out", str(out), *OPTIONS, "--workers", "2"]
-    parts = out.with_name("predictions.parquet.parts")
+    parts = out.with_name(f"{out.name}.parts")
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not list(parts.glob("*.parquet")):
@@ -114,15 +130,91 @@ def test_a_killed_scoring_ends_with_the_same_file(folder: Path, out: Path, tmp_p
     process.kill()
     process.wait()
     assert not out.exists()
+    return parts
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("ending", OUT_ENDINGS)
+def test_a_killed_scoring_ends_with_the_same_file(many: Path, tmp_path: Path, ending: str) -> None:
+    whole, out = tmp_path / f"whole{ending}", tmp_path / "new" / f"predictions{ending}"
+    assert score(many, whole) == 0
+    parts = kill_in_the_middle(many, out)
     (parts / "stale.parquet").write_bytes(b"of another model")
     assert score(many, out, "--workers", "1") == 0
-    assert out.read_bytes() == (tmp_path / "whole.parquet").read_bytes()
+    assert out.read_bytes() == whole.read_bytes()
     assert not parts.exists()
     written = out.stat().st_mtime_ns
     (parts / ".pack").mkdir(parents=True)  # as a kill leaves it just before the end
     assert score(many, out) == 0
     assert not parts.exists()
     assert out.stat().st_mtime_ns == written
+
+
+def test_each_format_has_the_same_columns_values_and_types(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert set(FORMATS) == set(OUT_ENDINGS)
+    reports = []
+    for ending in OUT_ENDINGS:
+        assert score(folder / "videos", tmp_path / f"rows{ending}") == 0
+        reports.append(re.sub(r"^(written|took) .*$", "", capsys.readouterr().out, flags=re.MULTILINE))
+    assert reports[0] == reports[1] == reports[2]
+    table = pq.read_table(tmp_path / "rows.parquet").replace_schema_metadata(None)
+    rows = table.to_pylist()
+    assert any(row["message"] is None for row in rows)
+    assert any(row["probability"] is None for row in rows)
+
+    lines = (tmp_path / "rows.jsonl").read_text(encoding="utf-8").split("\n")
+    assert lines.pop() == ""
+    assert [json.loads(line) for line in lines] == rows
+    assert list(json.loads(lines[0])) == table.column_names
+
+    types = {field.name: field.type for field in table.schema}
+    options = pyarrow.csv.ConvertOptions(column_types=types, strings_can_be_null=True, quoted_strings_can_be_null=False)
+    parse = pyarrow.csv.ParseOptions(newlines_in_values=True)
+    read = pyarrow.csv.read_csv(tmp_path / "rows.csv", parse_options=parse, convert_options=options)
+    assert read.equals(table)
+    with (tmp_path / "rows.csv").open(encoding="utf-8", newline="") as file:
+        plain = list(csv.DictReader(file))
+    assert [row["source"] for row in plain] == [row["source"] for row in rows]
+    assert [float(row["p_dark"]) if row["p_dark"] else None for row in plain] == [row["p_dark"] for row in rows]
+
+
+@pytest.mark.parametrize("ending", [".csv", ".jsonl"])
+def test_a_file_that_was_changed_or_is_of_others_is_not_overwritten(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], ending: str
+) -> None:
+    out = tmp_path / f"rows{ending}"
+    out.write_text("of others")
+    assert f"{out} exists, but was not made from these videos" in refused(
+        [str(folder / "videos"), "--out", str(out)], capsys
+    )
+    out.unlink()
+    assert score(folder / "videos", out) == 0
+    metadata = json.loads((tmp_path / f"rows{ending}.metadata.json").read_text())
+    assert metadata["clipstream.decided_by"]["model"] == {"name": "clipstream", "version": "1"}
+    content = out.read_bytes()
+    out.write_bytes(content + b"\n")
+    assert "give another --out" in refused([str(folder / "videos"), "--out", str(out)], capsys)
+    out.unlink()
+    assert score(folder / "videos", out) == 0
+    assert out.read_bytes() == content
+
+
+@pytest.mark.parametrize("out", ["rows.txt", "rows", "rows.parquet.gz", "s3://bucket/rows.json"])
+def test_another_ending_is_refused_before_any_work(out: str, capsys: pytest.CaptureFixture[str]) -> None:
+    sentence = refused(["/not/looked/at", "--out", out], capsys)
+    assert sentence.endswith(f"out: must end in .parquet, .csv or .jsonl (got {out!r})")
+
+
+@pytest.mark.integration
+def test_the_progress_does_not_flood_a_log(many: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "serve", "score", str(many), "--out", str(tmp_path / "rows.csv"), *OPTIONS]
+    started = time.monotonic()
+    done = subprocess.run([*command, "--max-batch-size", "4"], check=True, capture_output=True, text=True)
+    shown = re.findall(r"\d+%\|.*?rejected=\d+", done.stderr)
+    assert len(shown) <= 4 + (time.monotonic() - started) / 10  # of 88 batches: the start, the end, a few between
+    assert f"{NUM_MANY}/{NUM_MANY}" in done.stderr
 
 
 @pytest.mark.integration
@@ -153,7 +245,7 @@ def test_another_version_is_scored_to_another_file(folder: Path, out: Path, caps
 def test_what_cannot_be_scored_is_one_sentence(folder: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     videos = str(folder / "videos")
     (out.parent / "empty").mkdir(parents=True)
-    assert "is not a folder" in refused([str(folder / "absent")], capsys)
+    assert f"{folder}/absent is not a folder" in refused(["absent"], capsys)  # of the home folder, in full
     assert "holds no videos" in refused([str(out.parent / "empty")], capsys)
     assert "lies inside" in refused([videos, "--out", f"{videos}/predictions.parquet"], capsys)
     assert "no version 99 of the model clipstream" in refused([videos, "--version", "99"], capsys)

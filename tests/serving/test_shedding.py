@@ -1,13 +1,13 @@
-"""What the proxy refuses in a full gateway's stead, and when it lets in again."""
+"""What the proxy refuses in place of a full gateway, and when it lets requests in again."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
-import pytest
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve.gateway.admission import Admission, Gate
+from serve.messages.refusal import OVERLOADED_SECONDS
 from serve.proxy.shedding import Shedding
 from serve.request.access_log import Access
 from serve.request.error_response import CODE_HEADER
@@ -15,30 +15,26 @@ from serve.request.record import RequestObserver, RequestRecord
 from tests.support.visits import Visit
 
 
-@pytest.fixture(autouse=True)
-def endless(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A refusal names a time that no test outlives, however slow its machine."""
-    monkeypatch.setattr("serve.proxy.shedding.OVERLOADED_SECONDS", 3600)
-
-
 class Observer(RequestObserver):
     """Keeps what it is told."""
 
     def __init__(self) -> None:
-        self.facts: list[RequestRecord] = []
+        self.records: list[RequestRecord] = []
 
-    def request(self, facts: RequestRecord) -> None:
-        self.facts.append(facts)
+    def request(self, record: RequestRecord) -> None:
+        self.records.append(record)
 
 
 class Server:
-    """A proxy's middleware before gateways of one place each, one per path: the real ones of both."""
+    """The proxy's real middleware before the real ones of gateways that have one place each, one per path."""
 
     def __init__(self, application: ASGIApp) -> None:
         self.by_proxy, self.by_gateway = Observer(), Observer()
+        self.seconds = 0.0
+        """What the proxy's clock shows; it moves only when a test moves it, however slow the machine."""
         self._gates: dict[str, ASGIApp] = {}
         self._application = application
-        self._shedding = Shedding(self._gateway, self.by_proxy)
+        self._shedding = Shedding(self._gateway, self.by_proxy, clock=lambda: self.seconds)
 
     async def _gateway(self, scope: Scope, receive: Receive, send: Send) -> None:
         gate = self._gates.setdefault(
@@ -57,7 +53,10 @@ class Server:
     @property
     def num_refused(self) -> tuple[int, int]:
         """Refusals by the proxy, and by the gateways."""
-        return tuple(sum("overloaded" in one.refusals for one in by.facts) for by in (self.by_proxy, self.by_gateway))
+        by_proxy, by_gateway = (
+            sum("overloaded" in one.refusals for one in by.records) for by in (self.by_proxy, self.by_gateway)
+        )
+        return by_proxy, by_gateway
 
 
 async def application(scope: Scope, receive: Receive, send: Send) -> None:
@@ -103,7 +102,7 @@ def test_the_proxys_refusal_is_the_gateways() -> None:
         assert headers.pop(b"x-content-type-options") == b"nosniff"  # elsewhere the guard adds it
         assert headers == dict(by_gateway.answer[0]["headers"])
         assert headers[CODE_HEADER.lower().encode()] == b"overloaded"
-        assert server.by_proxy.facts[0].status == 503
+        assert server.by_proxy.records[0].status == 503
 
     run(scenario)
 
@@ -120,13 +119,19 @@ def test_nothing_else_is_refused_meanwhile() -> None:
     run(scenario)
 
 
-def test_when_the_time_that_a_refusal_named_is_over_the_gateway_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serve.proxy.shedding.OVERLOADED_SECONDS", 0)
-
+def test_when_the_time_that_a_refusal_named_is_over_the_gateway_is_asked_again() -> None:
     async def scenario(server: Server) -> None:
-        for _ in range(4):
+        await server.start()
+        for _ in range(3):
             await server.start()
-        assert server.num_refused == (0, 3)
+        assert server.num_refused == (2, 1)
+        server.seconds = OVERLOADED_SECONDS - 0.01
+        await server.start()
+        assert server.num_refused == (3, 1)
+        server.seconds = OVERLOADED_SECONDS
+        for _ in range(2):
+            await server.start()
+        assert server.num_refused == (4, 2)
 
     run(scenario)
 

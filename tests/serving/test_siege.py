@@ -16,6 +16,7 @@ import grpc
 import psutil
 import pytest
 
+from packer.decoders import process as decoder_process
 from tests.fuzz.attack import serving_processes
 from tests.support.bombs import encoded
 from tests.support.load import load
@@ -25,6 +26,7 @@ from tests.support.training import until
 
 pytestmark = [*MLFLOW_WARNINGS, pytest.mark.integration]
 
+DECODER = decoder_process.__name__
 POST = b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\n"
 MAX_GROWN_BYTES = 100 * 2**20
 MIB = bytes(2**20)
@@ -148,7 +150,7 @@ def test_headers_that_rays_proxy_cannot_read_are_refused(server: Server, line: b
 
 
 def test_a_decoder_that_is_killed_costs_its_video_alone(server: Server) -> None:
-    (decoder,) = [one for name, one in serving_processes(server.pid).items() if "pool" in name]
+    (decoder,) = [one for name, one in serving_processes(server.pid).items() if DECODER in name]
     used = decoder.cpu_times().user
     with ThreadPoolExecutor(2) as pool:
         doomed = pool.submit(ask, server.port, "POST", "/v1/predict", server.long)

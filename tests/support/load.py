@@ -33,9 +33,9 @@ class Outcome:
     """When it was sent, or in open loop fell due: `time.monotonic`, which all processes of a machine share."""
     seconds: float
     status: int
-    """HTTP status; 0 where no answer came."""
+    """HTTP status; 0 if no answer came."""
     code: str | None = None
-    """The error answer's code, or the kind of failure where no answer came."""
+    """The error answer's code, or the kind of failure if no answer came."""
     version: str | None = None
     """Model version that answered."""
     retry_after: str | None = None

@@ -10,7 +10,7 @@ import pytest
 def system_program(name: str, *folders: Path) -> str:
     """Returns the path of a program, also looked for in some folders.
 
-    Without it the test is skipped, or fails where CLIPSTREAM_REQUIRE_SYSTEM=1.
+    If it is missing the test is skipped, or fails if CLIPSTREAM_REQUIRE_SYSTEM=1.
     """
     path = shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", os.defpath), *map(str, folders)]))
     if path is None:

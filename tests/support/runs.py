@@ -57,7 +57,7 @@ def spec_maker(folder: Path, packed: Path) -> MakeSpec:
 
 
 def put_weights(spec: JobSpec) -> JobSpec:
-    """Puts the backbone's first weights where the driver does."""
+    """Writes the backbone's first weights to the file to which the driver writes them."""
     torch.manual_seed(5)
     torch.save(CnnRnn(spec.config.model, 2, 4).backbone.state_dict(), spec.weights_file)
     return spec
@@ -101,7 +101,7 @@ def assert_same(one: object, other: object) -> None:
 
 
 def train_on_one_thread(spec: JobSpec) -> Outcome:
-    """Trains where no fixture has set the number of threads: in one of a module's own."""
+    """Trains on one thread; for module fixtures, which cannot use the fixture `one_thread`."""
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     outcome = train(spec)

@@ -20,7 +20,7 @@ import uvicorn
 
 from configs.serve import ServeConfig
 from serve.gateway.http import make_app
-from serve.proxy.connection import limit_connections
+from serve.proxy.connection import LimitedProtocol
 from serve.replica.classifier import Classifier
 from tests.support.leaks import LEAKS
 
@@ -51,8 +51,9 @@ def ask(
     path: str,
     body: bytes | Iterable[bytes] | None = None,
     headers: dict[str, str] | None = None,
+    host: str = "127.0.0.1",
 ) -> Reply:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    connection = http.client.HTTPConnection(host, port, timeout=60)
     try:
         connection.request(method, path, body, headers or {})
         response = connection.getresponse()
@@ -62,15 +63,14 @@ def ask(
 
 
 def access_lines(caplog: pytest.LogCaptureFixture, count: int, part: str = "") -> list[str]:
-    """Returns the lines that a server in this process has logged about requests, once there are so many.
+    """Returns the lines that a server in this process has logged about requests, once there are that many.
 
     Args:
-        part: Only lines with it: that of the request before may come late.
+        part: Return only lines with this text, because the line of an earlier request may come late.
     """
     deadline = time.monotonic() + 30
     while True:
-        lines = [record.getMessage() for record in caplog.records if record.name == "serve.request.access_log"]
-        lines = [line for line in lines if part in line]
+        lines = [line for line in caplog.messages if line.startswith("request method=") and part in line]
         if len(lines) >= count:
             return lines
         assert time.monotonic() < deadline
@@ -89,10 +89,12 @@ def form(*files: bytes, field: str = "file") -> tuple[bytes, dict[str, str]]:
 
 
 @contextmanager
-def served(config: ServeConfig, keys: tuple[str, ...] = (), port: int = 0) -> Iterator[int]:
+def served(
+    config: ServeConfig, keys: tuple[str, ...] = (), port: int = 0, protocol: type[LimitedProtocol] = LimitedProtocol
+) -> Iterator[int]:
     """Serves a real classifier by uvicorn for as long as the block runs; yields its port, a free one by default."""
-    limit_connections()
-    ready, server = threading.Event(), uvicorn.Server(uvicorn.Config("", port=port, ws="none", log_level="warning"))
+    settings = uvicorn.Config("", port=port, http=protocol, ws="none", log_level="warning")
+    ready, server = threading.Event(), uvicorn.Server(settings)
 
     async def serve() -> None:
         classifier = Classifier(config)

@@ -120,7 +120,7 @@ def test_more_epochs_continue_a_finished_run_and_ctrl_c_costs_nothing(plain: Pro
     mlflow_run = plain.mlflow_run("first").info.run_id
     last_step = plain.steps("first", "train_loss")[-1]
 
-    process = plain.start_training("--run", "first", "--epochs", "20")
+    process = plain.start_training("--run", "first", "--epochs", "50")
     plain.await_checkpoint("first", after_step=last_step)
     os.killpg(process.pid, signal.SIGINT)  # as the terminal does: to Ray's processes too
     stopped = ended(process)
@@ -128,7 +128,7 @@ def test_more_epochs_continue_a_finished_run_and_ctrl_c_costs_nothing(plain: Pro
     assert "Traceback" not in stopped.log
     assert plain.mlflow_run("first").info.status == "KILLED"
 
-    resumed = plain.train("--run", "first", "--epochs", "20")
+    resumed = plain.train("--run", "first", "--epochs", "50")
     assert resumed.code == 0
     step = int(re.search(r"resumed step=(\d+)", resumed.log)[1])
     assert step > last_step

@@ -32,12 +32,12 @@ from packer.shards.stored_plan import plan_sha256, write_plan
 from packer.storage.location import Location
 from packer.storage.lock import locked
 from packer.video.container import VideoError
+from packer.video.decode import WHOLE_SHARE
 from packer.video.sampling import SAMPLING_RULE
 
 logger = logging.getLogger(__name__)
 
 _WINDOW_PER_WORKER = 4
-_WHOLE_SHARE = 0.9
 
 
 class PackError(Exception):
@@ -127,7 +127,7 @@ def _failed(records: Iterable[_Packed]) -> list[RejectedRow]:
 
 def _is_damaged(row: SampleRow) -> bool:
     # Records of earlier versions have no codes. Whole files miss a frame or three of those stated; cut ones miss half.
-    return bool(row.damage) or row.num_bad_packets > 0 or row.num_frames < _WHOLE_SHARE * row.num_frames_claimed
+    return bool(row.damage) or row.num_bad_packets > 0 or row.num_frames < WHOLE_SHARE * row.num_frames_claimed
 
 
 def pack_shards(

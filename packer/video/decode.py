@@ -39,7 +39,7 @@ Choose = Callable[[int], Sequence[int]]
 _H264_TAGS = {("mov,mp4,m4a,3gp,3g2,mj2", "h264"): "avc1", ("matroska,webm", "h264"): "\0\0\0\0"}
 _MAX_CONCEALED_SHARE = 0.75
 """A video with a larger share of damaged frames is rejected: an undeclared encryption damages all, a bad spot 0.1."""
-_WHOLE_SHARE = 0.9
+WHOLE_SHARE = 0.9
 """Whole files lack a frame or three of those that they claim; one cut in its middle lacks half."""
 _PACKET_BYTES = 1000  # about what a packet takes besides its data
 _HELD_BYTES = 64 * 2**20  # 60 s of 1080p; the packets of a longer video are read twice instead of being held
@@ -206,7 +206,7 @@ def _damage(decoded: Decoded[KeptT], header: Header, ends_early: bool) -> tuple[
     found = {
         "bad_packets": decoded.num_bad_packets > 0,
         "concealed_frames": decoded.num_concealed_frames > 0,
-        "missing_frames": decoded.num_frames < _WHOLE_SHARE * decoded.num_frames_claimed,
+        "missing_frames": decoded.num_frames < WHOLE_SHARE * decoded.num_frames_claimed,
         "cut_off": header.is_cut_off or ends_early,
         "goes_on_in_another_track": header.has_successive_tracks,
     }

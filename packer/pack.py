@@ -33,14 +33,13 @@ from packer.shards.stored_plan import plan_sha256, write_plan
 from packer.storage.location import Location
 from packer.storage.target_lock import locked
 from packer.video.container import VideoError
+from packer.video.decode import WHOLE_SHARE
 from packer.video.sampling import SAMPLING_RULE
 
 logger = logging.getLogger(__name__)
 
 _WINDOW_PER_WORKER = 4
 """Videos per decoder that are decoded, or wait in memory, at one time."""
-_WHOLE_SHARE = 0.9
-"""A video with a smaller share of its stated frames is damaged: whole files lack a frame or three, cut ones many."""
 
 
 class PackError(Exception):
@@ -178,7 +177,7 @@ def _failed(records: Iterable[_Packed]) -> list[RejectedRow]:
 
 def _is_damaged(row: SampleRow) -> bool:
     # Records of earlier versions have no codes. Whole files miss a frame or three of those stated; cut ones miss half.
-    return bool(row.damage) or row.num_bad_packets > 0 or row.num_frames < _WHOLE_SHARE * row.num_frames_claimed
+    return bool(row.damage) or row.num_bad_packets > 0 or row.num_frames < WHOLE_SHARE * row.num_frames_claimed
 
 
 def _duplicate(original: str) -> VideoError:

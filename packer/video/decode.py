@@ -39,7 +39,7 @@ Choose = Callable[[int], Sequence[int]]
 _H264_TAGS = {("mov,mp4,m4a,3gp,3g2,mj2", "h264"): "avc1", ("matroska,webm", "h264"): "\0\0\0\0"}
 _MAX_CONCEALED_SHARE = 0.75
 """A video with a larger share of damaged frames is rejected: an undeclared encryption damages all, a bad spot 0.1."""
-_WHOLE_SHARE = 0.9
+WHOLE_SHARE = 0.9
 """Whole files lack a frame or three of those that they claim; one cut in its middle lacks half."""
 _PACKET_BYTES = 1000  # about what a packet takes besides its data
 _HELD_BYTES = 64 * 2**20  # 60 s of 1080p; the packets of a longer video are read twice instead of being held
@@ -68,8 +68,9 @@ class Decoded(Generic[KeptT]):
 class _Survey:
     """What is known about a video before it is decoded."""
 
-    clock: Clock
     num_packets: int = 0
+    times: list[int | None] = field(default_factory=list)
+    """Of the packets, in the order of decoding."""
     pictures: list[Picture] = field(default_factory=list)
     """What the packets show; empty if that is not certain."""
     packets: list[Packet] | None = field(default_factory=list)
@@ -121,8 +122,9 @@ class Decoder(Generic[KeptT]):
         cropper = Cropper(header.crops.get(track_key(container, stream)))
         decoded = self._needed_or_none(file, container, stream, survey, cropper)
         decoded = decoded or self._full(file, index, survey.num_packets, cropper)
-        survey.clock.correct(decoded)
-        decoded.damage = _damage(decoded, header, survey.clock.ends_early(container, stream))
+        clock = Clock(survey.times, stream.time_base)
+        clock.correct(decoded)
+        decoded.damage = _damage(decoded, header, clock.ends_early(container))
         if decoded.num_concealed_frames > _MAX_CONCEALED_SHARE * decoded.num_frames:
             raise VideoError(
                 "damaged",
@@ -204,7 +206,7 @@ def _damage(decoded: Decoded[KeptT], header: Header, ends_early: bool) -> tuple[
     found = {
         "bad_packets": decoded.num_bad_packets > 0,
         "concealed_frames": decoded.num_concealed_frames > 0,
-        "missing_frames": decoded.num_frames < _WHOLE_SHARE * decoded.num_frames_claimed,
+        "missing_frames": decoded.num_frames < WHOLE_SHARE * decoded.num_frames_claimed,
         "cut_off": header.is_cut_off or ends_early,
         "goes_on_in_another_track": header.has_successive_tracks,
     }
@@ -212,15 +214,16 @@ def _damage(decoded: Decoded[KeptT], header: Header, ends_early: bool) -> tuple[
 
 
 def _survey(container: InputContainer, stream: VideoStream, limits: DecodeLimits, may_skip: bool) -> _Survey:
-    survey = _Survey(Clock(stream.time_base))
+    survey = _Survey()
 
     def counted() -> Iterator[Packet]:
         for packet in container.demux(stream):
-            survey.num_packets += bool(packet.size) and not packet.is_discard
-            check_num_frames(survey.num_packets, limits)
-            if packet.has_sidedata("encryption_info"):
-                raise _encrypted()
-            survey.clock.read(packet)
+            if packet.size and not packet.is_discard:
+                if not survey.num_packets and packet.has_sidedata("encryption_info"):
+                    raise _encrypted()
+                survey.num_packets += 1
+                check_num_frames(survey.num_packets, limits)
+                survey.times.append(packet.pts)
             yield packet
 
     raw = counted()

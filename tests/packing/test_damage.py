@@ -6,13 +6,22 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
+import pyarrow.parquet as pq
 import pytest
 
 from configs.pack import ClipConfig, DecodeLimits
+from packer.__main__ import main
+from packer.shards.sample import SampleRow
 from packer.video.clip import Clip, read_clip
 from packer.video.container import VideoError
 from tests.support.programs import system_program
-from tests.support.videos import moving_pictures, number_picture, write_numbered_video, write_video
+from tests.support.videos import (
+    moving_pictures,
+    number_picture,
+    write_classes,
+    write_numbered_video,
+    write_video,
+)
 
 KEY = ["-encryption_scheme", "cenc-aes-ctr", "-encryption_key", "00" * 15 + "01", "-encryption_kid", "00" * 15 + "02"]
 AUTO, FULL = ClipConfig(), ClipConfig(decode="full")
@@ -174,3 +183,25 @@ def test_rate_and_duration_come_from_the_frames_if_the_header_cannot_be_right(tm
     assert clip.fps == pytest.approx(1 / 60)
     assert clip.duration_seconds == pytest.approx(600)
     assert clip.damage == ()
+
+
+def test_a_pack_tells_of_its_damaged_videos_and_older_packs_are_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_classes(tmp_path / "data", {"a": 4, "b": 4})
+    whole = write_video(data / "a/half.webm", moving_pictures(50), codec="libvpx", options={"g": "5"}).read_bytes()
+    (data / "a/half.webm").write_bytes(whole[: len(whole) // 2])
+    shards = tmp_path / "shards"
+    assert main([str(data), str(shards)]) == 0
+    assert "damaged   1 of the packed (samples.parquet: damage)" in capsys.readouterr().out
+    rows = pq.read_table(shards / "samples.parquet").to_pylist()
+    assert {row["source"]: row["damage"] for row in rows if row["damage"]} == {"a/half.webm": ["cut_off"]}
+    assert main(["inspect", str(shards)]) == 0
+    assert "damaged   1 cut_off" in capsys.readouterr().out
+
+    new = ["num_concealed_frames", "damage", "num_source_sizes", "is_colour_approximate"]
+    pq.write_table(pq.read_table(shards / "samples.parquet").drop_columns(new), shards / "samples.parquet")
+    assert main(["inspect", str(shards)]) == 0
+    assert "damaged   none" in capsys.readouterr().out
+    older = {name: value for name, value in rows[0].items() if name not in new}
+    assert SampleRow.model_validate(older).damage == ()

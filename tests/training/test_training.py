@@ -4,6 +4,7 @@ import logging
 import math
 import shutil
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from tests.support.registry import MLFLOW_WARNINGS
 from tests.support.runs import CPU, EPOCH_ENDS, NUM_STEPS, MakeSpec, assert_as_whole, curve, newest, train
 from trainer.learning.evaluate import evaluate
 from trainer.learning.ranks import Ranks
+from trainer.schedule.rows import dropout_seed
 from trainer.worker.outcome import Outcome
 from trainer.worker.parts import eval_loader, open_checkpoints
 from trainer.worker.spec import JobSpec
@@ -106,6 +108,12 @@ def test_steps_that_were_lost_are_taken_again_and_logged_once(
     assert f"resumed step={steps[lost]} " in caplog.text
     assert caplog.text.count("checkpoint ignored") >= lost
     assert_as_whole(spec, whole_run, outcome)
+
+
+def test_dropout_differs_by_seed_step_and_rank_and_never_changes() -> None:
+    seeds = [dropout_seed(*key) for key in product(range(3), range(100), range(4))]
+    assert len(set(seeds)) == len(seeds)
+    assert dropout_seed(0, 0, 0) == 16732062099500631801
 
 
 def test_a_run_is_prolonged_by_more_epochs(make_spec: MakeSpec, whole_run: tuple[JobSpec, Outcome]) -> None:

@@ -21,6 +21,7 @@ from trainer.evaluation.metrics import Evaluation
 from trainer.learning.evaluate import evaluate
 from trainer.learning.learner import learning_rate
 from trainer.learning.ranks import Ranks, distribute, share_buffers
+from trainer.schedule.rows import dropout_seed
 from trainer.stream.batch import Batch
 from trainer.stream.device_decoder import DecoderError
 from trainer.stream.loader import start_forkserver
@@ -132,7 +133,7 @@ class Training:
             agreement = self._agree(batch)
             rate = learning_rate(highest, warmup_fraction, start, schedule.num_positions)
             # Dropout is then a function of the step alone, so a resumed run repeats it.
-            torch.manual_seed(hash((self.config.seed, progress.global_step, self.ranks.rank)))
+            torch.manual_seed(dropout_seed(self.config.seed, progress.global_step, self.ranks.rank))
             norm = self.learner.step(batch, partial(self._checked_weight_sum, agreement, end), rate)
             progress.end_step(end, agreement.num_bad)
             self._record_step(batch, progress.position / schedule.num_samples, rate, norm)

@@ -38,6 +38,7 @@ ANSWER = {
         "width_px": 640,
         "height_px": 360,
         "decode_road": "needed",
+        "damage": [],
     },
     "timing": {"decode_seconds": 0.031, "queue_seconds": 0.002, "model_seconds": 0.094},
 }

@@ -39,6 +39,11 @@ class ClipInfo(BaseModel):
     width_px: int = Field(examples=[640])
     height_px: int = Field(examples=[360])
     decode_road: str = Field(examples=["needed"])
+    damage: list[str] = Field(
+        description="what is wrong with the file: bad_packets, concealed_frames, missing_frames, cut_off, "
+        "goes_on_in_another_track; empty for an undamaged video",
+        examples=[[]],
+    )
 
 
 class Timing(BaseModel):

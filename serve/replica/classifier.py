@@ -285,6 +285,7 @@ def _clip_info(clip: Clip) -> ClipInfo:
         width_px=clip.source_width_px,
         height_px=clip.source_height_px,
         decode_road=clip.decode_road,
+        damage=list(clip.damage),
     )
 
 

@@ -83,7 +83,14 @@ def test_a_raw_body_gives_the_answer(post: Post, bright: bytes) -> None:
         "width_px": 64,
         "height_px": 48,
         "decode_road": "needed",
+        "damage": [],
     }
+
+
+def test_an_answer_tells_what_is_wrong_with_its_video(post: Post, tmp_path: Path) -> None:
+    whole = write_numbered_video(tmp_path / "whole.webm", 40, codec="libvpx-vp9", options={"g": "5"}).read_bytes()
+    assert post(whole).json["clip"]["damage"] == []
+    assert "cut_off" in post(whole[: len(whole) // 2]).json["clip"]["damage"]
 
 
 def test_an_answer_tells_where_its_time_went(post: Post, bright: bytes) -> None:

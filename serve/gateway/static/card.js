@@ -215,6 +215,7 @@ function facts({ model, clip, numBytes, numFrames }) {
     pair("Video", `${clip.width_px} × ${clip.height_px}, ${clip.duration_seconds.toFixed(2)} s, ${size(numBytes)}`),
     pair("Frames", `${numFrames} of ${clip.num_frames} seen`),
     pair("Frame rate", clip.fps ? `${Number(clip.fps.toFixed(2))} per second` : "not stated"),
+    ...(clip.damage.length ? [pair("Damaged", clip.damage.join(", ").replaceAll("_", " "))] : []),
   ];
 }
 

@@ -2,7 +2,7 @@
 
     serve run serve.app:build        serve deploy configs/serve.yaml        python -m serve
 
-A gateway hands a video on as it came, and does not import torch (0.9 GB of memory). A replica decodes, batches and
+A gateway passes a video on unchanged, and does not import torch (0.9 GB of memory). A replica decodes, batches and
 classifies.
 """
 

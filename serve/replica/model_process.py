@@ -41,8 +41,8 @@ PRELOADED = [
 ]
 """Modules that the processes of all versions share. Without them each process would spend seven seconds of CPU on
 imports, measured with torch 2.14 and MLflow 3.17; some of them are imported only when a model is loaded. A name that a
-library no longer has is ignored. The first is a replica's `__main__`: every process imports it first of all, and
-so not yet in idle time."""
+library no longer has is ignored. The first is a replica's `__main__`, which every process imports before it runs
+anything in idle time."""
 
 
 class ModelProcess(ModelView):

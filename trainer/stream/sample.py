@@ -76,7 +76,7 @@ class DecodedSample:
 
     slot: Slot
     clip: torch.Tensor
-    """`(T, H, W, 3) uint8 RGB`: as stored, then as the model sees it. Good until the next sample is asked for."""
+    """`(T, H, W, 3) uint8 RGB`: as stored, then as the model sees it. Valid until the next sample is asked for."""
     label: int
     """Class index."""
     other_label: int | None = None

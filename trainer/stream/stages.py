@@ -28,7 +28,7 @@ View = Callable[[torch.Tensor, Row], torch.Tensor]
 def decode(samples: Iterable[StoredSample], *, frames: Frames) -> Iterator[DecodedSample | BadSample]:
     """Decodes the frames that the model reads, and no others.
 
-    A clip is good until the next sample is asked for: frames of one size are decoded into one buffer, since a new
+    A clip is valid until the next sample is asked for: frames of one size are decoded into one buffer, because a new
     buffer for each clip costs 0.5 ms of page faults.
     """
     buffer: NDArray[np.uint8] | None = None

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from configs.serve import ServeConfig
-from serve.replica.alias_watch import ModelDied, ModelUnavailable
+from serve.replica.errors import NOT_LOADED, ModelDied, ModelUnavailable
 from serve.replica.idle_time import run_in_idle_time
 from serve.replica.predictor import FramesTHWC, ModelView, Predictor, ProbabilitiesK
 from serve.replica.versions import load_predictor
@@ -128,7 +128,7 @@ def _serve(connection: Connection, config: ServeConfig, version: str, gives_way:
         return
     except Exception:
         logger.exception("model_not_loaded version=%s", version)
-        connection.send(ModelUnavailable("the version that the alias points at cannot be loaded: see the server's log"))
+        connection.send(ModelUnavailable(NOT_LOADED))
         return
     # Warm up again in this thread: each thread has memory and kernels of its own, for which requests would wait.
     predictor.predict_batch(np.zeros((1, *predictor.frames_shape), np.uint8))

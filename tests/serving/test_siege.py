@@ -195,5 +195,5 @@ def test_rays_own_ports_want_the_token_of_this_run(server: Server) -> None:
 
 
 def test_the_log_holds_no_traceback(server: Server) -> None:
-    """Whatever strangers send is no failure of the server."""
+    """Nothing that strangers send may count as a failure of the server."""
     assert "Traceback" not in server.log.read_text()

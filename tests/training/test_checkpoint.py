@@ -1,4 +1,4 @@
-"""Checkpoints that a kill, a full disk or a torn copy cannot take away."""
+"""Checkpoints survive a kill, a full disk and an incomplete copy."""
 
 import json
 import logging
@@ -167,7 +167,7 @@ def test_a_checkpoint_just_written_stays_though_broken_later_ones_are_there(stor
 
 
 def test_a_storage_that_cannot_be_read_is_not_taken_for_an_empty_one(store: CheckpointStore) -> None:
-    """A run begun anew would throw away what is there."""
+    """Otherwise the run would begin anew and lose its checkpoints."""
     save(store, 10, 20)
     make_unreadable(store.folder / "step-0000000020" / "state.pt")
     assert newest(store) == 10

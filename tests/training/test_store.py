@@ -1,4 +1,4 @@
-"""The SQLite store of MLflow: whole for whoever sees it, whatever happens while it is created."""
+"""The SQLite store of MLflow: every process that sees it sees it whole, whatever happens while it is created."""
 
 import errno
 import os

@@ -10,8 +10,10 @@ from configs.load import find_config
 from tests.drill.rows import Row, check, recovery_seconds, refused_well, row
 from tests.drill.server import MODEL_NAME, QUIET_SECONDS, RECOVERY_SECONDS, WARM_SECONDS, Server, served
 from tests.support.load import Load
+from tests.support.ports import free_ports
 from tests.support.registry import store_uri
-from tests.support.training import CLUSTER, ROOT, Project, free_ports, until
+from tests.support.training import CLUSTER, ROOT, Project
+from tests.support.waiting import until
 from trainer.tracking.registry import Registry
 
 NUM_SWAPS = 10

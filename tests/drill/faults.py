@@ -9,7 +9,8 @@ from tests.drill.rows import Row, check, recovery_seconds, refused_well, row
 from tests.drill.server import QUIET_SECONDS, RECOVERY_SECONDS, WARM_SECONDS, Server, served
 from tests.support.load import Load
 from tests.support.mlflow_server import Server as Tracking
-from tests.support.training import Project, until
+from tests.support.training import Project
+from tests.support.waiting import until
 
 
 def kill(project: Project, deployment: str, *options: str, model: bool = False) -> tuple[Load, Load, float, float]:

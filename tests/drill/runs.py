@@ -12,7 +12,8 @@ import torch
 import yaml
 
 from tests.support.processes import train_workers
-from tests.support.training import TINY, Ended, Project, ended, until
+from tests.support.training import TINY, Ended, Project, ended
+from tests.support.waiting import until
 from trainer.worker.audit import replay
 from trainer.worker.checkpoint import CheckpointStore
 

@@ -22,7 +22,7 @@ from tests.support.bombs import encoded
 from tests.support.load import load
 from tests.support.registry import MLFLOW_WARNINGS, copy_champion
 from tests.support.serving import ask, serving
-from tests.support.training import until
+from tests.support.waiting import until
 
 pytestmark = [*MLFLOW_WARNINGS, pytest.mark.integration]
 

@@ -16,7 +16,7 @@ import torch
 
 from tests.support.registry import MLFLOW_WARNINGS
 from tests.support.runs import CPU, MakeSpec, curve, newest, train
-from tests.support.training import until
+from tests.support.waiting import until
 from trainer.learning.ranks import Ranks
 from trainer.stream.loader import PRELOADED
 from trainer.worker.audit import replay

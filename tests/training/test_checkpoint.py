@@ -147,7 +147,7 @@ def test_a_broken_checkpoint_falls_back_to_the_one_before(
         assert newest(store) == 10
     (record,) = caplog.records
     assert record.getMessage().startswith(f"checkpoint ignored path={store.folder / 'step-0000000020'} reason=")
-    with pytest.raises(UsageError, match=r"step-0000000020 is not a whole checkpoint: start the run anew"):
+    with pytest.raises(UsageError, match=r"step-0000000020 is not a complete checkpoint: start the run anew"):
         store.load(20)
     save(store, 15)
     assert newest(store) == 15
@@ -187,7 +187,7 @@ def make_unreadable(path: Path) -> None:
 
 
 def test_a_missing_checkpoint_is_refused(store: CheckpointStore) -> None:
-    with pytest.raises(UsageError, match=r"step-0000000003 is not a whole checkpoint"):
+    with pytest.raises(UsageError, match=r"step-0000000003 is not a complete checkpoint"):
         store.load(3)
 
 

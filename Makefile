@@ -50,7 +50,7 @@ fuzz: $(STAMP) ## send 10,000 damaged videos to a real server; what breaks it is
 pictures: $(STAMP) ## make the pictures in docs/pictures anew from the demo, which is run first if need be
 	$(BIN)/python -m tests.pictures
 
-ui: $(STAMP) ## open MLflow's UI on 127.0.0.1:5000 over ./mlflow.db, else over the demo's
+ui: $(STAMP) ## open MLflow's UI on 127.0.0.1:5000 over ./mlflow.db, or over the demo's store if there is none
 	@# Its job executors, seven processes that take a quarter of a core, serve features that are not used here.
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --backend-store-uri sqlite:///$(abspath $(STORE)) --host 127.0.0.1 --port 5000 --workers 1
 

@@ -157,8 +157,8 @@ class TrainConfig(Section):
     """Share of unreadable samples above which the run fails."""
     checkpoint_interval_seconds: float = Field(300.0, gt=0)
     """Time between two checkpoints, and so the most work that a kill may cost; every epoch ends with a checkpoint too.
-    If the storage fails, training goes on and tries again after the same time. Only at an epoch's end it waits for the
-    storage, and fails after 10 minutes."""
+    If the storage fails, training goes on and tries again after the same time. Only at an epoch's end does it wait for
+    the storage; it fails after 10 minutes."""
     audit: bool = False
     """Record in the run's folder which samples each step used, in about 7 bytes per clip; `python -m trainer audit RUN`
     then proves that each was used once per epoch."""

@@ -24,7 +24,7 @@ DESCRIPTION = """Serves the registered model over HTTP: POST a video to /v1/pred
 `python -m serve score videos/` scores a folder instead, without a server."""
 SCORE_DESCRIPTION = """Classifies every video of a folder with the registered model, as the server would: one row each.
 
-python -m serve score videos/ --out predictions.csv   after a stop, the same command goes on where it was
+python -m serve score videos/ --out predictions.csv   after a stop, the same command continues it
 
 --out may end in .parquet, .csv or .jsonl. A row holds the video's path in the folder (source), the most probable class
 (predicted) and its probability, and the probability of every class (p_<class>). If a file gives no clip, its row says

@@ -2,7 +2,7 @@
 
     serve run serve.app:build        serve deploy configs/serve.yaml        python -m serve
 
-A gateway hands a video on as it came, and does not import torch (0.9 GB of memory). A replica decodes, batches and
+A gateway passes a video on unchanged, and does not import torch (0.9 GB of memory). A replica decodes, batches and
 classifies.
 """
 
@@ -28,8 +28,8 @@ from serve.gateway.http import make_app
 from serve.gateway.page import find_samples
 from serve.messages.refusal import OVERLOADED_SECONDS, Refusal, overloaded, unavailable
 from serve.messages.schema import Answer, Clips, ModelStatus, Scores
-from serve.replica.alias_watch import ModelDied
 from serve.replica.classifier import Classifier, load_beside
+from serve.replica.errors import ModelDied
 from serve.request.metrics import ModelMetrics, RequestMetrics
 from serve.request.request_id import REQUEST_ID, log_to_stderr
 

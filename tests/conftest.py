@@ -15,7 +15,7 @@ from tests.support.videos import write_classes
 if TYPE_CHECKING:  # torch takes seconds, which tests of the packer need not
     from tests.support.runs import MakeSpec
     from trainer.worker.outcome import Outcome
-from trainer.worker.spec import JobSpec
+    from trainer.worker.spec import JobSpec
 
 
 def pytest_configure() -> None:

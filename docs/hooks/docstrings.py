@@ -24,16 +24,13 @@ def missing(scope: griffe.Module | griffe.Class) -> list[str]:
         if member.is_alias or (member.name.startswith("_") and not member.name.startswith("__")):
             continue
         if member.is_module or member.is_class or (member.is_function and member.name != "__init__"):
-            if not member.docstring and not _is_overload(member):
+            if not member.docstring and not _is_override(member):
                 found.append(member.path)
             if member.is_module or member.is_class:
                 found += missing(member)
     return found
 
 
-def _is_overload(member: griffe.Object) -> bool:
-    return (
-        any(getattr(decorator, "callable_path", "") == "typing.override" for decorator in member.decorators)
-        if member.is_function
-        else False
-    )
+def _is_override(member: griffe.Object) -> bool:
+    decorators = member.decorators if member.is_function else ()
+    return any(getattr(decorator, "callable_path", "") == "typing.override" for decorator in decorators)

@@ -20,7 +20,7 @@ from configs.section import UsageError
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://")
 _FINAL = {FileNotFoundError: errno.ENOENT, PermissionError: errno.EACCES, FileExistsError: errno.EEXIST}
-"""Errors that another try does not mend."""
+"""Errors that another try would meet again."""
 
 
 @dataclass(frozen=True)

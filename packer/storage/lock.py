@@ -1,4 +1,4 @@
-"""A lock file: only one process holds it at a time, and a process that dies lets go of it.
+"""A lock file: only one process holds it at a time, and it is free again when that process ends.
 
 The lock is the kernel's (flock). It guards what lies on this machine's disks, and on network disks that support it.
 """

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Generic, TypeVar
 
+from serve.replica.errors import NOT_LOADED, ModelUnavailable
+
 logger = logging.getLogger(__name__)
 
 ModelT = TypeVar("ModelT")
@@ -19,14 +21,6 @@ FIRST_LOAD_SECONDS = 60.0
 """How long `start` waits for the first model."""
 RELOAD_SECONDS = 60.0
 """How long to wait before a version that failed to load is tried again."""
-
-
-class ModelDied(Exception):
-    """The process of the served model was killed or has crashed."""
-
-
-class ModelUnavailable(Exception):
-    """A model cannot be found or loaded; the text is one sentence for clients, without paths or addresses."""
 
 
 class AliasWatch(Generic[ModelT]):
@@ -76,7 +70,7 @@ class AliasWatch(Generic[ModelT]):
             except ModelUnavailable as error:
                 self._fail(str(error), error)
             except Exception as error:  # a model is foreign input: whatever it raises, the old one goes on serving
-                self._fail("the version that the alias points at cannot be loaded: see the server's log", error)
+                self._fail(NOT_LOADED, error)
             self._tried.set()
             # A random time, so that the replicas of a machine do not all load at once and leave no core for serving.
             await asyncio.sleep(self._poll_seconds * random.uniform(0.5, 1))

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from configs.serve import ServeConfig
-from serve.replica.alias_watch import ModelDied, ModelUnavailable
+from serve.replica.errors import NOT_LOADED, ModelDied, ModelUnavailable
 from serve.replica.idle_time import run_in_idle_time
 from serve.replica.predictor import FramesTHWC, ModelView, Predictor, ProbabilitiesK
 from serve.replica.versions import load_predictor
@@ -41,8 +41,8 @@ PRELOADED = [
 ]
 """Modules that the processes of all versions share. Without them each process would spend seven seconds of CPU on
 imports, measured with torch 2.14 and MLflow 3.17; some of them are imported only when a model is loaded. A name that a
-library no longer has is ignored. The first is a replica's `__main__`: every process imports it first of all, and
-so not yet in idle time."""
+library no longer has is ignored. The first is a replica's `__main__`, which every process imports before it runs
+anything in idle time."""
 
 
 class ModelProcess(ModelView):
@@ -128,7 +128,7 @@ def _serve(connection: Connection, config: ServeConfig, version: str, gives_way:
         return
     except Exception:
         logger.exception("model_not_loaded version=%s", version)
-        connection.send(ModelUnavailable("the version that the alias points at cannot be loaded: see the server's log"))
+        connection.send(ModelUnavailable(NOT_LOADED))
         return
     # Warm up again in this thread: each thread has memory and kernels of its own, for which requests would wait.
     predictor.predict_batch(np.zeros((1, *predictor.frames_shape), np.uint8))

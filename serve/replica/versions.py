@@ -9,7 +9,7 @@ from torch import nn
 from configs.home import tracking_uri
 from configs.section import describe
 from configs.serve import ModelSource, ServeConfig
-from serve.replica.alias_watch import ModelUnavailable
+from serve.replica.errors import ModelUnavailable
 from serve.replica.predictor import Predictor
 from trainer.model.contract import METADATA_KEY, ModelContract
 from trainer.tracking.errors import is_not_found

@@ -12,7 +12,7 @@ CLIENT_GONE = 499
 
 @dataclass
 class RequestRecord:
-    """One request, as far as it has come."""
+    """What is known of one request so far."""
 
     method: str
     path: str

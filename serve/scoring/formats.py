@@ -1,7 +1,8 @@
 """The formats of a table of predictions: Parquet, CSV and JSON lines, with the same columns and values.
 
-CSV holds text in quotes and numbers without; nothing between two commas is null. A line of JSON is one object with
-every column. What decided the rows lies in a Parquet file itself, and beside the others in a file of their own.
+CSV holds text in quotes and numbers without; an empty cell without quotes is null. A line of JSON is one object with
+every column. A Parquet file also holds the metadata that says what decided its rows; a file of another format has that
+metadata in a second file beside it.
 """
 
 import csv

@@ -1,8 +1,8 @@
 """The table that a folder is scored into: Parquet parts beside the file while scoring runs, one file in the end.
 
-The name of a part is the digest of everything that decides its rows. So a stopped scoring goes on where it was, and
-never uses rows of another model or of other videos. The digest of all parts is kept with the finished file and shows
-that the file is complete: in a Parquet file itself, and beside a file of another format in `<out>.metadata.json`.
+The name of a part is the digest of everything that decides its rows. So a stopped scoring continues after its last
+whole part, and never uses rows of another model or of other videos. The digest of all parts shows that the finished
+file is complete. It lies in a Parquet file itself, and beside a file of another format in `<out>.metadata.json`.
 """
 
 import hashlib

@@ -21,7 +21,7 @@ from packer.storage.location import is_inside, locate
 from packer.video.catalog import Video, find_unlabelled
 from packer.video.clip import Clip
 from packer.video.container import VideoError
-from serve.replica.alias_watch import ModelUnavailable
+from serve.replica.errors import ModelUnavailable
 from serve.replica.predictor import Predictor
 from serve.replica.versions import load_model, resolve_version
 from serve.scoring.formats import FORMATS

@@ -53,7 +53,7 @@ class Work:
     matmul_side: int = 8192
     model: ModelConfig = RESNET
     loader_workers: int | None = None
-    """None: as a training has them, a core each, at most 8."""
+    """None: as many as a training has by default, one per core and at most 8."""
 
     def spec(self, shards: Path, decode_on: str = "loader", compiled: bool = False) -> JobSpec:
         config = TrainConfig(
@@ -75,7 +75,7 @@ WORKS = (Work(112, 128, global_batch=32, num_steps=40), Work(224, 240, global_ba
 
 @dataclass
 class GpuRow:
-    """What one size of clips came to."""
+    """The results of one size of clips."""
 
     work: Work
     device_name: str

@@ -154,7 +154,7 @@ def _training(folder: Path) -> TrainScaleRow:
 
 
 def say_memory(sender: Connection, index: SampleIndex | None) -> None:
-    """Sends the bytes that this process alone holds, after it read a little of the index if it has one."""
+    """Sends how many bytes this process alone holds, after it has read a little of the index, if there is one."""
     if index is not None:
         index.labels[:: index.num_samples // 100].sum()
     sender.send(psutil.Process().memory_full_info().uss)

@@ -22,7 +22,7 @@ from starlette.requests import Request
 
 from serve.replica.batcher import GreedyBatcher
 from tests.bench.serving import CONCURRENCIES, Contender, Goal, ServingRow, measure, running
-from tests.support.training import free_ports
+from tests.support.ports import free_ports
 
 BATCH_SECONDS, ITEM_SECONDS = 0.05, 0.002
 MAX_BATCH_SIZE = 32

@@ -23,9 +23,9 @@ from packer.video.clip import read_clip
 from packer.video.jpeg import decode_frames
 from tests.bench.serving import CONCURRENCIES, Contender, Goal, ServingRow, measure, running
 from tests.bench.videos import make_sets
+from tests.support.ports import free_ports
 from tests.support.registry import store_uri
 from tests.support.serving import served
-from tests.support.training import free_ports
 from trainer.model.cnn_rnn import CnnRnn
 from trainer.model.contract import ModelContract
 from trainer.tracking.registry import Registry

@@ -54,7 +54,7 @@ class ServingRow:
 
     name: str
     work: str
-    """Exactly what is equal between them, and what is not."""
+    """What is equal between the contenders, and what is not."""
     loads: dict[str, dict[int, list[Load]]]
     """By contender and concurrency, one per round."""
     goals: list[Goal]

@@ -10,8 +10,10 @@ from configs.load import find_config
 from tests.drill.rows import Row, check, recovery_seconds, refused_well, row
 from tests.drill.server import MODEL_NAME, QUIET_SECONDS, RECOVERY_SECONDS, WARM_SECONDS, Server, served
 from tests.support.load import Load
+from tests.support.ports import free_ports
 from tests.support.registry import store_uri
-from tests.support.training import CLUSTER, ROOT, Project, free_ports, until
+from tests.support.training import CLUSTER, ROOT, Project
+from tests.support.waiting import until
 from trainer.tracking.registry import Registry
 
 NUM_SWAPS = 10
@@ -24,7 +26,7 @@ REFUSAL_SECONDS = 0.1
 
 
 def swap(project: Project) -> Row:
-    """Windows with a swap and without one take turns, so that what else the machine does meets both alike."""
+    """Time windows with and without a swap take turns, so that other work on the machine affects both equally."""
     registry = Registry(store_uri(project.home), MODEL_NAME)
     windows: list[tuple[str | None, float]] = []
     with served(project, "--num-replicas", "2") as server:
@@ -60,7 +62,7 @@ def swap(project: Project) -> Row:
 
 
 def overload(project: Project) -> Row:
-    """What is accepted takes no longer than with a queue that is always just full."""
+    """Accepted requests take no longer than they would in a queue that is always just full."""
     with served(project) as server:
         full = server.closed_loop(32, QUIET_SECONDS)
         load = server.open_loop(OVERLOAD_FACTOR * server.capacity, QUIET_SECONDS)
@@ -83,7 +85,7 @@ def overload(project: Project) -> Row:
 
 
 def shut_down(project: Project) -> Row:
-    """SIGTERM while more is waiting than is worked on: all that was accepted is answered, what comes then refused."""
+    """SIGTERM while requests wait: all accepted requests are answered, and new ones are refused."""
     with served(project) as server:
         load = server.background(f"--rate={1.5 * server.capacity}")
         time.sleep(WARM_SECONDS)
@@ -102,7 +104,7 @@ def shut_down(project: Project) -> Row:
 
 
 def redeploy(project: Project) -> Row:
-    """`serve deploy` of a changed config: the one replica that fits two cores is away meanwhile, and that is said."""
+    """`serve deploy` of a changed config: its only replica is away meanwhile, and refusals say so."""
     config = yaml.safe_load(find_config("serve.yaml").read_text())
     args = config["applications"][0]["args"]
     args |= {"allow_unauthenticated": True, "registered_model": MODEL_NAME}
@@ -137,7 +139,7 @@ def redeploy(project: Project) -> Row:
 
 
 def autoscale(project: Project) -> Row:
-    """One replica at rest, three under more than one can do, one again: nothing fails on either way."""
+    """One replica at rest, three under more load than one can take, then one again: no request fails meanwhile."""
     options = ["--autoscaling.max-replicas", "3", "--autoscaling.target-ongoing-requests", "2"]
     with served(project, *options, "--autoscaling.downscale-delay-seconds", "5") as server:
         at_rest = len(server.replicas("ModelReplica"))

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from tests.drill.runs import FROZEN, MIDDLE, NEXT_EPOCH, RESIZED_TOLERANCE, Drills, Row
 from tests.support.mlflow_server import Server
 from tests.support.nodes import ray_nodes
-from tests.support.training import CLUSTER, Ended, ended, ray_job, stop_ray_job, until
+from tests.support.training import CLUSTER, Ended, ended, ray_job, stop_ray_job
+from tests.support.waiting import until
 from trainer.worker.checkpoint import CheckpointStore
 
 
@@ -29,7 +30,7 @@ def kill_driver(drills: Drills) -> Row:
 
 
 def take_over(drills: Drills) -> Row:
-    """As on a storage that does not share locks; the first command's workers sleep until the second one trains."""
+    """On a storage that does not share locks: the first command's workers sleep until the second command trains."""
     first = drills.start("takeover")
     sleeping = drills.workers()
     for worker in sleeping:
@@ -116,7 +117,7 @@ def break_checkpoint(drills: Drills) -> Row:
 
 
 def lose_storage(drills: Drills) -> Row:
-    """The folder of the checkpoints is a file for a while, at the end of an epoch too: nothing can be written there."""
+    """A file takes the place of the checkpoints' folder for a while, past an epoch's end: nothing can be written."""
     process = drills.start("storage")
     folder = drills.project.home / "runs" / "storage" / "checkpoints"
     aside = folder.rename(folder.parent / "aside")

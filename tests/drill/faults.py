@@ -9,7 +9,8 @@ from tests.drill.rows import Row, check, recovery_seconds, refused_well, row
 from tests.drill.server import QUIET_SECONDS, RECOVERY_SECONDS, WARM_SECONDS, Server, served
 from tests.support.load import Load
 from tests.support.mlflow_server import Server as Tracking
-from tests.support.training import Project, until
+from tests.support.training import Project
+from tests.support.waiting import until
 
 
 def kill(project: Project, deployment: str, *options: str, model: bool = False) -> tuple[Load, Load, float, float]:
@@ -60,7 +61,7 @@ def kill_gateway(project: Project) -> Row:
 
 
 def kill_only_gateway(project: Project) -> Row:
-    """New requests wait until Ray has started it again; then they come all at once, and are too many."""
+    """New requests wait until Ray has started it again; then all come at once, which is more than it accepts."""
     quiet, load, blow, seconds = kill(project, "Gateway")
     wrong = refused_well([one for one in load.failed if one.start > blow + 1], {"overloaded"})
     return row("kill -9 of the only gateway", load, quiet, seconds, *wrong)
@@ -88,7 +89,7 @@ def kill_decoder(project: Project) -> Row:
 
 
 def stop_registry(project: Project) -> Row:
-    """MLflow's server is away when the server starts, comes, goes under load and comes back."""
+    """MLflow is down when the server starts; then it starts, stops under load, and starts again."""
     tracking = Tracking(project.home)
     with served(project, ready=False, MLFLOW_TRACKING_URI=tracking.uri) as server:
         until(lambda: answered(server, "no_model"), RECOVERY_SECONDS)

@@ -16,7 +16,7 @@ class Row:
     times: str
     """p99 and worst answer, in seconds."""
     quiet_times: str
-    """The same of a time of the same length and load in which nothing was done."""
+    """The same figures over a time of equal length and load in which nothing was broken."""
     recovery_seconds: float | None
     """From the blow to the first answer after the last failed request."""
     problems: tuple[str, ...]
@@ -43,6 +43,6 @@ def refused_well(outcomes: list[Outcome], codes: set[str]) -> tuple[str, ...]:
 
 
 def recovery_seconds(load: Load, blow: float) -> float:
-    """Returns the time from the blow to the first answer that nothing failed after."""
+    """Returns the time from the blow to the first answer after which nothing failed."""
     last = max((outcome.start for outcome in load.failed), default=blow)
     return min((one.start + one.seconds for one in load.answered if one.start >= last), default=math.nan) - blow

@@ -1,4 +1,4 @@
-"""What the drills of a training share: a run of 84 steps that nothing disturbed, and how another is told from it."""
+"""What the drills of a training share: an undisturbed run of 84 steps, and how other runs are compared with it."""
 
 import json
 import subprocess
@@ -12,7 +12,8 @@ import torch
 import yaml
 
 from tests.support.processes import train_workers
-from tests.support.training import TINY, Ended, Project, ended, until
+from tests.support.training import TINY, Ended, Project, ended
+from tests.support.waiting import until
 from trainer.worker.audit import replay
 from trainer.worker.checkpoint import CheckpointStore
 
@@ -22,7 +23,7 @@ MIDDLE = 38  # in the middle of an epoch of 7 steps; its end alone writes a chec
 NEXT_EPOCH = 42
 PATIENCE_SECONDS = 900.0
 FROZEN = ("--model.batch-norm", "frozen")
-"""For runs whose world size changes: batch norm that learns would see other groups of clips then."""
+"""For runs whose world size changes: batch norm in training mode would then see other groups of clips."""
 RESIZED_TOLERANCE = 1e-3
 """How far a step's loss may be from that of another world size, which adds the same numbers up in another order."""
 
@@ -49,7 +50,7 @@ class Drills:
         (made.home / "tiny.yaml").write_text(yaml.safe_dump(TINY | values))
 
     def undisturbed(self, *options: str) -> dict[str, Any]:
-        """Returns what a run with these options comes to if nothing disturbs it."""
+        """Returns the result of a run with these options that nothing disturbs."""
         if options not in self._undisturbed:
             run = f"undisturbed-{len(self._undisturbed)}"
             assert self.project.train("--run", run, *options).code == 0
@@ -91,7 +92,7 @@ class Drills:
         return train_workers(self.project.alive())
 
     def let_step(self, run: str, worker: psutil.Process, pause_seconds: float = 2.0) -> None:
-        """Lets a worker that was suspended take a step or so, then suspends it for a while."""
+        """Lets a suspended worker take about one step, then suspends it for a while."""
         before = self.progress(run)
         with suppress(psutil.NoSuchProcess):
             worker.resume()

@@ -16,11 +16,13 @@ from configs.model import ModelConfig
 from configs.pack import ClipConfig
 from configs.train import ViewConfig
 from tests.support.load import Load, read_outcomes
+from tests.support.ports import free_ports
 from tests.support.processes import decoders, replicas
 from tests.support.registry import store_uri
 from tests.support.serving import Reply, ask
-from tests.support.training import Project, free_ports, until
+from tests.support.training import Project
 from tests.support.videos import write_numbered_video
+from tests.support.waiting import until
 from trainer.model.cnn_rnn import CnnRnn
 from trainer.model.contract import ModelContract
 from trainer.tracking.registry import Registry

@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.nodes import ray_nodes
 from tests.support.packs import assert_same_pack, command, run
-from tests.support.training import free_ports
+from tests.support.ports import free_ports
 from tests.support.videos import write_classes
 
 pytestmark = pytest.mark.integration

@@ -1,4 +1,4 @@
-"""Only one holder of a lock file at a time, and a killed one holds it no longer."""
+"""Only one process holds a lock file at a time, and a lock ends with its process, even if that is killed."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Whatever a video is called and however it lies there, it is packed, once, under its own name."""
+"""A video is packed once and under its own name, whatever that name is and whether it is a file or a link."""
 
 import os
 import shutil

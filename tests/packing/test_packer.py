@@ -1,4 +1,4 @@
-"""The command as a user has it: packs, continues, refuses, verifies."""
+"""The command as a user gives it: it packs, continues, refuses and verifies."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""Verify names what is damaged, whatever it is; repair makes the very same bytes anew, of nothing else."""
+"""`verify` names every damaged file; `repair` writes those files again, to the same bytes, and no others."""
 
 import shutil
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Whatever stops a pack, the same command ends it with the very bytes of one that was never stopped."""
+"""A pack that was stopped in any way is finished by the same command, to the bytes of one that was never stopped."""
 
 import resource
 import shutil

@@ -1,4 +1,4 @@
-"""A store that fails for a moment costs nothing; one that fails for good costs the video that it does not give."""
+"""If a store fails for a moment, nothing is lost; if it never gives a video, only that video is rejected."""
 
 import functools
 import threading

@@ -1,4 +1,4 @@
-"""The demo's videos: real files, the same for the same seed, and no class told by a single frame."""
+"""The demo's videos: real files, the same for the same seed, and no single frame shows the class."""
 
 from dataclasses import replace
 from itertools import combinations

@@ -1,4 +1,4 @@
-"""The greedy batcher: who shares a batch with whom, and what one item's fate means for the others."""
+"""The greedy batcher: which items share a batch, and what an item that fails does to the others."""
 
 import asyncio
 from collections.abc import Sequence

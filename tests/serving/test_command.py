@@ -6,8 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,15 +23,9 @@ from tests.support.processes import replicas
 from tests.support.registry import MLFLOW_WARNINGS, register, register_again
 from tests.support.serving import Reply, ask, form, serving
 from tests.support.videos import write_video
+from tests.support.waiting import until
 
 pytestmark = MLFLOW_WARNINGS
-
-
-def until(condition: Callable[[], bool], seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
 
 
 def reply_or_none(port: int, path: str) -> Reply | None:

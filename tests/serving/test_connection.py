@@ -1,4 +1,4 @@
-"""What strangers send that is hardly HTTP, by bare sockets: each is answered or closed, and harms nobody else."""
+"""Bytes over bare sockets that are not quite HTTP: each connection is answered or closed, and harms no other."""
 
 import json
 import socket

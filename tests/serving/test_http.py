@@ -13,8 +13,8 @@ import pytest
 from configs.serve import ServeConfig
 from tests.support.registry import CLASS_NAMES, CLIP, MLFLOW_WARNINGS, register, register_again, store_uri
 from tests.support.serving import Reply, access_lines, ask, form, served
-from tests.support.training import until
 from tests.support.videos import write_numbered_video, write_video
+from tests.support.waiting import until
 
 pytestmark = MLFLOW_WARNINGS
 

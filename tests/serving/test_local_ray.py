@@ -4,7 +4,6 @@ import re
 import signal
 import socket
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,17 +15,11 @@ from serve.local_ray import address
 from tests.support.registry import MLFLOW_WARNINGS, register
 from tests.support.serving import ask, serving
 from tests.support.videos import write_video
+from tests.support.waiting import until
 
 pytestmark = MLFLOW_WARNINGS
 
 LOOPBACK = "::1"
-
-
-def until(condition: Callable[[], bool], seconds: float = 300) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
 
 
 def has_ipv6() -> bool:

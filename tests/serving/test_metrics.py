@@ -14,10 +14,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
 from tests.support.load import load
+from tests.support.ports import free_ports
 from tests.support.registry import MLFLOW_WARNINGS, copy_champion, register_again
 from tests.support.serving import ask, form, serving
-from tests.support.training import free_ports, until
 from tests.support.videos import write_video
+from tests.support.waiting import until
 
 pytestmark = MLFLOW_WARNINGS
 

@@ -8,7 +8,7 @@ import psutil
 import pytest
 
 from configs.serve import ServeConfig
-from serve.replica.alias_watch import ModelDied, ModelUnavailable
+from serve.replica.errors import ModelDied, ModelUnavailable
 from serve.replica.model_process import ModelProcess
 from serve.replica.versions import load_predictor
 from tests.support.registry import MLFLOW_WARNINGS, store_uri

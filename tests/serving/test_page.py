@@ -93,8 +93,8 @@ def test_a_dropped_video_is_answered(browser: Browser, folder: Path, port: int) 
     assert browser.count(".frames img") == CLIP.num_frames
     assert browser.run("return [...document.querySelectorAll('.frames img')].every((image) => image.naturalWidth > 0)")
     assert browser.text(".frames li:last-child") == "frame 9 0.90 s"
-    assert f"clipstream, version {served_version(port)}" in browser.text(".facts")
-    assert "1.00 s" in browser.text(".facts")
+    assert f"clipstream, version {served_version(port)}" in browser.text(".properties")
+    assert "1.00 s" in browser.text(".properties")
     assert browser.count(".split i") == 5
     assert browser.text(".legend").split("\n")[::2] == ["Upload", "Decode", "Queue", "Model", "Network, rest"]
     browser.until(lambda: browser.run("return document.querySelector('video').videoWidth") == 64, "preview")
@@ -199,7 +199,7 @@ def test_the_page_follows_the_model(browser: Browser, folder: Path, port: int) -
     version = register_again(folder)
     browser.until(lambda: served_version(port) == version, "new model")
     browser.click("#samples button")
-    browser.wait(".facts", f"version {version}")
+    browser.wait(".properties", f"version {version}")
     browser.wait("#model", f"version {version}")
 
 

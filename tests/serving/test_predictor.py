@@ -16,7 +16,7 @@ from tests.support.videos import write_numbered_video
 
 
 class Wrong(Brightness):
-    """Answers as it is told, instead of as the contract says."""
+    """Gives the logits that the test chooses, instead of those that the contract promises."""
 
     def __init__(self, answer: str) -> None:
         super().__init__()

@@ -16,7 +16,7 @@ from tests.support.visits import Visit
 
 
 class Observer(RequestObserver):
-    """Keeps what it is told."""
+    """Keeps the records that it gets."""
 
     def __init__(self) -> None:
         self.records: list[RequestRecord] = []

@@ -22,7 +22,7 @@ from tests.support.bombs import encoded
 from tests.support.load import load
 from tests.support.registry import MLFLOW_WARNINGS, copy_champion
 from tests.support.serving import ask, serving
-from tests.support.training import until
+from tests.support.waiting import until
 
 pytestmark = [*MLFLOW_WARNINGS, pytest.mark.integration]
 
@@ -195,5 +195,5 @@ def test_rays_own_ports_want_the_token_of_this_run(server: Server) -> None:
 
 
 def test_the_log_holds_no_traceback(server: Server) -> None:
-    """Whatever strangers send is no failure of the server."""
+    """Nothing that strangers send may count as a failure of the server."""
     assert "Traceback" not in server.log.read_text()

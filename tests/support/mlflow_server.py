@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 from urllib.request import urlopen
 
+from tests.support.ports import free_ports
 from tests.support.registry import store_uri
-from tests.support.training import free_ports, until
+from tests.support.waiting import until
 
 
 class Server:

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import psutil
 
+from tests.support.ports import free_ports
 from tests.support.processes import train_workers
-from tests.support.training import ROOT, free_ports, until
+from tests.support.training import ROOT
+from tests.support.waiting import until
 
 
 class Nodes:

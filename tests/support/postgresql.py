@@ -16,8 +16,9 @@ from pathlib import Path
 
 import psycopg2
 
+from tests.support.ports import free_ports
 from tests.support.programs import system_program
-from tests.support.training import free_ports, until
+from tests.support.waiting import until
 
 USER = "mlflow"
 OPTIONS = {"listen_addresses": "127.0.0.1", "unix_socket_directories": "", "fsync": "off"}

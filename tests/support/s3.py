@@ -10,16 +10,16 @@ from pathlib import Path
 
 import fsspec
 
+from tests.support.ports import free_ports
+
 REGION = "us-east-1"
 
 
 @contextmanager
 def s3_server(log: Path) -> Iterator[dict[str, str]]:
     """Yields the environment under which s3:// leads to a new, empty server."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    (port,) = free_ports(1)
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", port]
     with log.open("wb") as out, subprocess.Popen(command, stdout=out, stderr=out) as process:
         try:
             _wait_for(port, process, log)
@@ -51,7 +51,7 @@ def get_folder(url: str, folder: Path) -> Path:
     return folder
 
 
-def _wait_for(port: int, process: "subprocess.Popen[bytes]", log: Path) -> None:
+def _wait_for(port: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
     deadline = time.monotonic() + 120
     while process.poll() is None and time.monotonic() < deadline:
         with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):

@@ -4,7 +4,6 @@ import asyncio
 import http.client
 import json
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -23,6 +22,7 @@ from serve.gateway.http import make_app
 from serve.proxy.connection import LimitedProtocol
 from serve.replica.classifier import Classifier
 from tests.support.leaks import LEAKS
+from tests.support.ports import free_ports
 
 
 @dataclass(frozen=True)
@@ -127,9 +127,7 @@ def serving(
         home: Its log is put there too, as serve.log.
         ready: Wait until it is.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+    port = int(free_ports(1)[0])
     kept = {
         name: value for name, value in os.environ.items() if not name.startswith(("CLIPSTREAM_", "MLFLOW_", "RAY_"))
     }

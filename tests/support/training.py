@@ -7,12 +7,10 @@ import secrets
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +20,8 @@ import psutil
 import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Run
+
+from tests.support.waiting import until
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ["bash", "configs/deploy/cluster.sh"]
@@ -34,23 +34,6 @@ TINY = {
     "view": {"short_side_px": 32, "size_px": 32},
     "model": {"backbone": "narrow", "width": 8, "weights": "none", "hidden_size": 16, "dropout": 0.0},
 }
-
-
-def until(condition: Callable[[], object], seconds: float = 240) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-def free_ports(count: int) -> list[str]:
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [str(one.getsockname()[1]) for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
 
 
 @dataclass(frozen=True)

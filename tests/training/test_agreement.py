@@ -1,4 +1,4 @@
-"""One video by both ways to the model: packed and evaluated, and served over HTTP. The two must agree."""
+"""One video reaches the model in two ways: packed and evaluated, and served over HTTP. The results must agree."""
 
 import base64
 import os

@@ -112,7 +112,7 @@ KILLED_STEP = 4
 
 
 def train_until_killed(rank: int, folder: Path, spec: JobSpec) -> None:
-    """Trains as one of two ranks, of which the second kills itself in the middle of a step."""
+    """Trains as one of two ranks; the second one kills itself in the middle of a step."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/ranks", rank=rank, world_size=2)
     training = Training(spec, Ranks(rank, 2), CPU)

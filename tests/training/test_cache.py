@@ -12,7 +12,7 @@ import pytest
 
 from packer.shards.manifest import ShardSummary, read_manifest
 from packer.storage.location import RemotePath
-from tests.support.training import until
+from tests.support.waiting import until
 from tests.support.web import WebServer, web_server
 from trainer.schedule.schedule import Schedule
 from trainer.stream.cache import CachedReader, ShardCache

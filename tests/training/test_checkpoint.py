@@ -1,4 +1,4 @@
-"""Checkpoints that a kill, a full disk or a torn copy cannot take away."""
+"""Checkpoints survive a kill, a full disk and an incomplete copy."""
 
 import json
 import logging
@@ -147,7 +147,7 @@ def test_a_broken_checkpoint_falls_back_to_the_one_before(
         assert newest(store) == 10
     (record,) = caplog.records
     assert record.getMessage().startswith(f"checkpoint ignored path={store.folder / 'step-0000000020'} reason=")
-    with pytest.raises(UsageError, match=r"step-0000000020 is not a whole checkpoint: start the run anew"):
+    with pytest.raises(UsageError, match=r"step-0000000020 is not a complete checkpoint: start the run anew"):
         store.load(20)
     save(store, 15)
     assert newest(store) == 15
@@ -167,7 +167,7 @@ def test_a_checkpoint_just_written_stays_though_broken_later_ones_are_there(stor
 
 
 def test_a_storage_that_cannot_be_read_is_not_taken_for_an_empty_one(store: CheckpointStore) -> None:
-    """A run begun anew would throw away what is there."""
+    """Otherwise the run would begin anew and lose its checkpoints."""
     save(store, 10, 20)
     make_unreadable(store.folder / "step-0000000020" / "state.pt")
     assert newest(store) == 10
@@ -187,7 +187,7 @@ def make_unreadable(path: Path) -> None:
 
 
 def test_a_missing_checkpoint_is_refused(store: CheckpointStore) -> None:
-    with pytest.raises(UsageError, match=r"step-0000000003 is not a whole checkpoint"):
+    with pytest.raises(UsageError, match=r"step-0000000003 is not a complete checkpoint"):
         store.load(3)
 
 

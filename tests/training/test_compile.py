@@ -44,7 +44,7 @@ SLOW = CONFIG.optimizer.model_copy(update={"learning_rate": 1e-4})
 
 @pytest.fixture(autouse=True)
 def counted() -> Iterator[None]:
-    """Torch counts the graphs of each test anew, and takes none of another's."""
+    """Torch counts the graphs of each test from 0, and uses none of another test's."""
     torch._dynamo.reset()
     counters.clear()
     yield
@@ -131,7 +131,7 @@ def test_a_compiled_run_is_the_uncompiled_one_also_where_it_is_resumed(make_spec
 
 
 def test_stages_that_are_trained_later_are_compiled_anew_once(make_spec: MakeSpec) -> None:
-    """Three epochs with other frozen stages are three graphs; the average that is evaluated is one, as it stays."""
+    """Three epochs, each with other frozen stages, take three graphs; the evaluated average stays and takes one."""
     staged = RECIPE["model"].model_copy(update={"unfreeze_stage_epochs": 1})
     values = {"model": staged, "optimizer": SLOW.model_copy(update={"ema_decay": 0.8}), "micro_batch": 0}
     plain, spec = (put_weights(make_spec(**values, compile=compile)) for compile in (False, True))

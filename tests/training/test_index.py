@@ -206,7 +206,7 @@ def names_bad(error: str, index: SampleIndex) -> bool:
 
 @pytest.mark.parametrize("member", range(6))
 def test_no_changed_byte_of_a_header_or_label_goes_wrong_silently(damaged: Path, member: int) -> None:
-    """Whatever a byte becomes, the sample is whole and as it was, or it is an error; never a part of it."""
+    """If a byte changes, the sample is read as it was packed or is an error; it is never read in part."""
     index = SampleIndex.open(damaged, "train")
     with closing(LocalReader(damaged)) as reader:
         whole = decode_bad(index, reader)

@@ -63,7 +63,7 @@ def test_random_confusions_with_absent_classes(num_classes: int) -> None:
             assert_as_scikit_learn(confusion)
 
 
-def test_top5_and_loss_are_means_over_the_samples_that_were_judged() -> None:
+def test_top5_and_loss_are_means_over_the_samples_that_were_evaluated() -> None:
     confusion = np.array([[3, 1], [0, 4]])
     figures = make_evaluation(confusion, in_top_k=[True] * 6 + [False] * 2, loss=0.5).figures()
     assert (figures["top5"], figures["loss"]) == (0.75, 0.5)

@@ -1,4 +1,4 @@
-"""Batches fetched ahead by a thread: the same ones in the same order, one at a time, whatever the loader does."""
+"""Batches fetched ahead by a thread: the same ones, in the same order, one at a time, also if the loader fails."""
 
 from collections.abc import Callable, Iterator
 from functools import partial

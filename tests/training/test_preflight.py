@@ -1,4 +1,4 @@
-"""What cannot succeed is refused before workers start, in one sentence each, and told together."""
+"""A run that cannot succeed is refused before workers start, with one sentence per problem, all at once."""
 
 import json
 import os

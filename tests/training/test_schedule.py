@@ -101,7 +101,7 @@ def test_order_is_the_same_on_every_machine() -> None:
 
 
 def order_by_one_sort(shard_sizes: list[int], shuffle: Shuffle, epoch: int) -> NDArray[np.int64]:
-    """The order as its definition has it, all at once; runs that are resumed hold on to it."""
+    """The order by its definition, computed all at once. It must never change: resumed runs depend on it."""
     generator = np.random.Generator(np.random.PCG64([shuffle.seed, epoch]))
     starts = np.cumsum([0, *shard_sizes])
     permuted = generator.permutation(len(shard_sizes))

@@ -1,4 +1,4 @@
-"""Arrays that processes share: one file, no name, no copy, and plain arrays wherever that cannot be."""
+"""Arrays that processes share: one file without a name and no copy; wherever that is impossible, plain arrays."""
 
 import pickle
 from multiprocessing import get_context

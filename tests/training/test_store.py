@@ -1,4 +1,4 @@
-"""The SQLite store of MLflow: whole for whoever sees it, whatever happens while it is created."""
+"""The SQLite store of MLflow: every process that sees it sees it whole, whatever happens while it is created."""
 
 import errno
 import os
@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 
 from configs.section import UsageError
 from tests.support.registry import MLFLOW_WARNINGS, store_uri
-from tests.support.training import until
+from tests.support.waiting import until
 from trainer.tracking.compare import compare
 from trainer.tracking.registry import Registry
 from trainer.tracking.store import create_store, is_absent

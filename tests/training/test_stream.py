@@ -20,7 +20,7 @@ from trainer.schedule.schedule import Schedule
 from trainer.stream.batch import Batch
 from trainer.stream.index import SampleIndex
 from trainer.stream.loader import make_loader
-from trainer.stream.sample import BadSample, DecodedSample, Slot, StoredSample
+from trainer.stream.sample import BadSample, DecodedSample, Slot, SourceSample
 from trainer.stream.source import RowSource
 from trainer.stream.stages import View, decode
 from trainer.views.eval_view import EvalView
@@ -221,7 +221,7 @@ def test_no_batch_changes_another(index: SampleIndex, num_workers: int) -> None:
 SLOT = Slot(Row(0, 0, 1.0), step=0, place=0, num_rows=1)
 
 
-def stored(key: str, jpeg: bytes) -> StoredSample:
+def stored(key: str, jpeg: bytes) -> SourceSample:
     """A sample of one frame, as the source yields it."""
     return {"__key__": key, "__url__": "x.tar", "000.jpg": jpeg, "cls": b"0", "__slot__": SLOT}  # type: ignore[typeddict-unknown-key]
 

@@ -1,4 +1,4 @@
-"""Workers that outlive their driver: as soon as the same run is started again, they change nothing of it any more."""
+"""Workers that outlive their driver: once the same run has been started again, they change nothing of it."""
 
 import logging
 import os
@@ -16,7 +16,7 @@ import torch
 
 from tests.support.registry import MLFLOW_WARNINGS
 from tests.support.runs import CPU, MakeSpec, curve, newest, train
-from tests.support.training import until
+from tests.support.waiting import until
 from trainer.learning.ranks import Ranks
 from trainer.stream.loader import PRELOADED
 from trainer.worker.audit import replay
@@ -31,7 +31,7 @@ SUPERSEDED = 3
 
 
 def save_on_and_on(folder: Path) -> None:
-    """Saves checkpoints of steps 1, 2, ... and the last one twice, so that every kind of change goes on at any time."""
+    """Saves checkpoints of steps 1, 2, ... and the last one twice, so that all kinds of change happen all the time."""
     store = CheckpointStore(folder, "first")
     try:
         for step in count(1):

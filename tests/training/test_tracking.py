@@ -1,4 +1,4 @@
-"""A run in a real MLflow store: whole curves and true marks, whatever the server or the process goes through."""
+"""A run in a real MLflow store: its curves are whole and its status is true, also after failures and restarts."""
 
 import logging
 import signal

@@ -41,7 +41,7 @@ ARTIFACTS = {
 
 
 def sentence(capsys: pytest.CaptureFixture[str]) -> str:
-    """Returns the one line that a refused command says."""
+    """Returns the one line that a refused command prints."""
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("python -m trainer: ")]
     return line
 

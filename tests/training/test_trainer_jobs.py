@@ -11,7 +11,8 @@ import pytest
 
 from tests.support import processes
 from tests.support.registry import MLFLOW_WARNINGS
-from tests.support.training import CLUSTER, ROOT, Ended, Project, newest_step, project, ray_job, stop_ray_job, until
+from tests.support.training import CLUSTER, ROOT, Ended, Project, newest_step, project, ray_job, stop_ray_job
+from tests.support.waiting import until
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1800), *MLFLOW_WARNINGS]
 

@@ -1,4 +1,4 @@
-"""One rank's training: a run that is stopped and resumed anywhere is the run that was not."""
+"""One rank's training: a run that is stopped and resumed anywhere equals a run that was not stopped."""
 
 import logging
 import math
@@ -177,7 +177,7 @@ def test_a_few_unreadable_samples_are_counted_and_named(
 
 
 class Repair(logging.Handler):
-    """Mends the storage once it was said so many times that a checkpoint could not be written."""
+    """Repairs the storage after the log has said so many times that a checkpoint could not be written."""
 
     def __init__(self, spec: JobSpec, num_failures: int) -> None:
         super().__init__()

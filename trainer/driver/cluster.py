@@ -24,11 +24,11 @@ def start_ray(config: TrainConfig) -> int:
         UsageError: No cluster answers there, or it has no room for the workers.
     """
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
-    # By default 2 s, for which Ray Train may not notice that workers have failed or are done.
+    # By default Ray Train looks at its workers every 2 s only, so it would notice late that they failed or are done.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     if config.min_workers:
-        # By default 60 s, for which Ray Train waits for room on a node that is gone but not yet known to be gone. Then
-        # it tries with fewer workers, any number of times.
+        # A node that is lost is not known to be lost at once. By default Ray Train waits 60 s for room on it before it
+        # tries with fewer workers; it tries any number of times.
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")
     if not sys.stdout.isatty():
         os.environ.setdefault("RAY_COLOR_PREFIX", "0")

@@ -142,8 +142,8 @@ def locked(folder: Path) -> Iterator[str]:
     """Holds a run's folder for this process; if the process is killed, the folder is free again.
 
     Yields:
-        The folder's id, a random number from its first holder. MLflow runs are tagged with it, which also finds a run
-        that no record names because its driver was killed between opening it and writing the record.
+        The folder's id, a random number that its first holder wrote. Its MLflow runs have the id as a tag. So a run is
+        found even if its driver was killed after opening it and before writing the record.
 
     Raises:
         UsageError: Another process trains this run, or the folder cannot be written.

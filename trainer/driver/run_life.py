@@ -28,7 +28,8 @@ def live_run(
 
     A block that ends normally makes the run FINISHED, and the record then says how many epochs it has. If the user
     stops it, the run is marked KILLED before anything else is done, because Ray gives a job three seconds. After any
-    other exception it is FAILED. If another command has taken the run over, this one leaves both marks to it.
+    other exception it is FAILED. If another command has taken the run over, this one writes neither the mark nor the
+    record: both are up to the other command.
 
     Args:
         record: Of the run; a new run's record has no `run_id` yet.
@@ -46,7 +47,7 @@ def live_run(
     opened: RunRecord | None = None
 
     def end(status: EndStatus) -> bool:
-        """Marks the run, and returns whether it was this command's to mark."""
+        """Marks the run; returns False if it was never opened, or if another command has taken it over."""
         if opened is None or is_superseded():
             return False
         end_run(opened.tracking_uri, opened.run_id, status)

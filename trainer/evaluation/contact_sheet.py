@@ -1,6 +1,6 @@
 """Contact sheets: PNG pictures that show clips as strips of frames, with two lines of text each.
 
-Which clips are shown, and what is written beside them, the caller decides; only the training batch's texts are here.
+The caller decides which clips are shown and what is written beside them. Only a training batch's texts are made here.
 """
 
 import io

@@ -1,4 +1,4 @@
-"""The CNNs that a model can see frames with: a narrow one of our own, and torchvision's 2-D and 3-D CNNs by name.
+"""The CNNs that a model can use: a narrow one of our own, and torchvision's 2-D and 3-D CNNs by name.
 
 A backbone is the part of a torchvision classifier before its average over the frame, so torchvision's weights fit it.
 One rule cuts every family: the backbone ends at what torchvision calls `avgpool`. Weights are loaded by
@@ -16,7 +16,7 @@ from configs.model import ModelConfig
 from configs.section import UsageError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
-"""Channel means of pixels in 0..1, for weights without any of their own. Source: torchvision's ImageNet recipes."""
+"""Channel means of pixels in 0..1, for a backbone that has none of its own. Source: torchvision's ImageNet recipes."""
 IMAGENET_STD = (0.229, 0.224, 0.225)
 """Their standard deviations."""
 FAMILIES = ("resnet", "mobilenet_v3", "efficientnet", "convnext")

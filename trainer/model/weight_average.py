@@ -45,6 +45,6 @@ class WeightAverage:
         return {"model": self.model.state_dict(), "num_updates": self.num_updates}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from what `state_dict` returned."""
+        """Restores what `state_dict` returned."""
         self.model.load_state_dict(state["model"])
         self.num_updates = state["num_updates"]

@@ -24,10 +24,10 @@ def epoch_order(
     shard_sizes: Sequence[int] | NDArray[np.int64],
     shuffle: Shuffle,
     epoch: int,
-    first: int = 0,
-    last: int | None = None,
+    start: int = 0,
+    stop: int | None = None,
 ) -> NDArray[np.int64]:
-    """Returns the order in which an epoch uses each sample of a split once, or the part of it from `first` to `last`.
+    """Returns the order in which an epoch uses each sample of a split once, or the part of it from `start` to `stop`.
 
     Shards are permuted, then each sample moves forward by a random part of `shuffle.block`. So samples of about
     block / samples-per-shard shards mix, and every read stays within that window. A part costs the time and the memory
@@ -37,11 +37,11 @@ def epoch_order(
         shard_sizes: Number of samples in each shard; sample indices count through the shards in this order.
         shuffle: Seed and block.
         epoch: Number of the epoch, from 0.
-        first: Place in the order where the part begins.
-        last: Place behind its end; None: the order's end.
+        start: Place in the order where the part begins.
+        stop: Place after its last sample; None: the order's end.
 
     Returns:
-        `(last - first,) int64`, that part of a permutation of 0..N-1, the same for the same arguments on every machine.
+        `(stop - start,) int64`, that part of a permutation of 0..N-1, the same for the same arguments on every machine.
 
     Source: the block shuffle of MosaicML Streaming ("py1e"), here as one stable argsort.
     """
@@ -50,12 +50,12 @@ def epoch_order(
     sizes = np.asarray(shard_sizes)
     stored_starts = (np.cumsum(sizes) - sizes)[permuted]
     ends = np.cumsum(sizes[permuted])
-    last = int(ends[-1]) if last is None else last
+    stop = int(ends[-1]) if stop is None else stop
     # No sample moves a block or more, so the samples of a part stood within a block of it when permuted.
-    begin, end = max(0, first - shuffle.block), min(int(ends[-1]), last + shuffle.block)
+    begin, end = max(0, start - shuffle.block), min(int(ends[-1]), stop + shuffle.block)
     bits.advance(begin)  # one draw for each sample before the part
     places = np.arange(begin, end) + np.random.Generator(bits).uniform(0, shuffle.block, end - begin)
-    stood = begin + np.argsort(places, kind="stable")[first - begin : last - begin]
+    stood = begin + np.argsort(places, kind="stable")[start - begin : stop - begin]
     shards = np.searchsorted(ends, stood, side="right")
     samples: NDArray[np.int64] = stored_starts[shards] + stood - (ends - sizes[permuted])[shards]
     return samples

@@ -129,9 +129,9 @@ class Schedule:
         if (epoch, number) not in self._parts:
             while len(self._parts) >= MAX_PARTS:
                 del self._parts[next(iter(self._parts))]
-            first, last = number * length, min((number + 1) * length, self.num_samples)
+            start, stop = number * length, min((number + 1) * length, self.num_samples)
             if self.labels is None:
-                self._parts[epoch, number] = epoch_order(self._sizes, self.shuffle, epoch, first, last), None
+                self._parts[epoch, number] = epoch_order(self._sizes, self.shuffle, epoch, start, stop), None
             else:
                 order = balanced_order(self._sizes, self.shuffle, epoch, self.labels)
                 self._parts[epoch, number] = order, earlier_uses(order)

@@ -1,10 +1,10 @@
 """A bounded cache of whole shards on a machine's own disk, for shards at an address; all its processes share it.
 
 It never makes anyone wait: a shard that is not cached yet is read by range, as without a cache, while a thread
-downloads it whole. A shard gets its name `KEY.tar` only once its sha256 is that of the manifest, so a kill at any
-moment leaves nothing that is read. Beside it lies `KEY.lock`, which does three things:
+downloads it whole. A shard gets its name `KEY.tar` only once its sha256 is that of the manifest, so a process that is
+killed at any moment leaves no damaged shard to be read. Beside it lies `KEY.lock`, which does three things:
 
-- whoever downloads or checks the shard holds it by flock, which a killed process lets go of;
+- a process that downloads or checks the shard locks it; the lock ends with the process, even if that is killed;
 - its text describes the file as it was when its sha256 was checked, so a file that has changed since is checked again;
 - its time tells when the shard was last read: the least recently read shards make room for a new one.
 

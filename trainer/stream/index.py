@@ -20,7 +20,7 @@ from packer.shards.sample import members_crc32, read_members
 from packer.storage.location import Location
 from trainer.stream.cache import CachedReader, ShardCache
 from trainer.stream.readers import LocalReader, RemoteReader, ShardReader
-from trainer.stream.sample import StoredSample
+from trainer.stream.sample import SourceSample
 from trainer.stream.shared_array import share
 
 
@@ -109,7 +109,7 @@ class SampleIndex:
             return LocalReader(self.folder)
         return CachedReader(self.cache, self.folder, self.summaries) if self.cache else RemoteReader(self.folder)
 
-    def read(self, reader: ShardReader, index: int) -> StoredSample:
+    def read(self, reader: ShardReader, index: int) -> SourceSample:
         """Returns a sample as WebDataset gives it: `__key__`, `__url__`, `000.jpg` ..., `cls` and `json`, all bytes.
 
         Raises:
@@ -122,7 +122,7 @@ class SampleIndex:
                 raise
             return self._read(reader, index)  # it may have been damaged on its way here
 
-    def _read(self, reader: ShardReader, index: int) -> StoredSample:
+    def _read(self, reader: ShardReader, index: int) -> SourceSample:
         shard = self.shards[self.shard_of[index]]
         offset, num_bytes = int(self.offsets[index]), int(self.num_bytes[index])
         url = str(self.folder / shard)
@@ -145,7 +145,7 @@ class SampleIndex:
             raise SampleError(
                 f"{place}, {stored.key}, is not as it was packed (its crc32 differs): run `python -m packer verify`"
             )
-        return cast(StoredSample, {"__key__": stored.key, "__url__": url, **stored.members})
+        return cast(SourceSample, {"__key__": stored.key, "__url__": url, **stored.members})
 
 
 def _crcs(table: pa.Table) -> NDArray[np.uint32]:

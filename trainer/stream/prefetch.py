@@ -1,7 +1,7 @@
 """Batches on their way to the device: the next batch's clips are copied while the present one is computed on.
 
 A thread waits for the loader and copies on a CUDA stream of its own, so that neither holds up the steps. A batch that
-was fetched ahead is no part of a run's state: it counts once its step was taken, so a stopped run fetches it again.
+was fetched ahead is not part of a run's state: it counts only after its step, so a stopped run fetches it again.
 """
 
 from collections.abc import Iterable, Iterator
@@ -40,7 +40,7 @@ def on_device(batches: Iterable[Batch], device: torch.device, ahead: bool | None
         coming = thread.submit(fetch)
         while batch := coming.result():
             present = streams.current_stream(device)
-            present.wait_stream(side)  # before the next copy is queued there: nothing need wait for that one yet
+            present.wait_stream(side)  # now, so that it waits for this batch's copy and not for the next one's
             coming = thread.submit(fetch)
             if is_cuda:
                 # The side stream allocated this memory, and would otherwise reuse it too soon.

@@ -1,7 +1,7 @@
 """What travels through the stream: one type for each stretch of the pipeline.
 
-    source -> StoredSample -> decode  -> DecodedSample -> augment -> mix -> batch -> Batch
-    source -> StoredSample -> inspect -> JpegSample -> gather -> DeviceDecoder -> DecodedSample -> ... -> Batch
+    source -> SourceSample -> decode  -> DecodedSample -> augment -> mix -> batch -> Batch
+    source -> SourceSample -> inspect -> JpegSample -> gather -> DeviceDecoder -> DecodedSample -> ... -> Batch
 
 The second line is the pipeline of a run whose device decodes. A sample that cannot be read or decoded is never dropped:
 from `decode` or `inspect` on it travels as a `BadSample`. These types hold values and do no work.
@@ -36,7 +36,7 @@ class Slot:
         return not self.is_partner and self.place == self.num_rows - 1
 
 
-class StoredSample(TypedDict, total=False):
+class SourceSample(TypedDict, total=False):
     """A sample as the source yields it: WebDataset's dict of a sample's members, and two keys of our own.
 
     The JPEGs are keys too, `000.jpg`, `001.jpg` and so on, as bytes; a TypedDict cannot name them all. A sample that
@@ -76,7 +76,7 @@ class DecodedSample:
 
     slot: Slot
     clip: torch.Tensor
-    """`(T, H, W, 3) uint8 RGB`: as stored, then as the model sees it. Good until the next sample is asked for."""
+    """`(T, H, W, 3) uint8 RGB`: as stored, then as the model sees it. Valid until the next sample is asked for."""
     label: int
     """Class index."""
     other_label: int | None = None

@@ -1,6 +1,6 @@
-"""Arrays that a process and the processes that it starts hold once, together.
+"""Arrays that a process shares with the processes that it starts: the values are in memory once for all of them.
 
-The values lie in a file without a name, which vanishes with the last process that has it. They are for reading only.
+They lie in a file without a name, which is deleted when the last process that has it ends. They are read-only.
 """
 
 import mmap
@@ -25,7 +25,7 @@ class SharedArray(np.ndarray[Any, np.dtype[Any]]):
     _descriptor: int | None = None
 
     def __reduce__(self) -> Any:
-        """Returns how another process gets it."""
+        """Returns how it is pickled: as the open file for a process that is being started, otherwise as its values."""
         if self._descriptor is None or context.get_spawning_popen() is None:
             return super().__reduce__()
         return _arrive, (reduction.DupFd(self._descriptor), self.dtype)

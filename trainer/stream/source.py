@@ -15,13 +15,13 @@ from packer.storage.location import RemotePath
 from trainer.schedule.schedule import Schedule
 from trainer.stream.index import SampleError, SampleIndex
 from trainer.stream.readers import ShardReader
-from trainer.stream.sample import Slot, StoredSample
+from trainer.stream.sample import Slot, SourceSample
 
 NUM_AHEAD = 64
 """Samples that a loader process reads ahead from an address: those of the next batches, some 10 MB."""
 
 
-class RowSource(IterableDataset[StoredSample]):
+class RowSource(IterableDataset[SourceSample]):
     """This rank's samples, step by step.
 
     Loader worker w of W takes the steps w, w + W, ... counted from the schedule's start. DataLoader asks its workers in
@@ -45,7 +45,7 @@ class RowSource(IterableDataset[StoredSample]):
         self._world_size = world_size
         self._with_partners = with_partners
 
-    def __iter__(self) -> Iterator[StoredSample]:
+    def __iter__(self) -> Iterator[SourceSample]:
         """Yields the samples of this process's steps."""
         worker = get_worker_info()
         first, stride = (worker.id, worker.num_workers) if worker else (0, 1)
@@ -67,7 +67,7 @@ class RowSource(IterableDataset[StoredSample]):
                     yield Slot(partner, step, place, len(rows), is_partner=True)
                 yield Slot(row, step, place, len(rows))
 
-    def _read(self, reader: ShardReader, slot: Slot) -> StoredSample:
+    def _read(self, reader: ShardReader, slot: Slot) -> SourceSample:
         index = slot.row.index
         try:
             sample = self._index.read(reader, index)

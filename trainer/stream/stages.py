@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from packer.video.jpeg import decode_frames, frame_size
 from trainer.schedule.rows import Row
 from trainer.stream.index import SampleIndex
-from trainer.stream.sample import BadSample, DecodedSample, JpegSample, Slot, StoredSample
+from trainer.stream.sample import BadSample, DecodedSample, JpegSample, Slot, SourceSample
 from trainer.views.frames import Frames
 from trainer.views.mixing import Mixing
 
@@ -25,10 +25,10 @@ View = Callable[[torch.Tensor, Row], torch.Tensor]
 """Gives what the model sees, `(T, S, S, 3) uint8`, of a stored clip, `(T, H, W, 3) uint8`, for one row; picklable."""
 
 
-def decode(samples: Iterable[StoredSample], *, frames: Frames) -> Iterator[DecodedSample | BadSample]:
+def decode(samples: Iterable[SourceSample], *, frames: Frames) -> Iterator[DecodedSample | BadSample]:
     """Decodes the frames that the model reads, and no others.
 
-    A clip is good until the next sample is asked for: frames of one size are decoded into one buffer, since a new
+    A clip is valid until the next sample is asked for: frames of one size are decoded into one buffer, because a new
     buffer for each clip costs 0.5 ms of page faults.
     """
     buffer: NDArray[np.uint8] | None = None
@@ -46,7 +46,7 @@ def decode(samples: Iterable[StoredSample], *, frames: Frames) -> Iterator[Decod
             yield decoded
 
 
-def inspect(samples: Iterable[StoredSample], *, frames: Frames, index: SampleIndex) -> Iterator[JpegSample | BadSample]:
+def inspect(samples: Iterable[SourceSample], *, frames: Frames, index: SampleIndex) -> Iterator[JpegSample | BadSample]:
     """Passes on the JPEGs that the model reads, for a device; finds the same samples bad as `decode` does.
 
     JPEGs whose checksum is right are as they were packed, so their headers are enough. An older pack has no checksums:
@@ -120,7 +120,7 @@ def first_line(error: Exception) -> str:
     return str(error).partition("\n")[0]
 
 
-def _jpegs(sample: StoredSample, numbers: Sequence[int]) -> list[bytes]:
+def _jpegs(sample: SourceSample, numbers: Sequence[int]) -> list[bytes]:
     members = cast(dict[str, bytes], sample)
     try:
         return [members[f"{number:03d}.jpg"] for number in numbers]
@@ -128,5 +128,5 @@ def _jpegs(sample: StoredSample, numbers: Sequence[int]) -> list[bytes]:
         raise ValueError(f"it has no {error.args[0]}") from error
 
 
-def _name(sample: StoredSample) -> str:
+def _name(sample: SourceSample) -> str:
     return f"{sample['__key__']} ({sample['__url__']})"

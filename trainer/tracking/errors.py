@@ -1,6 +1,6 @@
 """What MLflow's errors mean, decided in one place: something does not exist, or the store does not answer.
 
-Which sentence a user reads about something that does not exist is up to the caller, who knows what it was.
+The caller writes the sentence about something that does not exist, because it knows what was asked for.
 """
 
 from collections.abc import Iterator

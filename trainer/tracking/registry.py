@@ -206,7 +206,7 @@ class Registry:
         return better
 
     def promote(self, version: str) -> str:
-        """Moves the champion's alias to a version and returns a sentence that tells what it was before.
+        """Moves the champion's alias to a version and returns a sentence that names the version before.
 
         Raises:
             UsageError: There is no such version or no store, or the store does not answer.

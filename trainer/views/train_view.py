@@ -75,9 +75,8 @@ def _other_light(frames: Tensor, augment: AugmentConfig, generator: np.random.Ge
     )
     luma = torch.tensor(LUMA, device=frames.device)
     matrix = brightness * contrast * (saturation * torch.eye(3, device=frames.device) + (1 - saturation) * luma)
-    mean_colour = (
-        frames.sum(dim=(0, 1, 2)).double() / frames[..., 0].numel()
-    )  # integers: their sum does not depend on the order
+    # A sum of integers, which does not depend on the order.
+    mean_colour = frames.sum(dim=(0, 1, 2)).double() / frames[..., 0].numel()
     mean_grey = brightness * (mean_colour @ luma.double())
     pixels = frames.float() @ matrix.T + (1 - contrast) * mean_grey
     return pixels.round_().clamp_(0, 255).to(torch.uint8)

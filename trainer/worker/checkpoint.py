@@ -4,12 +4,12 @@ A checkpoint is a folder `step-<global step>` with `state.pt` and `COMPLETE.json
 sha256. It counts only if both match. So after a kill, a full disk or an incomplete copy at any moment, the checkpoint
 before it is the newest. Only tensors and plain values are stored: `torch.load(weights_only=True)` reads them.
 
-If a driver is killed, its workers live on for seconds, beside those of the same run started again. So each driver holds
-the checkpoints by a folder of its own among them, and every change is one rename into or out of this folder. A driver
-that takes the folders of others away ends their changes at that moment, whatever they were doing.
+If a driver is killed, its workers live on for some seconds, perhaps beside the workers of the same run started again.
+So each driver has a folder of its own among the checkpoints, its hold, and every change of a checkpoint is one rename
+into or out of the hold. A driver that starts removes the holds of all others, whose changes then fail, whatever they
+were doing.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from configs.section import UsageError
-from packer.storage.files import sync_folder
+from packer.storage.files import file_sha256, sync_folder
 from trainer.learning.ranks import Ranks
 
 logger = logging.getLogger(__name__)
@@ -117,7 +117,7 @@ class CheckpointStore:
         """Returns the state of the newest complete checkpoint, or None; the log names broken ones.
 
         Raises:
-            OSError: None can be read because the storage fails. To begin anew would throw away what is there.
+            OSError: None can be read because the storage fails. The caller must not begin anew: that would lose them.
         """
         failure: OSError | None = None
         for step in self.steps():
@@ -235,5 +235,4 @@ def _name(step: int) -> str:
 
 
 def _describe(path: Path) -> dict[str, int | str]:
-    with path.open("rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}

@@ -41,7 +41,6 @@ def train_worker(settings: dict[str, bytes]) -> "Outcome | Failure":
     from configs.home import code_path
     from trainer.learning.ranks import Ranks
     from trainer.worker.cores import num_threads
-    from trainer.worker.entry import keep_freed_memory
     from trainer.worker.outcome import Failure
     from trainer.worker.training import Training, TrainingError
 

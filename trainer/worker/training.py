@@ -173,7 +173,7 @@ class Training:
             weight_sum=self.learner.weight_sum(batch),
             num_bad=len(batch.errors),
             save=time.monotonic() - self.last_saved_seconds > self.config.checkpoint_interval_seconds,
-            stop=leads and os.path.exists(self.spec.stop_file),  # noqa: PTH110  # a storage that fails is no stop
+            stop=leads and os.path.exists(self.spec.stop_file),  # noqa: PTH110  # False if the storage fails
             superseded=leads and self.checkpoints.is_superseded(),
         )
 

@@ -91,7 +91,7 @@ export class Card {
     this.#find(".frames").replaceChildren(...this.#pictures.map((picture, i) => this.#frame(picture, i)));
     this.#find(".scrubber input").max = frames.length - 1;
     this.#showTimes(timing, uploadSeconds, totalSeconds);
-    this.#find(".facts").replaceChildren(...facts({ model, clip, numBytes: this.file.size, numFrames: frames.length }));
+    this.#find(".properties").replaceChildren(...properties({ model, clip, numBytes: this.file.size, numFrames: frames.length }));
     this.#find(".answer").hidden = false;
     this.#mark(0);
     if (!this.#find(".stage video")) this.#showPicture(0);
@@ -209,7 +209,7 @@ function bar({ class: className, probability }) {
   return row;
 }
 
-function facts({ model, clip, numBytes, numFrames }) {
+function properties({ model, clip, numBytes, numFrames }) {
   return [
     pair("Model", `${model.name}, version ${model.version}`),
     pair("Video", `${clip.width_px} × ${clip.height_px}, ${clip.duration_seconds.toFixed(2)} s, ${size(numBytes)}`),

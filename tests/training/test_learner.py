@@ -1,4 +1,4 @@
-"""The exact gradient: ranks, their uneven shares and pieces of them give what one process gives for the whole batch."""
+"""The exact gradient: any division of a batch among ranks and pieces gives the gradient of the whole batch."""
 
 import math
 from dataclasses import replace

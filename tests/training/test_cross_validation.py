@@ -14,7 +14,8 @@ import yaml
 
 from packer.__main__ import main as pack
 from tests.support.registry import MLFLOW_WARNINGS
-from tests.support.training import TINY, Ended, Project, ended, project, until
+from tests.support.training import TINY, Ended, Project, ended, project
+from tests.support.waiting import until
 from trainer.__main__ import main
 from trainer.evaluation.metrics import FIGURES, intervals
 

@@ -1,4 +1,4 @@
-"""Who is answered: keys, and without one this machine's own programs and the server's own page alone."""
+"""Who gets an answer: clients with a key; without keys, only this machine's programs and the server's own page."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -69,7 +69,7 @@ def test_without_a_key_other_web_pages_are_refused(port: int, headers: dict[str,
 
 
 def test_cors_stays_closed(port: int, locked: int) -> None:
-    """No page of another origin is told that it may read an answer, with keys or without."""
+    """No answer lets a page of another origin read it, whether the server has keys or not."""
     asked = {"Origin": "http://evil.example", "Access-Control-Request-Method": "POST"}
     for method in ("OPTIONS", "GET", "POST"):
         for path in ("/", "/v1/predict", "/v1/model", "/readyz", "/nowhere"):

@@ -3,7 +3,8 @@
 import asyncio
 from collections.abc import Callable
 
-from serve.replica.alias_watch import AliasWatch, ModelUnavailable
+from serve.replica.alias_watch import AliasWatch
+from serve.replica.errors import ModelUnavailable
 
 
 class Store:

@@ -38,7 +38,10 @@ class ClipInfo(BaseModel):
     duration_seconds: float = Field(examples=[4.0])
     width_px: int = Field(examples=[640])
     height_px: int = Field(examples=[360])
-    decode_road: str = Field(examples=["needed"])
+    decode_road: str = Field(
+        description="the decode path: `full`, or `needed` if only the packets that the clip needs were decoded",
+        examples=["needed"],
+    )
 
 
 class Timing(BaseModel):

@@ -38,7 +38,10 @@ class ClipInfo(BaseModel):
     duration_seconds: float = Field(examples=[4.0])
     width_px: int = Field(examples=[640])
     height_px: int = Field(examples=[360])
-    decode_road: str = Field(examples=["needed"])
+    decode_road: str = Field(
+        description="the decode path: `full`, or `needed` if only the packets that the clip needs were decoded",
+        examples=["needed"],
+    )
     damage: list[str] = Field(
         description="what is wrong with the file: bad_packets, concealed_frames, missing_frames, cut_off, "
         "goes_on_in_another_track; empty for an undamaged video",

@@ -169,5 +169,5 @@ def test_without_a_compiler_it_is_refused_at_once(packed: Path, tmp_path: Path) 
     with project(tmp_path, packed) as made:
         refused = made.train("--compile", CXX="/nowhere/c++")
     assert refused.code == 2
-    assert "compile needs a C++ compiler, and neither g++ nor what CXX names is one: install it, or" in refused.log
+    assert "compile needs a C++ compiler, but neither g++ nor the program that CXX names is one: install" in refused.log
     assert not (made.home / "mlflow.db").exists()

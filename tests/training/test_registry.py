@@ -94,6 +94,15 @@ def test_an_exported_model_answers_like_the_original_at_any_batch_size(store: St
     assert signature.outputs.inputs[0].shape == (-1, 3)
 
 
+def test_an_export_does_not_end_its_run(store: Store) -> None:
+    client = Registry(store.uri, "any").client
+    run = client.get_run(store.run_id)
+    assert (run.info.status, run.info.end_time) == ("RUNNING", None)
+    model_id = store.model_uri.removeprefix("models:/")
+    assert [output.model_id for output in run.outputs.model_outputs][:1] == [model_id]  # linked, as by an active run
+    assert client.get_logged_model(model_id).source_run_id == store.run_id
+
+
 def test_mlflow_itself_scores_what_is_sent_as_json(store: Store) -> None:
     from mlflow.pyfunc.scoring_server import infer_and_parse_data  # here, since it warns when it is imported
 

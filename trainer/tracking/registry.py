@@ -77,6 +77,8 @@ class Registry:
     def export(self, model: nn.Module, run_id: str, contract: ModelContract) -> str:
         """Logs a model to its run in pt2 form, checks that it gives the original's logits, and returns its URI.
 
+        The run's status stays as it is.
+
         Args:
             model: On the CPU and in evaluation mode, `(B, T, 3, S, S) uint8` to `(B, K) float32`.
             run_id: The run that trained it.
@@ -94,12 +96,13 @@ class Registry:
             outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, len(contract.class_names)), "logits")]),
         )
         mlflow.set_tracking_uri(self.uri)
-        with mlflow.start_run(run_id=run_id, log_system_metrics=False), warnings.catch_warnings():
+        with warnings.catch_warnings():
             # torch.export warns about nn.LSTM's private list of its weights; the exported graph has them all the same.
             warnings.filterwarnings("ignore", message=r"The tensor attributes self\.rnn\._flat_weights")
             logged = mlflow.pytorch.log_model(
                 model,
                 name="model",
+                run_id=run_id,  # instead of an active run: MLflow would mark it as finished when the block ends
                 signature=signature,
                 input_example=example,
                 serialization_format="pt2",

@@ -107,9 +107,10 @@ def _plan(
     no_matter = {"changed": waiting, "gone": {row.source for row in rows}}
     for how, sources in no_matter.items():
         differing[how] = [source for source in differing.get(how, []) if source not in sources]
+    differing = {how: sources for how, sources in differing.items() if sources}
     what = _differing_settings(earlier, config.recipe)
     if not config.append:
-        what += [f"{count_and_name(sources)} {how}" for how, sources in differing.items() if sources]
+        what += [f"{count_and_name(sources)} {how}" for how, sources in differing.items()]
     if what:
         appending = "add new videos by --append, " * ("new" in differing)
         going_on = "give --append to go on without those that are gone, " * ("gone" in differing)
@@ -123,7 +124,6 @@ def _plan(
             f"{target} holds a complete pack already: choose another target, or delete it to pack again; if there are "
             f"new videos, --append adds them{replaced if waiting else ''}"
         )
-    differing = {how: sources for how, sources in differing.items() if sources}
     if not differing.pop("new", None):
         return earlier, differing
     return extend_plan(earlier, catalog, given, _known_sha256(target)), differing

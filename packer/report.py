@@ -110,7 +110,7 @@ def _contradiction_lines(plan: Plan) -> list[str]:
         "not packed, or as an earlier pack has them" if plan.recipe.duplicates == "reject" else "packed with each label"
     )
     return _listed(
-        f"labels    equal files have different labels {len(plan.contradictions)} times ({what}):",
+        f"labels    {len(plan.contradictions)} times, equal files have different labels ({what}):",
         plan.contradictions,
     )
 

@@ -53,8 +53,8 @@ def catalog_notes(catalog: Catalog, config: SplitConfig) -> Iterator[tuple[str, 
         if len(names) > 1:
             yield (
                 "classes",
-                f"{' and '.join(map(repr, names))} differ in case, spaces or accents only: if they are one class, give "
-                "them one name",
+                f"{' and '.join(map(ascii, names))} differ in case, spaces or accents only: if they are one class, "
+                "give them one name",
             )
     if misnamed := [video.source for video, _ in catalog.non_videos if has_video_extension(video.source)]:
         yield "failed", f"{count_and_name(misnamed)} empty or no video inside, despite the name: counted as rejected"

@@ -188,7 +188,9 @@ def _check_classes(catalog: Catalog, splits: Sequence[str], wanted: Sequence[str
         for split in wanted:
             if (name, split) not in got:
                 alike = [other for other in catalog.class_names if other != name and spelling(other) == spelling(name)]
-                hint = f"is it the same class as {alike[0]!r}? Then give both one name; otherwise " if alike else ""
+                hint = ""
+                if alike:  # in ASCII: names whose accents are coded in two ways look the same
+                    hint = f"{name!a} may be the same class as {alike[0]!a}, then give both one name; otherwise "
                 raise UsageError(
                     f"class {name!r} has no video for {split}: {hint}it has too few videos or groups, or the lists or "
                     "folders leave it out; add videos, remove its folder, or remove the copies of its videos in other "

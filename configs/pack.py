@@ -44,14 +44,16 @@ class SplitConfig(Section):
 
     method: Literal["stratified", "folders", "csv"] = "stratified"
     """stratified: every class is divided by the fractions below; folders: the data folder holds the folders train, val
-    and test, each with one folder per class; csv: the file of `--lists` has the columns source and split."""
+    and test (or training, validation, testing ...), each with one folder per class; csv: the file of `--lists` has the
+    columns source and split."""
     hmdb51: int = Field(0, ge=0, le=3)
     """Official split of HMDB51 to use, 1 to 3; `--lists` is the folder of its lists."""
     ucf101: int = Field(0, ge=0, le=3)
     """Official split of UCF101 to use, 1 to 3; `--lists` is the folder of its lists."""
     group_regex: str = ""
     """Regular expression that is searched in each video's path below the data folder; videos whose groups match the
-    same text stay in one split. Unset: names like those of HMDB51 and UCF101 are grouped by the recording."""
+    same text stay in one split. Unset: names like those of HMDB51 and UCF101 are grouped by the recording, and files of
+    one folder whose names differ in their extension alone (clip1.avi, clip1.mp4) are one group."""
     val_fraction: float = Field(0.15, ge=0, lt=1)
     """Share of the videos for choosing the model; taken from train if lists or folders have no val."""
     test_fraction: float = Field(0.15, ge=0, lt=1)
@@ -117,7 +119,8 @@ class PackRecipe(Section):
     split: SplitConfig = SplitConfig()
     shards: ShardConfig = ShardConfig()
     duplicates: Literal["keep", "reject"] = "keep"
-    """keep: videos of equal content are all packed, into one split; reject: only the first by path is packed."""
+    """keep: videos of equal content are all packed, into one split; reject: only the first by path is packed, and
+    none if they have different classes."""
     seed: int = Field(0, ge=0)
     """Seed of the split and of the order of samples."""
 

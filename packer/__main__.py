@@ -134,10 +134,22 @@ def _inspect(arguments: Sequence[str]) -> int:
 
 
 def _failed(error: Exception) -> int:
-    full = isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-    way_out = ": make room, then the same command continues it" if full else ""
-    print(f"{PROG}: {error}{way_out}", file=sys.stderr)
+    print(f"{PROG}: {_storage_sentence(error) if isinstance(error, OSError) else error}", file=sys.stderr)
     return 1
+
+
+def _storage_sentence(error: OSError) -> str:
+    from packer.storage.location import is_url
+
+    text = str(error)
+    if isinstance(error.filename, str) and is_url(error.filename):
+        text = f"{error.filename} cannot be reached: {error.strerror}"
+        if error.errno == errno.EACCES:
+            return f"{text}: renew them, or the rights to this file, then the same command continues it"
+        return f"{text}: the same command continues it once the storage answers"
+    if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
+        return f"{text}: make room, then the same command continues it"
+    return text
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ def format_inspection(folder: Location) -> str:
         "videos of the smallest",
         *(
             f"{name:<9} {size:,} bytes in {len(split.shards)} shard{'s' * (len(split.shards) != 1)}, "
-            f"{size / split.num_samples:,.0f} a sample"
+            f"{size / max(1, split.num_samples):,.0f} a sample"
             for (name, split), size in zip(manifest.splits.items(), num_bytes, strict=True)
         ),
         f"stored    {_most(table, 'width_px', 'height_px')}",

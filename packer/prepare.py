@@ -1,6 +1,6 @@
 """Decides what a command does, before anything is written: begin a pack, continue one, or append to one."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
@@ -9,9 +9,11 @@ import pyarrow.parquet as pq
 from configs.home import resolve
 from configs.pack import PackConfig, PackRecipe
 from configs.section import UsageError, flatten
-from packer.planning.lists import read_given_splits
+from packer.planning.layout import catalog_notes, check_layout, count_and_name
+from packer.planning.lists import GivenSplits, read_given_splits
 from packer.planning.plan import Plan, extend_plan, make_plan
-from packer.planning.split import SPLITS
+from packer.planning.split import SPLIT_OF_FOLDER
+from packer.retry import as_they_are_now, find_retries, plan_again, rejected_rows
 from packer.shards.manifest import SAMPLES, ManifestError, read_manifest
 from packer.shards.stored_plan import plan_sha256, read_plan
 from packer.storage.files import file_sha256, local_copy
@@ -19,8 +21,6 @@ from packer.storage.location import Location, is_inside, locate
 from packer.storage.target_lock import RECORDS
 from packer.video.catalog import Catalog, find_videos
 from packer.video.clip import library_versions
-
-_NUM_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,9 @@ class Preparation:
     bound_sha256: str
     """sha256 of the plan that the target is bound to now; empty if it is bound to none."""
     notes: tuple[tuple[str, str], ...]
-    """What the user should know about videos that are not packed, as (label, text)."""
+    """What the user should know about videos that are not packed, and about classes, as (label, text)."""
+    free_splits: tuple[str, ...] = ()
+    """Splits that the fractions fill: if no video of a class can be read there, another of train takes its place."""
 
 
 def prepare(config: PackConfig) -> Preparation:
@@ -45,12 +47,11 @@ def prepare(config: PackConfig) -> Preparation:
     source, target = locate(config.source), locate(config.target)
     _check_folders(source, target)
     bound_sha256 = plan_sha256(target)
-    catalog = find_videos(source, SPLITS if config.split.method == "folders" else ())
-    if config.split.is_stratified and 1 < len(catalog.class_names) == len({*catalog.class_names} & {*SPLITS}):
-        raise UsageError(
-            f"{source} holds {' and '.join(catalog.class_names)}, not classes: give --split.method folders"
-        )
+    has_split_folders = config.split.method == "folders"
+    catalog = find_videos(source, SPLIT_OF_FOLDER if has_split_folders else ())
+    check_layout(source, catalog, has_split_folders)
     notes = [("skipped", f"{what}: {count}") for what, count in sorted(catalog.num_skipped.items())]
+    notes += catalog_notes(catalog, config.split)
     given = read_given_splits(catalog, config.split, resolve(config.lists))
     if given is not None:
         listed = tuple(video for video in catalog.videos if video.source in given.split_of)
@@ -61,13 +62,13 @@ def prepare(config: PackConfig) -> Preparation:
         catalog = replace(catalog, videos=listed)
     plan, differing = _plan(target, catalog, config, given.split_of if given else None)
     notes += [("kept", f"{count_and_name(sources)} {how}; packed as before") for how, sources in differing.items()]
-    return Preparation(target, catalog, plan, bound_sha256, tuple(notes))
+    return Preparation(target, catalog, plan, bound_sha256, tuple(notes), _free_splits(config, given))
 
 
-def count_and_name(sources: Sequence[str]) -> str:
-    """Returns how many videos there are, and the first names: `5 videos (a/x.mp4, a/y.mp4, a/z.mp4, ...)`."""
-    more = ", ..." * (len(sources) > _NUM_NAMED)
-    return f"{len(sources)} video{'s' * (len(sources) != 1)} ({', '.join(sources[:_NUM_NAMED])}{more})"
+def _free_splits(config: PackConfig, given: GivenSplits | None) -> tuple[str, ...]:
+    if given is not None:
+        return ("val",) if "" in given.split_of.values() else ()
+    return ("val",) if config.split.num_folds else ("val", "test")  # with folds, each video is in one test split
 
 
 def _check_folders(source: Location, target: Location) -> None:
@@ -91,20 +92,37 @@ def _plan(
         if config.append:
             raise UsageError(f"{target} holds no pack to append to: leave --append out to begin one")
         return make_plan(catalog, config.recipe, given), {}
+    found = {video.source: video for video in catalog.videos}
+    earlier = as_they_are_now(earlier, target, found)
+    is_complete = _is_complete(target)
+    rows = rejected_rows(target, earlier, is_complete)
+    may_work = find_retries(rows, earlier, found, with_replaced=True, with_machine=config.append)
+    retries = may_work
+    if is_complete and not config.append:
+        retries = find_retries(rows, earlier, found, with_replaced=False, with_machine=False)
+    if retries:
+        earlier = plan_again(earlier, retries, _known_sha256(target))
     differing = _differing_videos(earlier, catalog, given)
+    waiting = may_work.keys() - retries.keys()
+    no_matter = {"changed": waiting, "gone": {row.source for row in rows}}
+    for how, sources in no_matter.items():
+        differing[how] = [source for source in differing.get(how, []) if source not in sources]
+    differing = {how: sources for how, sources in differing.items() if sources}
     what = _differing_settings(earlier, config.recipe)
     if not config.append:
         what += [f"{count_and_name(sources)} {how}" for how, sources in differing.items()]
     if what:
         appending = "add new videos by --append, " * ("new" in differing)
+        going_on = "give --append to go on without those that are gone, " * ("gone" in differing)
         raise UsageError(
             f"{target} was packed with other settings or videos: {'; '.join(what)}: give the earlier settings and "
-            f"videos, {appending}or choose another target"
+            f"videos, {appending}{going_on}or choose another target"
         )
-    if not config.append and _is_complete(target):
+    if is_complete and not config.append and not retries:
+        replaced = f"; {count_and_name(sorted(waiting))} rejected then and replaced since: --append packs what is whole"
         raise UsageError(
             f"{target} holds a complete pack already: choose another target, or delete it to pack again; if there are "
-            "new videos, --append adds them"
+            f"new videos, --append adds them{replaced if waiting else ''}"
         )
     if not differing.pop("new", None):
         return earlier, differing

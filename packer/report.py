@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from configs.pack import SplitConfig
 from packer.pack import PackResult
+from packer.planning.plan import Plan
 from packer.planning.split import SPLITS
 from packer.prepare import Preparation
 
@@ -25,7 +26,9 @@ def format_report(result: PackResult) -> str:
         *(f"rejected  {count} {reason} (rejected.csv)" for reason, count in manifest.rejected.items()),
         f"damaged   {result.num_damaged} of the packed videos (samples.parquet: damage)",
         *(f"{label:<9} {note}" for label, note in result.notes),
+        *_lacking_lines(manifest.class_names, counts),
         *_leak_lines(result.plan.leaks),
+        *_contradiction_lines(result.plan),
         f"written   {num_bytes:,} bytes in {num_shards} shards",
         f"took      {result.seconds:.1f} s for {result.num_videos_now} videos, "
         f"{result.num_videos_now / result.seconds:.1f} videos/s",
@@ -41,13 +44,21 @@ def format_plan(prepared: Preparation) -> str:
         for split in SPLITS
     }
     num_bytes = sum(video.num_bytes for shard in plan.shards for video in shard.videos)
+    class_of = {video.source: video.class_name for shard in plan.shards for video in shard.videos}
+    rejected = {"not_a_video": 0, "duplicate": 0}
+    rejected |= Counter(error.reason for _, error in catalog.non_videos)
+    for source, other in plan.copies.items():
+        reason = "duplicate" if class_of[source] == class_of[other] else "contradiction"
+        rejected[reason] = rejected.get(reason, 0) + 1
     lines = [
         *class_table(plan.class_names, {name: count for name, count in counts.items() if count}, plan.recipe.split),
         "",
         f"videos    {plan.num_videos} of {num_bytes:,} bytes, into {len(plan.shards)} shards in {prepared.target}",
-        f"rejected  {len(catalog.non_videos)} not_a_video, {len(plan.copies)} duplicate; decoding may reject more",
+        f"rejected  {', '.join(f'{count} {reason}' for reason, count in rejected.items())}; decoding may reject more",
         *(f"{label:<9} {note}" for label, note in prepared.notes),
+        *_lacking_lines(plan.class_names, {name: count for name, count in counts.items() if count}),
         *_leak_lines(plan.leaks),
+        *_contradiction_lines(plan),
         "dry run   nothing was written",
     ]
     return "\n".join(lines)
@@ -78,9 +89,34 @@ def wanted_shares(config: SplitConfig) -> dict[str, float]:
     return {"train": 1 - config.val_fraction - test, "val": config.val_fraction, "test": test}
 
 
+def _lacking_lines(class_names: Sequence[str], counts: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """Returns a line for each split that has no video of some classes."""
+    lines = []
+    for split, of_split in counts.items():
+        if lacking := [name for name in class_names if not of_split.get(name)]:
+            named = ", ".join(map(repr, lacking[:_NUM_NAMED])) + ", ..." * (len(lacking) > _NUM_NAMED)
+            lines.append(
+                f"lacking   {split} has no video of class{'es' * (len(lacking) > 1)} {named}: it does not test them"
+            )
+    return lines
+
+
 def _leak_lines(leaks: Sequence[str]) -> list[str]:
-    if not leaks:
+    return _listed(f"leaks     {len(leaks)} groups of videos are in more than one split of the official lists:", leaks)
+
+
+def _contradiction_lines(plan: Plan) -> list[str]:
+    what = (
+        "not packed, or as an earlier pack has them" if plan.recipe.duplicates == "reject" else "packed with each label"
+    )
+    return _listed(
+        f"labels    {len(plan.contradictions)} times, equal files have different labels ({what}):",
+        plan.contradictions,
+    )
+
+
+def _listed(title: str, items: Sequence[str]) -> list[str]:
+    if not items:
         return []
-    more = [f"          ... and {len(leaks) - _NUM_NAMED} more (.pack/plan.json)"] * (len(leaks) > _NUM_NAMED)
-    lines = [f"          {leak}" for leak in leaks[:_NUM_NAMED]]
-    return [f"leaks     {len(leaks)} groups of videos are in more than one split of the official lists:", *lines, *more]
+    more = [f"          ... and {len(items) - _NUM_NAMED} more (.pack/plan.json)"] * (len(items) > _NUM_NAMED)
+    return [title, *(f"          {item}" for item in items[:_NUM_NAMED]), *more]

@@ -52,6 +52,9 @@ def read_clips(pool: DecodePool, videos: Sequence[Video], clip: ClipConfig, wind
         videos: The videos.
         clip: What a clip is.
         window: Most videos that are decoded, or wait in memory, at one time.
+
+    Raises:
+        OSError: A video's storage fails, which is no property of the video.
     """
     waiting = iter(videos)
     pending: deque[tuple[Video, Future[Clip]]] = deque()

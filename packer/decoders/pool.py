@@ -53,7 +53,9 @@ class DecodePool:
             thread.start()
 
     def submit(self, source: str | bytes, clip: ClipConfig) -> ClipFuture:
-        """Returns the future clip of a video, which is a path or the file's bytes; the future may fail with VideoError.
+        """Returns the future clip of a video, which is a path or the file's bytes; it may fail with VideoError.
+
+        If the video's storage fails, it fails with OSError.
 
         Raises:
             RuntimeError: The pool is closed.

@@ -66,7 +66,7 @@ class ProcessDecoder:
 
         Raises:
             VideoError: The video gives no clip.
-            ChildProcessError: The process cannot be started.
+            OSError: The video's storage fails, or the process cannot be started.
         """
         if self._process is None or self._process.poll() is not None:
             self._start()
@@ -75,10 +75,10 @@ class ProcessDecoder:
             self._connection.send((source, clip, self._limits))
             if not self._connection.poll(self._limits.timeout_seconds):
                 raise self._too_slow()
-            answer: Clip | VideoError = self._connection.recv()
+            answer: Clip | VideoError | OSError = self._connection.recv()
         except (EOFError, OSError) as error:
             raise self._crash() from error
-        if isinstance(answer, VideoError):
+        if isinstance(answer, Exception):
             raise answer
         return answer
 
@@ -153,7 +153,7 @@ def _serve(connection: Connection, parent: int) -> None:
         connection.send(answer)
 
 
-def _read_clip(source: str | bytes, clip: ClipConfig, limits: DecodeLimits) -> Clip | VideoError:
+def _read_clip(source: str | bytes, clip: ClipConfig, limits: DecodeLimits) -> Clip | VideoError | OSError:
     overhead_bytes = psutil.Process().memory_info().vms
     # The limit is for tables of a few bytes that claim millions of frames, compressed headers and endless metadata.
     # Real videos of 32 MiB were seen to need a third of it before their first frame.
@@ -171,6 +171,8 @@ def _read_clip(source: str | bytes, clip: ClipConfig, limits: DecodeLimits) -> C
         return read_clip(source, clip, limits, before_decode)
     except VideoError as error:
         return VideoError(error.reason, str(error))  # without its cause, which may not pickle
+    except OSError as error:
+        return OSError(error.errno, error.strerror, error.filename)
 
 
 def _limit(num_bytes: float, cpu_seconds: float) -> None:

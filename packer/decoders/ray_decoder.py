@@ -55,6 +55,7 @@ class ClusterDecoder:
 
         Raises:
             VideoError: The video gives no clip.
+            OSError: The video's storage fails, or no decoder process starts.
             UsageError: The machine has other versions of the libraries that decide the bytes.
         """
         if not self._is_checked:
@@ -62,8 +63,8 @@ class ClusterDecoder:
             if there != here:
                 raise UsageError(f"a machine of the cluster has {there}, this one {here}: install the same on all")
             self._is_checked = True
-        answer: Clip | VideoError = ray.get(self._actor.read_clip.remote(source, clip))
-        if isinstance(answer, VideoError):
+        answer: Clip | VideoError | OSError = ray.get(self._actor.read_clip.remote(source, clip))
+        if isinstance(answer, Exception):
             raise answer
         return answer
 
@@ -79,8 +80,10 @@ class _Actor:
     def versions(self) -> dict[str, str]:
         return library_versions()
 
-    def read_clip(self, source: str | bytes, clip: ClipConfig) -> Clip | VideoError:
+    def read_clip(self, source: str | bytes, clip: ClipConfig) -> Clip | VideoError | OSError:
         try:
             return self._decoder.read_clip(source, clip)
         except VideoError as error:
             return VideoError(error.reason, str(error))  # without its cause, which may not pickle
+        except OSError as error:
+            return OSError(*error.args, *([error.filename] if error.filename else []))

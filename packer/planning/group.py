@@ -1,4 +1,4 @@
-"""Tells which videos belong together: cut from one recording, or of equal content. Each split has all or none."""
+"""Tells which videos belong together: of one recording, or of equal content. Each split has all or none."""
 
 import re
 from collections import Counter
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from packer.storage.files import read_many
 from packer.storage.location import is_url
-from packer.video.catalog import Video
+from packer.video.catalog import Video, has_video_extension
 from packer.video.container import VideoError, fetched, source_sha256
 
 _HMDB51 = re.compile(r"(.+)_[hulf]_(?:cm|nm)_np\d+_(?:fr|ba|le|ri)_(?:goo|med|bad)_\d+")
@@ -42,11 +42,21 @@ def video_groups(videos: Sequence[Video], group_regex: str, digests: Mapping[str
     first: dict[str, int] = {}
     parents = list(range(len(videos)))
     for position, video in enumerate(videos):
-        for key in (_name_group(video, pattern), digests.get(video.source)):
+        stem = None if pattern else stem_group(video)
+        for key in (_name_group(video, pattern), stem, digests.get(video.source)):
             if key is not None:
                 parents[_root(parents, position)] = _root(parents, first.setdefault(key, position))
     numbers: dict[int, int] = {}
     return [numbers.setdefault(_root(parents, position), len(numbers)) for position in range(len(videos))]
+
+
+def stem_group(video: Video) -> str | None:
+    """Returns what files of one folder share whose names differ in a video's extension alone; None without one.
+
+    `a/clip1.avi` and `a/clip1.MP4` are one recording, as it was recorded and as it was converted.
+    """
+    stem = video.source.rpartition(".")[0]
+    return f"stem:{stem.casefold()}" if has_video_extension(video.source) else None
 
 
 def _root(parents: list[int], position: int) -> int:
@@ -73,8 +83,12 @@ def _name_group(video: Video, pattern: re.Pattern[str] | None) -> str | None:
     return None
 
 
+def content_digest(video: Video) -> str:
+    """Returns the sha256 of a video's file; empty if it cannot be read. An error of the storage is raised."""
+    return _sha256(video.path)
+
+
 def _sha256(path: str) -> str:
-    """Returns the digest of a file; empty if it cannot be read."""
     try:
         with fetched(path) as source:
             return source_sha256(source)

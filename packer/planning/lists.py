@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from configs.pack import SplitConfig
 from configs.section import UsageError
-from packer.planning.split import SPLITS
+from packer.planning.split import SPLIT_OF_FOLDER, SPLITS
 from packer.video.catalog import Catalog
 
 _HMDB51_MARKS = {"0": "", "1": "train", "2": "test"}
@@ -40,7 +40,7 @@ def read_given_splits(catalog: Catalog, config: SplitConfig, lists: Path) -> Giv
         UsageError: A list is missing or damaged, gives one video two splits, or lists no video of the catalog.
     """
     if config.method == "folders":
-        listed = {video.source: video.source.partition("/")[0] for video in catalog.videos}
+        listed = {video.source: SPLIT_OF_FOLDER[video.source.partition("/")[0].casefold()] for video in catalog.videos}
     elif config.hmdb51:
         listed = _listed(_hmdb51(lists, catalog.class_names, config.hmdb51))
     elif config.ucf101:

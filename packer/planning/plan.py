@@ -1,7 +1,7 @@
 """Decides which shard holds which video, before any video is decoded: a pure function of the catalog and the recipe."""
 
 import hashlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -37,7 +37,10 @@ class Plan:
     leaks: tuple[str, ...]
     """Groups of videos that official lists put into more than one split."""
     copies: Mapping[str, str]
-    """Videos that are not packed because they are copies: by their source, the source of the packed one."""
+    """Videos that are not packed because of another one of equal content: by their source, the source of the other. If
+    both have one class, the other is packed; if not, at most the one that an earlier pack holds."""
+    contradictions: tuple[str, ...] = ()
+    """Videos of equal content and different classes, one text for each content."""
 
     @property
     def num_videos(self) -> int:
@@ -63,7 +66,8 @@ def make_plan(
         known_sha256: Digests by source, of videos that need not be read again.
 
     Raises:
-        UsageError: A class cannot be in every split, a group would be in two, or two videos would have one key.
+        UsageError: A class cannot be in every split that it must be in, a group would be in two, or two videos would
+            have one key.
     """
     old = {video.source: shard.split for shard in earlier.shards for video in shard.videos} if earlier else {}
     _check_keys(catalog.videos)
@@ -72,14 +76,15 @@ def make_plan(
     decided = {source: split for source, split in (given or {}).items() if split} | old
     split_of = split_videos(catalog, groups, recipe.split, recipe.seed, decided)
     leaks = find_leaks(catalog.videos, groups, split_of)
-    if leaks and not recipe.split.is_official:
-        raise UsageError(_leak_sentence(leaks))
+    if not recipe.split.is_official:
+        _check_leaks(catalog.videos, groups, split_of, old)
     new = [(video, split) for video, split in zip(catalog.videos, split_of, strict=True) if video.source not in old]
     shards = _shards(new, earlier.shards if earlier else (), recipe)
     copies = dict(earlier.copies) if earlier else {}
     if recipe.duplicates == "reject":
-        copies |= {source: first for source, first in _copies(digests, old).items() if source not in old}
-    return Plan(recipe, library_versions(), catalog.class_names, shards, leaks, copies)
+        copies |= {s: other for s, other in _copies(catalog.videos, digests, old).items() if s not in old}
+    contradictions = find_contradictions(catalog.videos, digests)
+    return Plan(recipe, library_versions(), catalog.class_names, shards, leaks, copies, contradictions)
 
 
 def extend_plan(
@@ -103,6 +108,34 @@ def extend_plan(
     new_names = [name for name in catalog.class_names if name not in earlier.class_names]
     both = replace(catalog, videos=tuple(videos), class_names=(*earlier.class_names, *new_names))
     return make_plan(both, earlier.recipe, given, earlier, known_sha256)
+
+
+def move_videos(plan: Plan, moved: Mapping[str, tuple[Video, str]]) -> Plan:
+    """Returns the plan with some videos taken out of their shards and put into new ones, the last of their splits.
+
+    Args:
+        plan: The plan.
+        moved: By source, the video as it is now and its split.
+    """
+    kept = [
+        replace(shard, videos=tuple(video for video in shard.videos if video.source not in moved))
+        for shard in plan.shards
+    ]
+    copies = {source: other for source, other in plan.copies.items() if not {source, other} & moved.keys()}
+    return replace(plan, shards=_shards(list(moved.values()), kept, plan.recipe), copies=copies)
+
+
+def find_contradictions(videos: Sequence[Video], digests: Mapping[str, str]) -> tuple[str, ...]:
+    """Returns, for each content that videos of several classes have, those videos: `jump/x.mp4, run/y.mp4`."""
+    found: dict[str, list[Video]] = defaultdict(list)
+    for video in videos:
+        if digest := digests.get(video.source):
+            found[digest].append(video)
+    return tuple(
+        ", ".join(video.source for video in alike)
+        for alike in found.values()
+        if len({video.class_name for video in alike}) > 1
+    )
 
 
 def _shards(
@@ -131,17 +164,33 @@ def _cut(videos: Sequence[Video], split: str, config: ShardConfig, num_earlier: 
     ]
 
 
-def _copies(digests: Mapping[str, str], packed: Container[str]) -> dict[str, str]:
-    """Returns, by the source of each copy, the source of its original: a packed video, or the first by path."""
-    first: dict[str, str] = {}
+def _copies(videos: Sequence[Video], digests: Mapping[str, str], packed: Container[str]) -> dict[str, str]:
+    """Returns, by the source of each copy, the source of its original: a packed video, or the first by path.
+
+    Contents with several classes have no original: each such video names one of another class.
+    """
+    class_of = {video.source: video.class_name for video in videos}
+    alike: dict[str, list[str]] = defaultdict(list)
     for source in sorted(digests, key=lambda source: (source not in packed, source)):
-        first.setdefault(digests[source], source)
-    return {source: first[digest] for source, digest in digests.items() if first[digest] != source}
+        alike[digests[source]].append(source)
+    copies = {}
+    for sources in alike.values():
+        for source in sources:
+            others = [other for other in sources if class_of[other] != class_of[source]] or sources[:1]
+            if others[0] != source:
+                copies[source] = others[0]
+    return copies
 
 
-def _leak_sentence(leaks: Sequence[str]) -> str:
+def _check_leaks(videos: Sequence[Video], groups: Sequence[int], splits: Sequence[str], packed: Container[str]) -> None:
+    # What an earlier pack separated stays so: only a group with a new video can still be kept together.
+    is_new = {group for video, group in zip(videos, groups, strict=True) if video.source not in packed}
+    of_new = [item for item in zip(videos, groups, splits, strict=True) if item[1] in is_new]
+    leaks = find_leaks(*zip(*of_new, strict=True)) if of_new else ()
+    if not leaks:
+        return
     more = f"; and {len(leaks) - _NUM_NAMED} more" * (len(leaks) > _NUM_NAMED)
-    return (
+    raise UsageError(
         f"videos of one recording, or of equal content, would be in two splits: {'; '.join(leaks[:_NUM_NAMED])}{more}: "
         "move or remove them; if only their names are alike, set split.group_regex"
     )

@@ -5,6 +5,8 @@ scikit-learn's StratifiedGroupKFold was refused: it gives k equal folds, not sha
 """
 
 import hashlib
+import re
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
@@ -13,6 +15,17 @@ from configs.section import UsageError
 from packer.video.catalog import Catalog, Video
 
 SPLITS = ("train", "val", "test")
+SPLIT_OF_FOLDER = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "test": "test",
+    "testing": "test",
+}
+"""The split that a folder holds, by its name in lower case: the names that datasets and tools use."""
 
 
 def split_videos(
@@ -28,7 +41,7 @@ def split_videos(
         decided: Splits by source that stay. Any other video joins its group's split, or is divided by the fractions.
 
     Raises:
-        UsageError: A class has too few videos for all splits.
+        UsageError: A class has too few videos for all splits, or, if lists or folders decide, none to train on.
     """
     videos = catalog.videos
     if config.is_stratified:
@@ -42,7 +55,7 @@ def split_videos(
     if None in parts:
         parts = _divide(videos, groups, parts, _wanted_counts(videos, parts, config), seed)
     splits = [part or "train" for part in parts]
-    _check_classes(catalog, splits, _wanted_splits(config) if config.is_stratified else tuple(set(splits)))
+    _check_classes(catalog, splits, _wanted_splits(config) if config.is_stratified else ("train",))
     return splits
 
 
@@ -174,7 +187,18 @@ def _check_classes(catalog: Catalog, splits: Sequence[str], wanted: Sequence[str
     for name in catalog.class_names:
         for split in wanted:
             if (name, split) not in got:
+                alike = [other for other in catalog.class_names if other != name and spelling(other) == spelling(name)]
+                hint = ""
+                if alike:  # in ASCII: names whose accents are coded in two ways look the same
+                    hint = f"{name!a} may be the same class as {alike[0]!a}, then give both one name; otherwise "
                 raise UsageError(
-                    f"class {name!r} has no video for {split}: it has too few videos or groups, or the lists leave "
-                    "it out; add videos, remove its folder, or remove the copies of its videos in other classes"
+                    f"class {name!r} has no video for {split}: {hint}it has too few videos or groups, or the lists or "
+                    "folders leave it out; add videos, remove its folder, or remove the copies of its videos in other "
+                    "classes"
                 )
+
+
+def spelling(class_name: str) -> str:
+    """Returns what class names have in common that differ in case, spaces or the form of their accents alone."""
+    text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", class_name).casefold())
+    return re.sub(r"[\s_-]+", "", text)

@@ -59,7 +59,9 @@ _SCHEMA = pa.schema(
         ("decode_road", pa.string()),
     ]
 )
-_REJECTED_SCHEMA = pa.schema([(name, pa.string()) for name in ("source", "class_name", "split", "reason", "message")])
+_REJECTED_SCHEMA = pa.schema(
+    [(name, pa.string()) for name in ("source", "class_name", "split", "reason", "message", "source_sha256")]
+)
 
 
 class ManifestError(ValueError):
@@ -91,6 +93,8 @@ class RejectedRow(Section):
     split: str
     reason: str
     message: str
+    source_sha256: str = ""
+    """Digest of the file that gave no clip; empty if it could not be read, and in packs from before it was kept."""
 
 
 class Manifest(Section):
@@ -188,11 +192,25 @@ def write_samples(folder: Location, rows: Iterable[SampleRow], rows_per_group: i
         return open_sha256(file)
 
 
-def rejected_row(video: "Video", split: str, error: "VideoError") -> RejectedRow:
+def rejected_row(video: "Video", split: str, error: "VideoError", sha256: str = "") -> RejectedRow:
     """Returns the row of a rejected video; `split` is empty if the video was set aside before the split."""
     return RejectedRow(
-        source=video.source, class_name=video.class_name, split=split, reason=error.reason, message=str(error)
+        source=video.source,
+        class_name=video.class_name,
+        split=split,
+        reason=error.reason,
+        message=str(error),
+        source_sha256=sha256,
     )
+
+
+def read_rejected(folder: Location) -> list[RejectedRow]:
+    """Returns the rejected videos of a complete pack; none if their list is missing or damaged."""
+    try:
+        with local_copy(folder / f"{REJECTED}.parquet") as file:
+            return [RejectedRow.model_validate(row) for row in pq.read_table(file).to_pylist()]
+    except (OSError, pa.ArrowInvalid, ValidationError):
+        return []
 
 
 def write_rejected(folder: Location, rows: Iterable[RejectedRow]) -> None:

@@ -74,9 +74,9 @@ class ShardWriter:
             )
         )
 
-    def reject(self, video: Video, error: VideoError) -> None:
-        """Lists a video that gave no clip."""
-        self._rejected.append(rejected_row(video, self._planned.split, error))
+    def reject(self, video: Video, error: VideoError, sha256: str = "") -> None:
+        """Lists a video that gave no clip, with the digest of its file if that is known."""
+        self._rejected.append(rejected_row(video, self._planned.split, error, sha256))
 
     def __enter__(self) -> "ShardWriter":
         """Returns the writer."""
@@ -128,9 +128,18 @@ def verified_record(folder: Location, planned: PlannedShard) -> ShardRecord | No
     try:
         record = stored_record(folder, planned)
         whole = all(file_sha256(folder / shard.name) == shard.sha256 for shard in record.shards)
+        # Rejected videos may have been planned into another shard since, to be tried again.
+        sources = {video.source for video in planned.videos}
+        rejected = tuple(row for row in record.rejected if row.source in sources)
+        record = record.model_copy(update={"rejected": rejected})
     except (FileNotFoundError, ValidationError):
         return None
     return record if whole else None
+
+
+def has_record(folder: Location, planned: PlannedShard) -> bool:
+    """Tells whether a shard has been written; it may have been damaged since."""
+    return _record_path(folder, planned).exists()
 
 
 def stored_record(folder: Location, planned: PlannedShard) -> ShardRecord:

@@ -33,6 +33,8 @@ class _StoredPlan(Section):
     shards: tuple[_StoredShard, ...]
     leaks: tuple[str, ...]
     copies: dict[str, str]
+    contradictions: tuple[str, ...] = ()
+    """Empty also in plans from before they were looked for."""
 
 
 def plan_sha256(target: Location) -> str:
@@ -60,6 +62,7 @@ def write_plan(target: Location, plan: Plan) -> None:
         shards=tuple(shards),
         leaks=plan.leaks,
         copies=dict(plan.copies),
+        contradictions=plan.contradictions,
     )
     with write_atomically(target / RECORDS / _PLAN) as file:
         file.write(stored.model_dump_json().encode())
@@ -94,4 +97,12 @@ def read_plan(target: Location, videos: Sequence[Video]) -> Plan | None:
         )
         for shard in stored.shards
     )
-    return Plan(stored.recipe, stored.versions, stored.class_names, shards, stored.leaks, stored.copies)
+    return Plan(
+        stored.recipe,
+        stored.versions,
+        stored.class_names,
+        shards,
+        stored.leaks,
+        stored.copies,
+        stored.contradictions,
+    )

@@ -19,8 +19,48 @@ from configs.home import resolve
 from configs.section import UsageError
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://")
-_FINAL = {FileNotFoundError: errno.ENOENT, PermissionError: errno.EACCES, FileExistsError: errno.EEXIST}
-"""Errors that another try would meet again."""
+_CHAIN = re.compile(r"::[a-z][a-z0-9+.-]*://")
+_FINAL = {FileNotFoundError: errno.ENOENT, FileExistsError: errno.EEXIST}
+"""Errors that another try does not mend; refused access is another."""
+_REFUSED_STATUS = frozenset({401, 403})
+_REFUSED_CODES = frozenset({"ExpiredTokenException", "InvalidToken", "TokenRefreshRequired"})
+"""S3's codes that s3fs does not turn into PermissionError."""
+_CREDENTIAL_ERRORS = frozenset(
+    {
+        "ClientAuthenticationError",
+        "CredentialRetrievalError",
+        "DefaultCredentialsError",
+        "NoCredentialsError",
+        "PartialCredentialsError",
+        "RefreshError",
+        "SSOTokenLoadError",
+        "TokenRetrievalError",
+        "UnauthorizedSSOTokenError",
+    }
+)
+"""Names of the errors of botocore, google-auth and azure-core: the stores' libraries need not be installed."""
+_OF_THE_STORAGE = frozenset(
+    {
+        errno.ECONNABORTED,
+        errno.ECONNREFUSED,
+        errno.ECONNRESET,
+        errno.EDQUOT,
+        errno.EHOSTDOWN,
+        errno.EHOSTUNREACH,
+        errno.EMFILE,
+        errno.ENETDOWN,
+        errno.ENETUNREACH,
+        errno.ENFILE,
+        errno.ENODEV,
+        errno.ENOMEM,
+        errno.ENOSPC,
+        errno.ENOTCONN,
+        errno.EREMOTEIO,
+        errno.ESTALE,
+        errno.ETIMEDOUT,
+    }
+)
+"""Errors of a mounted network disk, or of this machine."""
 
 
 @dataclass(frozen=True)
@@ -131,8 +171,11 @@ class RemotePath:
                 code = next(code for kind, code in _FINAL.items() if isinstance(error, kind))
                 raise OSError(code, os.strerror(code), self.url) from error
             except Exception as error:  # each store's library has its own errors, without a common base
+                if _is_refused(error):
+                    reason = f"the storage refuses these credentials ({_one_line(error)})"
+                    raise OSError(errno.EACCES, reason, self.url) from error
                 if delay is None:
-                    raise OSError(errno.EIO, " ".join(f"{type(error).__name__}: {error}".split()), self.url) from error
+                    raise OSError(errno.EIO, _one_line(error), self.url) from error
             time.sleep(delay * random.uniform(0.5, 1.5))
 
 
@@ -158,6 +201,11 @@ def locate(name: str) -> Location:
     """
     if not is_url(name):
         return resolve(name)
+    if chain := _CHAIN.search(name):
+        raise UsageError(
+            f"{name} chains file systems (::), which is not supported: give the address {name[chain.start() + 2 :]} "
+            "itself, or a copy of what lies there"
+        )
     try:
         _file_system(name)
     except (ImportError, ValueError) as error:
@@ -186,6 +234,17 @@ def relative_name(path: str, folder: Location) -> str:
     return os.path.relpath(path, folder).replace(os.sep, "/")
 
 
+def concerns_the_file(error: OSError) -> bool:
+    """Tells whether reading failed because of the file (it is gone or protected), not because of what stores it.
+
+    Credentials, the network, a mount that went away or a full disk are no property of a file: another file would fail
+    too, and this one can be read once the cause is gone.
+    """
+    if isinstance(error.filename, str) and is_url(error.filename):
+        return isinstance(error, FileNotFoundError)
+    return error.errno not in _OF_THE_STORAGE
+
+
 def is_inside(location: Location, folder: Location) -> bool:
     """Tells whether a location is a folder or lies below it."""
     if isinstance(location, Path) and isinstance(folder, Path):
@@ -194,11 +253,29 @@ def is_inside(location: Location, folder: Location) -> bool:
 
 
 def _file_system(url: str) -> tuple[Any, str]:
-    import fsspec
+    from fsspec import filesystem, get_filesystem_class
 
-    # fsspec keeps the instances itself. A listings cache would hide files that were written since.
-    system, path = fsspec.core.url_to_fs(url, use_listings_cache=False)
-    return system, path
+    # Not url_to_fs: it takes a file named `x::y.mp4` for a chain of two file systems. fsspec keeps the instances
+    # itself. A listings cache would hide files that were written since.
+    protocol = url.partition("://")[0]
+    kind = get_filesystem_class(protocol)
+    options = {"use_listings_cache": False, **kind._get_kwargs_from_urls(url)}
+    return filesystem(protocol, **options), str(kind._strip_protocol(url))
+
+
+def _is_refused(error: Exception) -> bool:
+    response = getattr(error.__cause__, "response", None)
+    code = response.get("Error", {}).get("Code") if isinstance(response, dict) else None
+    return (
+        isinstance(error, PermissionError)
+        or getattr(error, "status", None) in _REFUSED_STATUS
+        or type(error).__name__ in _CREDENTIAL_ERRORS
+        or code in _REFUSED_CODES
+    )
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def _shown(folder_url: str, name: str) -> str:

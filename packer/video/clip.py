@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Generic
 
 from configs.pack import ClipConfig, DecodeLimits
-from packer.video.container import fetched, open_source, source_sha256, translated_errors
+from packer.video.container import fetched, kept_still, open_source, source_sha256, translated_errors
 from packer.video.decode import Decoded, Decoder, Keep, KeptT
 from packer.video.jpeg import encode
 from packer.video.planes import Resizer, common_size
@@ -84,9 +84,10 @@ def read_clip(
 
     Raises:
         VideoError: The video gives no clip.
+        OSError: The video's storage fails.
     """
     resizer = Resizer(clip.short_side_px)
-    with fetched(source) as fetched_source:
+    with fetched(source) as fetched_source, kept_still(fetched_source):
         sha256 = source_sha256(fetched_source)
         picked = pick_frames(fetched_source, clip, limits, resizer, before_decode)
         sizes = [resizer.sizes[index] for index in picked.frame_indices]

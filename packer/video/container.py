@@ -9,7 +9,7 @@ import hashlib
 import io
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,7 +21,7 @@ from av.video.stream import VideoStream
 
 from configs.pack import DecodeLimits
 from packer.storage.files import local_copy
-from packer.storage.location import at, is_url
+from packer.storage.location import at, concerns_the_file, is_url
 from packer.video.headers import is_motion_jpeg
 
 CONTAINERS = (
@@ -44,7 +44,8 @@ class VideoError(ValueError):
 
     Attributes:
         reason: A stable code: not_a_video, no_video_stream, encrypted, truncated, undecodable, damaged, unreadable,
-            too_large, timeout, out_of_memory or decoder_crash; and in a pack's lists also duplicate.
+            changed, too_large, timeout, out_of_memory or decoder_crash; and in a pack's lists also duplicate,
+            contradiction and proxy.
     """
 
     def __init__(self, reason: str, sentence: str) -> None:
@@ -64,12 +65,17 @@ def fetched(source: str | Path | bytes) -> Iterator[str | Path | bytes]:
     A copy, because every byte is read for the digest and some bytes are read three times.
 
     Raises:
-        VideoError: It cannot be fetched after several tries.
+        VideoError: The address holds nothing.
+        OSError: The storage does not give it, after several tries.
     """
     if not (isinstance(source, str) and is_url(source)):
         yield source
         return
-    with translated_errors(), local_copy(at(source)) as path:
+    with ExitStack() as stack:
+        try:
+            path = stack.enter_context(local_copy(at(source)))
+        except FileNotFoundError as error:
+            raise _unreadable(error) from error
         yield path
 
 
@@ -78,9 +84,34 @@ def source_sha256(source: str | Path | bytes) -> str:
 
     Raises:
         VideoError: The file cannot be read, or is empty.
+        OSError: Its storage fails.
     """
     with open_source(source) as file, translated_errors():
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def kept_still(source: str | Path | bytes) -> Iterator[None]:
+    """Guards the reading of a local file: its digest and its frames must be those of one file.
+
+    Raises:
+        VideoError: The file changed while the block ran, whatever the block made of it.
+    """
+    before = _stamp(source)
+    try:
+        yield
+    finally:
+        if _stamp(source) != before:
+            raise VideoError("changed", "the file changed while it was read")
+
+
+def _stamp(source: str | Path | bytes) -> tuple[int, int] | None:
+    if isinstance(source, bytes):
+        return None
+    with suppress(OSError, ValueError):
+        status = Path(source).stat()
+        return status.st_size, status.st_mtime_ns
+    return None
 
 
 @contextmanager
@@ -90,11 +121,16 @@ def open_source(source: str | Path | bytes) -> Iterator[io.BytesIO | io.FileIO]:
     Raises:
         VideoError: The file cannot be read or is empty. If the block raises one and the file is a cut-off MP4, the
             reason becomes `truncated`.
+        OSError: Its storage fails.
     """
     try:
         file = io.BytesIO(source) if isinstance(source, bytes) else os.fdopen(os.open(source, os.O_RDONLY), "rb", 0)
-    except (OSError, ValueError) as error:
-        raise VideoError("unreadable", f"the file cannot be read: {_plain(error)}") from error
+    except ValueError as error:
+        raise _unreadable(error) from error
+    except OSError as error:
+        if not concerns_the_file(error):
+            raise
+        raise _unreadable(error) from error
     with file:
         if not file.seek(0, io.SEEK_END):
             raise VideoError("not_a_video", "the file is empty")
@@ -233,7 +269,10 @@ def check_pixels(width_px: int, height_px: int, limits: DecodeLimits) -> None:
 
 @contextmanager
 def translated_errors(reason: str = "undecodable", sentence: str = "the video cannot be decoded") -> Iterator[None]:
-    """Turns whatever PyAV raises into a VideoError; mutated files made it raise each of these."""
+    """Turns whatever PyAV raises into a VideoError; mutated files made it raise each of these.
+
+    An OSError of the storage, which is no property of the video, passes.
+    """
     try:
         yield
     except VideoError:
@@ -243,7 +282,13 @@ def translated_errors(reason: str = "undecodable", sentence: str = "the video ca
     except _PYAV_ERRORS as error:
         raise VideoError(reason, f"{sentence}: {_plain(error)}") from error
     except OSError as error:
-        raise VideoError("unreadable", f"the file cannot be read: {_plain(error)}") from error
+        if not concerns_the_file(error):
+            raise
+        raise _unreadable(error) from error
+
+
+def _unreadable(error: Exception) -> VideoError:
+    return VideoError("unreadable", f"the file cannot be read: {_plain(error)}")
 
 
 def _plain(error: Exception) -> str:

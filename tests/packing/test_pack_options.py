@@ -112,8 +112,8 @@ def test_folders_give_the_splits(tmp_path: Path, capsys: pytest.CaptureFixture[s
     message = refused([data, tmp_path / "other", *options, "--split.val-fraction=0"], capsys)
     assert "test/a/copy.mp4 (test), train/a/0.mp4 (train)" in message
     copied.unlink()
-    (data / "dev/a").mkdir(parents=True)
-    assert "has the folder dev beside train, val, test: rename or move it" in refused(
+    (data / "extra/a").mkdir(parents=True)
+    assert "has the folder extra, which is no split: with --split.method folders it holds train, val and" in refused(
         [data, tmp_path / "other", *options], capsys
     )
 
@@ -154,9 +154,9 @@ def test_copies_are_rejected_where_that_is_wanted(
 ) -> None:
     copied = shutil.copytree(data, tmp_path / "data")
     (copied / "run/broken.mp4").unlink()
-    for name in ("walk/video 0.mp4", "run/video 2.mp4"):
-        for copy in ("run/a copy", "run/z copy"):
-            shutil.copy(copied / name, copied / f"{copy} of {name.replace('/', ' ')}")
+    for name, copies in (("walk/video 0.mp4", "walk"), ("run/video 2.mp4", "run")):
+        for copy in ("a copy", "z copy"):
+            shutil.copy(copied / name, copied / f"{copies}/{copy} of {name.replace('/', ' ')}")
     options = [copied, tmp_path / "shards", *FAST, "--duplicates=reject"]
     assert run(*options, "--strict") == 0
     printed = capsys.readouterr().out
@@ -166,13 +166,13 @@ def test_copies_are_rejected_where_that_is_wanted(
     assert sorted(rejected) == [
         "run/video 2.mp4",
         "run/z copy of run video 2.mp4",
-        "run/z copy of walk video 0.mp4",
         "walk/video 0.mp4",
+        "walk/z copy of walk video 0.mp4",
     ]
-    assert "is that of run/a copy of walk video 0.mp4, which is packed" in rejected["walk/video 0.mp4"]
+    assert "is that of walk/a copy of walk video 0.mp4, which is packed" in rejected["walk/video 0.mp4"]
     before = rows_of(tmp_path / "shards")
     assert len({row["source_sha256"] for row in before}) == len(before) == 14
-    shutil.copy(copied / "walk/video 1.mp4", copied / "run/0 copy.mp4")
+    shutil.copy(copied / "run/video 1.mp4", copied / "run/0 copy.mp4")
     assert run(*options, "--append") == 0
     assert rows_of(tmp_path / "shards") == before
     assert "0 copy.mp4" in (tmp_path / "shards/rejected.csv").read_text()

@@ -1,4 +1,4 @@
-"""If a store fails for a moment, nothing is lost; if it never gives a video, only that video is rejected."""
+"""A store that fails for a moment costs nothing; one that fails for good stops a pack, and costs no video."""
 
 import functools
 import threading
@@ -54,6 +54,17 @@ def test_videos_of_a_web_server_that_fails_now_and_then(tmp_path: Path) -> None:
         for source, target in ((f"{url}/data", "remote"), (data, "local")):
             assert run(source, tmp_path / target, "--clip.num-frames=2", "--workers=1") == 0
     assert_same_pack(tmp_path / "remote", tmp_path / "local")
+
+
+@pytest.mark.integration
+def test_a_web_server_that_fails_for_good_stops_the_pack(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_classes(tmp_path / "data", {"a": 3, "b": 3}, 4)
+    (data / "b/video 1.mp4").rename(data / "b/gone.mp4")
+    options = ["--clip.num-frames=2", "--workers=1"]
+    with web_server(data) as url:
+        assert run(url, tmp_path / "shards", *options) == 1
+        assert f"{url}/b/gone.mp4 cannot be reached: ClientResponseError: 503" in capsys.readouterr().err
+        assert not (tmp_path / "shards/rejected.csv").exists()
 
 
 def test_a_request_is_tried_again_unless_the_file_is_missing(tmp_path: Path) -> None:

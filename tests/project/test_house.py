@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 ROOMS = {
     "configs": ["section", "home", "load", "pack", "model", "train", "serve", "score"],
     "packer": [
-        *("progress", "storage", "video", "decoders", "planning", "shards", "prepare", "pack"),
+        *("progress", "storage", "video", "decoders", "planning", "shards", "retry", "prepare", "pack"),
         *("verify", "repair", "report", "inspection", "synthetic", "__main__"),
     ],
     "trainer": [

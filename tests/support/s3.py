@@ -23,6 +23,7 @@ def s3_server(log: Path) -> Iterator[dict[str, str]]:
     with log.open("wb") as out, subprocess.Popen(command, stdout=out, stderr=out) as process:
         try:
             _wait_for(port, process, log)
+            fsspec.get_filesystem_class("s3").clear_instance_cache()  # they keep the address of an earlier server
             yield {
                 "AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{port}",
                 "AWS_ACCESS_KEY_ID": "test",
@@ -32,11 +33,12 @@ def s3_server(log: Path) -> Iterator[dict[str, str]]:
             }
         finally:
             process.kill()
+            fsspec.get_filesystem_class("s3").clear_instance_cache()
 
 
 def put_folder(folder: Path, url: str) -> None:
     """Copies a folder's files to below an address."""
-    system, root = fsspec.core.url_to_fs(url)
+    system, root = fsspec.filesystem("s3"), url.removeprefix("s3://")  # url_to_fs would split names at ::
     for path in filter(Path.is_file, folder.rglob("*")):
         system.put_file(str(path), f"{root}/{path.relative_to(folder)}")
 

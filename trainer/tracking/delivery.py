@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from typing import Generic, TypeVar
 
 logger = logging.getLogger(__name__)
@@ -42,7 +42,6 @@ class Delivery(Generic[PointT]):
         self._num_lost = 0
         self._lock = threading.Lock()
         self._answers = True
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="delivery")
         self._sending: Future[None] | None = None
         self._sent_at_seconds = time.monotonic()
 
@@ -78,7 +77,6 @@ class Delivery(Generic[PointT]):
         while self._waits() and self._wait(deadline):
             if not self._answers:
                 time.sleep(SEND_INTERVAL_SECONDS)
-        self._executor.shutdown(wait=False, cancel_futures=True)
         num_lost = self._num_lost + len(self._points)
         if num_lost or self._files:
             logger.error("tracking lost num_points=%d files=%s", num_lost, ",".join(self._files) or "none")
@@ -99,8 +97,17 @@ class Delivery(Generic[PointT]):
     def _send(self) -> "Future[None]":
         if self._sending is None or self._sending.done():
             self._sent_at_seconds = time.monotonic()
-            self._sending = self._executor.submit(self._deliver)
+            self._sending = Future()
+            # No executor: if Ctrl-C comes while it starts its thread, it forgets the thread, and the process waits for
+            # it for ever when it ends (CPython 3.11). A daemon is waited for by `close` alone.
+            threading.Thread(target=self._round, args=(self._sending,), name="delivery", daemon=True).start()
         return self._sending
+
+    def _round(self, sending: "Future[None]") -> None:
+        try:
+            self._deliver()
+        finally:
+            sending.set_result(None)
 
     def _deliver(self) -> None:
         try:

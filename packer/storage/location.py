@@ -19,6 +19,7 @@ from configs.home import resolve
 from configs.section import UsageError
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://")
+_TWO_COLONS = "\ue000\ue001"
 _CHAIN = re.compile(r"::[a-z][a-z0-9+.-]*://")
 _FINAL = {FileNotFoundError: errno.ENOENT, FileExistsError: errno.EEXIST}
 """Errors that another try does not mend; refused access is another."""
@@ -253,14 +254,12 @@ def is_inside(location: Location, folder: Location) -> bool:
 
 
 def _file_system(url: str) -> tuple[Any, str]:
-    from fsspec import filesystem, get_filesystem_class
+    import fsspec
 
-    # Not url_to_fs: it takes a file named `x::y.mp4` for a chain of two file systems. fsspec keeps the instances
-    # itself. A listings cache would hide files that were written since.
-    protocol = url.partition("://")[0]
-    kind = get_filesystem_class(protocol)
-    options = {"use_listings_cache": False, **kind._get_kwargs_from_urls(url)}
-    return filesystem(protocol, **options), str(kind._strip_protocol(url))
+    # fsspec takes a file named `x::y.mp4` for a chain of two file systems, so it is not shown the colons. It keeps the
+    # instances itself. A listings cache would hide files that were written since.
+    system, path = fsspec.core.url_to_fs(url.replace("::", _TWO_COLONS), use_listings_cache=False)
+    return system, path.replace(_TWO_COLONS, "::")
 
 
 def _is_refused(error: Exception) -> bool:

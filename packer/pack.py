@@ -33,7 +33,7 @@ from packer.shards.stored_plan import plan_sha256, write_plan
 from packer.storage.location import Location
 from packer.storage.target_lock import locked
 from packer.video.container import VideoError
-from packer.video.sampling import SAMPLING_RULE
+from packer.video.sampling import SAMPLING_RULES
 
 logger = logging.getLogger(__name__)
 
@@ -215,7 +215,7 @@ def _finish(prepared: Preparation, records: Sequence[_Packed]) -> Manifest:
     (target / MANIFEST).unlink(missing_ok=True)  # an earlier manifest must never be read with this index
     manifest = Manifest(
         class_names=plan.class_names,
-        sampling_rule=SAMPLING_RULE,
+        sampling_rule=SAMPLING_RULES[plan.recipe.clip.sampling],
         config=plan.recipe,
         versions=dict(plan.versions),
         num_videos=plan.num_videos + len(non_videos),

@@ -4,18 +4,18 @@ Packing and serving both call `read_clip`, so both sample, turn, shrink and comp
 of frames is what a full decode gives, never what the container states: all our genuine HMDB51 clips state a wrong one.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Generic
+from typing import Generic, Literal
 
 from configs.pack import ClipConfig, DecodeLimits
 from packer.video.container import fetched, open_source, source_sha256, translated_errors
 from packer.video.decode import Decoded, Decoder, Keep, KeptT
 from packer.video.jpeg import encode
 from packer.video.planes import Resizer, common_size
-from packer.video.sampling import frame_indices
+from packer.video.sampling import frame_indices, time_indices
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,9 @@ class Clip:
     """Which of the `num_frames` frames the clip holds."""
     decode_road: str
     """The decode path: `full` if every frame was decoded, `needed` if only those that the clip needs."""
+    sampled_by: Literal["index", "time", "rate"] = "index"
+    """index: by `clip.sampling` frames; time: by `clip.sampling` time; rate: as time, but the frames lack times that
+    rise, so they count as equally spaced. A sample's json leaves out `index`."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,7 @@ def read_clip(
         duration_seconds=video.duration_seconds or (video.num_frames / video.fps if video.fps else 0.0),
         frame_indices=picked.frame_indices,
         decode_road=video.decode_path,
+        sampled_by=_sampled_by(clip, video),
     )
 
 
@@ -139,13 +143,21 @@ def pick_frames(
         VideoError: The video gives no clip.
     """
 
-    def choose(num_frames_available: int) -> tuple[int, ...]:
-        return frame_indices(num_frames_available, clip.num_frames)
+    def choose(times: Sequence[int]) -> tuple[int, ...]:
+        if clip.sampling == "time":
+            return time_indices(times, clip.num_frames)
+        return frame_indices(len(times), clip.num_frames)
 
     with open_source(source) as file, translated_errors():
         decoded = Decoder(limits, choose, keep, before_decode).decode(file, may_skip=clip.decode == "auto")
-    indices = choose(decoded.num_frames)
+    indices = choose(decoded.times.ticks)
     return Picked(tuple(decoded.kept[index] for index in indices), indices, decoded)
+
+
+def _sampled_by(clip: ClipConfig, video: Decoded[KeptT]) -> Literal["index", "time", "rate"]:
+    if clip.sampling == "frames":
+        return "index"
+    return "time" if video.times.are_own else "rate"
 
 
 def library_versions() -> dict[str, str]:

@@ -89,7 +89,7 @@ class Clock:
         elif self._counts_chunks:
             own = ()
         times = [time for time in own if time is not None]
-        if len(times) == num_frames and times[0] < times[-1] and all(a <= b for a, b in pairwise(times)):
+        if len(times) == num_frames > 0 and times[0] < times[-1] and all(a <= b for a, b in pairwise(times)):
             return FrameTimes(times, True)
         return FrameTimes(range(num_frames), False)
 

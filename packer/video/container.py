@@ -26,9 +26,15 @@ from packer.video.headers import is_motion_jpeg
 
 CONTAINERS = (
     "3gp,asf,av1,avi,dirac,dv,flv,gif,h261,h263,h264,hevc,ivf,m4v,matroska,mjpeg,mov,mp4,mpeg,mpegts,mpegvideo,mxf,nut,nuv,"
-    "obu,ogg,rm,vc1,vvc,webm,wtv,yuv4mpegpipe"
+    "obu,ogg,rm,vc1,vvc,webm,wtv,yuv4mpegpipe,"
+    "dhav,hxvs,ifv,luodat,mpjpeg"
 )
-"""The FFmpeg demuxers that may read a file."""
+"""The FFmpeg demuxers that may read a file: containers of one file, without references to others.
+
+For recordings of cameras: dhav (Dahua), ifv (IFV recorders), luodat (.dat of recorders), hxvs (HX IP cameras), mpjpeg
+(the saved stream of a network camera). Left out though cameras write them: mxg (Mobotix), which FFmpeg knows by the
+file's name alone; nc, which it always ends with an error; iv8 and lvf, of which no file was at hand to try.
+"""
 
 _NEVER_THE_VIDEO = (
     Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image | Disposition.dependent

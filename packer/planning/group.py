@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from packer.storage.files import read_many
 from packer.storage.location import is_url
 from packer.video.catalog import Video
-from packer.video.container import VideoError, fetched, source_sha256
+from packer.video.container import VideoError, reachable, source_sha256
 
 _HMDB51 = re.compile(r"(.+)_[hulf]_(?:cm|nm)_np\d+_(?:fr|ba|le|ri)_(?:goo|med|bad)_\d+")
 _UCF101 = re.compile(r"v_(.+_g\d+)_c\d+")
@@ -76,7 +76,7 @@ def _name_group(video: Video, pattern: re.Pattern[str] | None) -> str | None:
 def _sha256(path: str) -> str:
     """Returns the digest of a file; empty if it cannot be read."""
     try:
-        with fetched(path) as source:
+        with reachable(path) as source:
             return source_sha256(source)
     except VideoError:
         return ""

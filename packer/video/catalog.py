@@ -1,7 +1,8 @@
-"""Finds the candidate videos: every file below a class folder, whatever its name.
+"""Finds the candidate videos: every file below a class folder, whatever its name, and every folder of frames there.
 
-A file is a video if it can be opened as one; its extension does not matter. Annotations and pictures among the videos
-are set aside here, so that they take no place in a split. Skipped entries (hidden files, files beside the class
+A file is a video if it can be opened as one; its extension does not matter. A folder below a class folder is one too if
+it holds at least two numbered pictures and no video: the pictures are its frames. Annotations and pictures among the
+videos are set aside here, so that they take no place in a split. Skipped entries (hidden files, files beside the class
 folders, sockets and the like) are counted for the report.
 """
 
@@ -17,10 +18,14 @@ from configs.section import UsageError
 from packer.storage.files import read_many, read_range
 from packer.storage.location import Entry, Location, RemotePath, at, list_folder, relative_name
 from packer.video.container import VideoError, fetched, open_container, open_source
+from packer.video.frame_folder import is_picture_name, numbered_pictures
 
 _MAX_CLASS, _MAX_STEM, _HASH = 24, 40, 12
 """A key has at most 24 + 1 + 40 + 1 + 12 = 78 bytes: a tar member's name has room for 100."""
 _HEAD_BYTES = 512
+_VIDEO_NAME = re.compile(
+    r".*\.(3gp|asf|avi|dav|divx|flv|m2ts|m4v|mkv|mov|mp4|mpe?g|mts|mxf|ogv|ts|vob|webm|wmv)", re.IGNORECASE | re.DOTALL
+)
 _PICTURE_HEADS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"RIFF", b"II*\0", b"MM\0*")
 
 
@@ -29,11 +34,16 @@ class Video:
     """One candidate file."""
 
     path: str
-    """Its path or address; holds surrogate escapes if the name is not UTF-8."""
+    """Its path or address; a folder of pictures ends with /. Holds surrogate escapes if the name is not UTF-8."""
     source: str
     """The path relative to the data folder, with / between folders, as valid text."""
     class_name: str
     num_bytes: int
+
+    @property
+    def is_frame_folder(self) -> bool:
+        """Whether it is a folder of numbered pictures instead of a file."""
+        return self.path.endswith("/")
 
     @property
     def key(self) -> str:
@@ -82,10 +92,14 @@ def find_videos(folder: Location, splits: Sequence[str] = ()) -> Catalog:
             )
         above = frozenset({os.path.realpath(str(folder)), os.path.realpath(Path(class_folder.path).parent)})
         for file in _files(at(class_folder.path), skipped, above):
-            videos.append(Video(file.path, _text(relative_name(file.path, folder)), class_name, file.num_bytes))
+            source = _text(relative_name(file.path.rstrip("/"), folder))
+            videos.append(Video(file.path, source, class_name, file.num_bytes))
     catalog = _set_aside_non_videos(folder, tuple(sorted(class_names)), videos, skipped)
     if not catalog.videos:
-        raise UsageError(f"{folder} holds no videos: it must hold one folder per class, and those the videos")
+        raise UsageError(
+            f"{folder} holds no videos: it must hold one folder per class, and those the videos; pictures are frames "
+            "only if they are numbered and have a folder of their own below the class"
+        )
     return catalog
 
 
@@ -97,7 +111,9 @@ def find_unlabelled(folder: Location) -> Catalog:
     """
     skipped: Counter[str] = Counter()
     files = _files(folder, skipped, frozenset())
-    videos = [Video(file.path, _text(relative_name(file.path, folder)), "", file.num_bytes) for file in files]
+    videos = [
+        Video(file.path, _text(relative_name(file.path.rstrip("/"), folder)), "", file.num_bytes) for file in files
+    ]
     catalog = _set_aside_non_videos(folder, (), videos, skipped)
     if not catalog.videos:
         raise UsageError(f"{folder} holds no videos")
@@ -134,6 +150,8 @@ def _class_folders(folder: Location, splits: Sequence[str], skipped: Counter[str
 
 def _not_a_video(video: Video) -> VideoError | None:
     """Returns why the file is no video, or None; to be fast, opens only files that look like a text or a picture."""
+    if video.is_frame_folder:
+        return None
     try:
         if video.num_bytes and not _is_suspect(read_range(at(video.path), 0, _HEAD_BYTES)):
             return None
@@ -145,18 +163,44 @@ def _not_a_video(video: Video) -> VideoError | None:
         return error if error.reason == "not_a_video" else None
 
 
+def _holds_video(entries: Sequence[Entry]) -> bool:
+    """Tells whether a folder with pictures holds a video as well, by name or by content."""
+    others = [entry for entry in entries if entry.kind == "file" and not is_picture_name(entry.name)]
+    return any(_VIDEO_NAME.fullmatch(entry.name) for entry in others) or any(map(_opens_as_video, others))
+
+
+def _opens_as_video(entry: Entry) -> bool:
+    try:
+        if _is_suspect(read_range(at(entry.path), 0, _HEAD_BYTES)):
+            return False
+        with fetched(entry.path) as source, open_source(source) as file, open_container(file) as container:
+            return bool(container.streams.video)
+    except (OSError, VideoError):
+        return False
+
+
 def _is_suspect(head: bytes) -> bool:
     return b"\0" not in head or head.startswith(_PICTURE_HEADS)
 
 
-def _files(folder: Location, skipped: Counter[str], above: frozenset[str]) -> Iterator[Entry]:
+def _files(
+    folder: Location, skipped: Counter[str], above: frozenset[str], may_be_clip: bool = False
+) -> Iterator[Entry]:
+    """Yields the files below a folder, and each folder of numbered pictures as one entry whose path ends with /."""
     above |= {os.path.realpath(folder)} if isinstance(folder, Path) else set()
-    for entry in _entries(folder, skipped):
+    entries = _entries(folder, skipped)
+    if may_be_clip and (frames := numbered_pictures(folder, entries)) and not _holds_video(entries):
+        yield Entry(folder.name, f"{folder}/", "file", frames.num_bytes)
+        is_file = [entry.kind == "file" for entry in entries]
+        if num_others := sum(is_file) - len(frames.files):
+            skipped["file beside the numbered pictures of a clip"] += num_others
+        entries = [entry for entry in entries if entry.kind != "file"]
+    for entry in entries:
         if entry.kind == "folder":
             if os.path.realpath(entry.path) in above:
                 skipped["link to a folder above it"] += 1
             else:
-                yield from _files(at(entry.path), skipped, above)
+                yield from _files(at(entry.path), skipped, above, may_be_clip=True)
         elif entry.kind == "file":
             yield entry
         else:

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Generic, Literal
 
 from configs.pack import ClipConfig, DecodeLimits
-from packer.video.container import fetched, open_source, source_sha256, translated_errors
+from packer.video.container import open_source, reachable, source_sha256, translated_errors
 from packer.video.decode import Decoded, Decoder, Keep, KeptT
+from packer.video.frame_folder import FrameFolder
 from packer.video.jpeg import encode
 from packer.video.planes import Resizer, common_size
 from packer.video.sampling import frame_indices, time_indices
@@ -78,6 +79,8 @@ def read_clip(
 ) -> Clip:
     """Returns the clip of one video, given as a path, an address or the file's bytes; all give the same clip.
 
+    A folder of numbered pictures (a `Path` to a folder, or a text that ends with /) is a video too.
+
     Args:
         source: The video.
         clip: Number, size and quality of the frames.
@@ -89,13 +92,13 @@ def read_clip(
         VideoError: The video gives no clip.
     """
     resizer = Resizer(clip.short_side_px)
-    with fetched(source) as fetched_source:
-        sha256 = source_sha256(fetched_source)
-        picked = pick_frames(fetched_source, clip, limits, resizer, before_decode)
+    with reachable(source) as here:
+        sha256 = source_sha256(here)
+        picked = pick_frames(here, clip, limits, resizer, before_decode)
         sizes = [resizer.sizes[index] for index in picked.frame_indices]
         if (size := common_size(sizes)) != resizer.reference_size:  # known only now; such videos are rare
             resizer = Resizer(clip.short_side_px, size)
-            picked = pick_frames(fetched_source, clip, limits, resizer)
+            picked = pick_frames(here, clip, limits, resizer)
     video = picked.video
     with translated_errors():
         jpegs = [encode(planes, clip.jpeg_quality) for planes in picked.frames]
@@ -123,7 +126,7 @@ def read_clip(
 
 
 def pick_frames(
-    source: str | Path | bytes,
+    source: str | Path | bytes | FrameFolder,
     clip: ClipConfig,
     limits: DecodeLimits,
     keep: Keep[KeptT],
@@ -132,7 +135,7 @@ def pick_frames(
     """Returns the frames that the sampling rule picks.
 
     Args:
-        source: The file's path, or the file's bytes.
+        source: The file's path, the file's bytes, or a folder of pictures.
         clip: How many frames are wanted, and whether packets that they do not need may be skipped.
         limits: Frames and pixels that a video may have.
         keep: Returns what to keep of a frame, given its index; called for frame 0 and for every frame that may be
@@ -148,8 +151,16 @@ def pick_frames(
             return time_indices(times, clip.num_frames)
         return frame_indices(len(times), clip.num_frames)
 
-    with open_source(source) as file, translated_errors():
-        decoded = Decoder(limits, choose, keep, before_decode).decode(file, may_skip=clip.decode == "auto")
+    decoded: Decoded[KeptT]
+    if isinstance(source, FrameFolder):
+        from packer.video.pictures import PictureDecoder  # loads Pillow, which no video needs
+
+        with translated_errors():
+            pictures = PictureDecoder(limits, choose, keep, before_decode)
+            decoded = pictures.decode(source, may_skip=clip.decode == "auto")
+    else:
+        with open_source(source) as file, translated_errors():
+            decoded = Decoder(limits, choose, keep, before_decode).decode(file, may_skip=clip.decode == "auto")
     indices = choose(decoded.times.ticks)
     return Picked(tuple(decoded.kept[index] for index in indices), indices, decoded)
 

@@ -22,6 +22,7 @@ from av.video.stream import VideoStream
 from configs.pack import DecodeLimits
 from packer.storage.files import local_copy
 from packer.storage.location import at, is_url
+from packer.video.frame_folder import FrameFolder, is_frame_folder, open_frame_folder
 from packer.video.headers import is_motion_jpeg
 
 CONTAINERS = (
@@ -79,12 +80,33 @@ def fetched(source: str | Path | bytes) -> Iterator[str | Path | bytes]:
         yield path
 
 
-def source_sha256(source: str | Path | bytes) -> str:
-    """Returns the digest of a video, given as a path or as bytes.
+@contextmanager
+def reachable(source: str | Path | bytes) -> Iterator[str | Path | bytes | FrameFolder]:
+    """Yields a video or a folder of pictures that can be read here: a video as `fetched` does, a folder once listed.
 
     Raises:
-        VideoError: The file cannot be read, or is empty.
+        VideoError: It cannot be fetched after several tries, or the folder holds no numbered pictures.
     """
+    if isinstance(source, bytes) or not is_frame_folder(source):
+        with fetched(source) as fetched_source:
+            yield fetched_source
+        return
+    with translated_errors():
+        folder = open_frame_folder(source)
+    if folder is None:
+        raise VideoError("not_a_video", "the folder holds no numbered pictures")
+    yield folder
+
+
+def source_sha256(source: str | Path | bytes | FrameFolder) -> str:
+    """Returns the digest of a video, given as a path or as bytes, or of a folder of pictures.
+
+    Raises:
+        VideoError: It cannot be read, or is empty.
+    """
+    if isinstance(source, FrameFolder):
+        with translated_errors():
+            return source.sha256()
     with open_source(source) as file, translated_errors():
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -29,9 +29,10 @@ from packer.video.container import (
 from packer.video.filters import Cropper
 from packer.video.headers import EVERY_TRACK, Header, read_header, track_key
 from packer.video.packets import NeedsFullDecode, Packet, Picture, Reader, spans_of
+from packer.video.planes import PixelShape
 
 KeptT = TypeVar("KeptT")
-Keep = Callable[[av.VideoFrame, VideoStream, int], KeptT]
+Keep = Callable[[av.VideoFrame, PixelShape, int], KeptT]
 """Returns what to keep of a frame, given its index; called in display order, for frame 0 and all that may be wanted."""
 Choose = Callable[[Sequence[int]], Sequence[int]]
 """Returns the wanted frames' indices, given when each frame is shown, in display order; in any unit, never falling."""
@@ -59,7 +60,7 @@ class Decoded(Generic[KeptT]):
     num_concealed_frames: int = 0
     """Frames that the decoder marked as damaged: parts of them are guessed."""
     damage: tuple[str, ...] = ()
-    """Codes of `_damage`; empty for a whole video."""
+    """Codes of `damage_of`; empty for a whole video."""
     times: FrameTimes = NO_TIMES
     kept: dict[int, KeptT] = field(default_factory=dict)
     """By the index of the frame."""
@@ -133,7 +134,7 @@ class Decoder(Generic[KeptT]):
         decoded = self._needed_or_none(file, container, stream, survey, cropper)
         decoded = decoded or self._full(file, index, survey, cropper)
         survey.clock.correct(decoded)
-        decoded.damage = _damage(decoded, header, survey.clock.ends_early(container, stream))
+        decoded.damage = damage_of(decoded, header, survey.clock.ends_early(container, stream))
         if decoded.num_concealed_frames > _MAX_CONCEALED_SHARE * decoded.num_frames:
             raise VideoError(
                 "damaged",
@@ -215,7 +216,7 @@ def _encrypted() -> VideoError:
     return VideoError("encrypted", "the video is encrypted: decrypt it first")
 
 
-def _damage(decoded: Decoded[KeptT], header: Header, ends_early: bool) -> tuple[str, ...]:
+def damage_of(decoded: Decoded[KeptT], header: Header, ends_early: bool) -> tuple[str, ...]:
     """Returns what is wrong with a video that was decoded, as stable codes."""
     found = {
         "bad_packets": decoded.num_bad_packets > 0,

@@ -53,32 +53,44 @@ class PictureDecoder(Generic[KeptT]):
             OSError: A picture cannot be read.
         """
         check_num_frames(len(folder.files), self.limits)
-        decoded = self._needed_or_none(folder) if may_skip else None
-        decoded = decoded or self._full(folder)
+        begin = _once(self.before_decode)
+        decoded = self._needed_or_none(folder, begin) if may_skip else None
+        decoded = decoded or self._full(folder, begin)
         decoded.num_frames_claimed = folder.num_expected
         decoded.damage = damage_of(decoded, Header(), ends_early=False)
         return decoded
 
-    def _needed_or_none(self, folder: FrameFolder) -> Decoded[KeptT] | None:
+    def _needed_or_none(self, folder: FrameFolder, begin: Callable[[int], None]) -> Decoded[KeptT] | None:
         times = frame_times(folder.numbers)
         decoded: Decoded[KeptT] = Decoded("needed", 0, 0.0, 0.0, len(folder.files), times=times)
         wanted = sorted({0, *self.choose(times.ticks)})
         for index, data in zip(wanted, folder.read(wanted), strict=True):
-            frame = picture_frame(data, self.limits, self.before_decode if not index else None)
+            frame = picture_frame(data, self.limits, begin)
             if frame is None:
                 return None
             decoded.kept[index] = self.keep(frame, SquarePixels(), index)
         return decoded
 
-    def _full(self, folder: FrameFolder) -> Decoded[KeptT]:
+    def _full(self, folder: FrameFolder, begin: Callable[[int], None]) -> Decoded[KeptT]:
         pictures = folder.read(range(len(folder.files)))
-        whole = [index for index, data in enumerate(pictures) if picture_frame(data, self.limits) is not None]
-        decoded = self._needed_or_none(folder.only(whole)) if whole else None
+        whole = [index for index, data in enumerate(pictures) if picture_frame(data, self.limits, begin) is not None]
+        decoded = self._needed_or_none(folder.only(whole), begin) if whole else None
         if decoded is None:
             raise VideoError("undecodable", "not one picture of the folder can be decoded")
         decoded.decode_path = "full"
         decoded.num_bad_packets = len(folder.files) - len(whole)
         return decoded
+
+
+def _once(call: Callable[[int], None] | None) -> Callable[[int], None]:
+    """Returns a function that passes its first call on, and no other."""
+    waiting = [call] if call is not None else []
+
+    def first(num_pixels: int) -> None:
+        if waiting:
+            waiting.pop()(num_pixels)
+
+    return first
 
 
 def frame_times(numbers: Sequence[int]) -> FrameTimes:
@@ -87,15 +99,13 @@ def frame_times(numbers: Sequence[int]) -> FrameTimes:
     return FrameTimes(numbers, True) if has_clock else FrameTimes(range(len(numbers)), False)
 
 
-def picture_frame(
-    data: bytes, limits: DecodeLimits, before_decode: Callable[[int], None] | None = None
-) -> av.VideoFrame | None:
+def picture_frame(data: bytes, limits: DecodeLimits, begin: Callable[[int], None]) -> av.VideoFrame | None:
     """Returns a picture as a frame of RGB, as a viewer shows it; None if it is damaged, or neither JPEG nor PNG.
 
     Args:
         data: The file.
         limits: Pixels that the picture may have.
-        before_decode: Called with the number of pixels once the header has been read.
+        begin: Called with the number of pixels once the header has been read.
 
     Raises:
         VideoError: The picture is too large.
@@ -105,8 +115,7 @@ def picture_frame(
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(data), formats=_FORMATS) as picture:
                 check_pixels(picture.width, picture.height, limits)
-                if before_decode is not None:
-                    before_decode(picture.width * picture.height)
+                begin(picture.width * picture.height)
                 return av.VideoFrame.from_ndarray(_rgb(picture), format="rgb24")
     except VideoError:
         raise

@@ -20,9 +20,8 @@ from packer.video.container import VideoError
 from packer.video.jpeg import decode_frames
 from packer.video.sampling import SAMPLING_RULES, time_indices
 from serve.replica.predictor import ModelView
-from tests.packing.test_decode import full_decode
 from tests.support.packs import run
-from tests.support.videos import number_picture, read_number, write_numbered_video
+from tests.support.videos import full_decode, number_picture, read_number, write_numbered_video
 from trainer.model.contract import ModelContract
 
 BY_TIME = ClipConfig(sampling="time")

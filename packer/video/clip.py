@@ -34,16 +34,17 @@ class Clip:
     """How many sizes the clip's frames had in the video; if several, the clip has the largest size of the commonest
     shape, and frames of another shape stand between black bars."""
     source_sha256: str
-    """Digest of the video's bytes."""
+    """Digest of the video's bytes; of a folder of pictures, see `FrameFolder.sha256`."""
     is_colour_approximate: bool
     """The video states a colour matrix that FFmpeg cannot convert (YCgCo, ICtCp, constant luminance ...): its frames
     were read with BT.709 or BT.2020, so their colours may be off."""
     num_frames: int
     """Frames that a full decode gives."""
     num_frames_claimed: int
-    """Frames that the container states; 0 if it states none."""
+    """Frames that the container states; 0 if it states none. Of a folder of pictures: how many there would be without
+    gaps in their numbers."""
     num_bad_packets: int
-    """Packets that could not be decoded and were skipped; 0 for an undamaged video."""
+    """Packets, or pictures of a folder, that could not be decoded and were skipped; 0 for an undamaged video."""
     num_concealed_frames: int
     """Frames that the decoder marked as damaged, of those that were decoded; 0 for an undamaged video."""
     damage: tuple[str, ...]

@@ -112,6 +112,7 @@ def picture_frame(data: bytes, limits: DecodeLimits, begin: Callable[[int], None
     """
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of metadata that is odd
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(data), formats=_FORMATS) as picture:
                 check_pixels(picture.width, picture.height, limits)

@@ -13,7 +13,10 @@ class ClipConfig(Section):
     """What one clip is; stored in the manifest and with the model, so that packing, training and serving agree."""
 
     num_frames: int = Field(16, ge=1, le=1000)
-    """Frames per clip, equally spaced from the first to the last."""
+    """Frames per clip, equally spaced from the first to the last (`sampling` says how)."""
+    sampling: Literal["frames", "time"] = "frames"
+    """frames: equally spaced by their number; time: those shown at equally spaced moments, which differs if the rate
+    varies (motion-triggered recordings, phones)."""
     short_side_px: int = Field(128, ge=0, le=4096)
     """Stored frames are shrunk to this short side, never enlarged; 0 keeps the video's own size."""
     jpeg_quality: int = Field(90, ge=1, le=100)

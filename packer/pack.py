@@ -47,7 +47,7 @@ from packer.video.catalog import Video, has_video_extension
 from packer.video.clip import Clip
 from packer.video.container import VideoError
 from packer.video.decode import WHOLE_SHARE
-from packer.video.sampling import SAMPLING_RULE
+from packer.video.sampling import SAMPLING_RULES
 
 logger = logging.getLogger(__name__)
 
@@ -332,7 +332,7 @@ def _finish(prepared: Preparation, records: Sequence[_Packed]) -> Manifest:
     (target / MANIFEST).unlink(missing_ok=True)  # an earlier manifest must never be read with this index
     manifest = Manifest(
         class_names=plan.class_names,
-        sampling_rule=SAMPLING_RULE,
+        sampling_rule=SAMPLING_RULES[plan.recipe.clip.sampling],
         config=plan.recipe,
         versions=dict(plan.versions),
         num_videos=plan.num_videos + len(non_videos),

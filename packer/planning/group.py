@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from packer.storage.files import read_many
 from packer.storage.location import is_url
 from packer.video.catalog import Video, has_video_extension
-from packer.video.container import VideoError, fetched, source_sha256
+from packer.video.container import VideoError, reachable, source_sha256
 
 _HMDB51 = re.compile(r"(.+)_[hulf]_(?:cm|nm)_np\d+_(?:fr|ba|le|ri)_(?:goo|med|bad)_\d+")
 _UCF101 = re.compile(r"v_(.+_g\d+)_c\d+")
@@ -90,7 +90,7 @@ def content_digest(video: Video) -> str:
 
 def _sha256(path: str) -> str:
     try:
-        with fetched(path) as source:
+        with reachable(path) as source:
             return source_sha256(source)
     except VideoError:
         return ""

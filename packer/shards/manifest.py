@@ -57,6 +57,7 @@ _SCHEMA = pa.schema(
         ("is_colour_approximate", pa.bool_()),
         ("frame_indices", pa.list_(pa.int32())),
         ("decode_road", pa.string()),
+        ("sampled_by", pa.string()),
     ]
 )
 _REJECTED_SCHEMA = pa.schema(

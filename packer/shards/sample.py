@@ -10,7 +10,7 @@ import json
 import tarfile
 import zlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 from configs.section import Section
@@ -64,6 +64,8 @@ class SampleRow(Section):
     """False also in packs from before such videos were packed."""
     frame_indices: tuple[int, ...]
     decode_road: str
+    sampled_by: str = "index"
+    """`index` also in packs from before there was a choice."""
 
 
 @dataclass(frozen=True)
@@ -89,8 +91,12 @@ def sample_members(video: "Video", class_index: int, clip: "Clip") -> list[tuple
 
 
 def clip_metadata(clip: "Clip") -> dict[str, object]:
-    """Returns what is known about a clip and its video, without the JPEGs."""
-    return {name: value for name, value in vars(clip).items() if name != "jpegs"}
+    """Returns what is known about a clip and its video, without the JPEGs.
+
+    A field with a default is left out if it holds it: so packs without it keep the bytes that they had before.
+    """
+    found = {known.name: (getattr(clip, known.name), known.default) for known in fields(clip)}
+    return {name: value for name, (value, default) in found.items() if name != "jpegs" and value != default}
 
 
 def members_crc32(members: Iterable[bytes]) -> int:

@@ -9,6 +9,7 @@ import os
 import random
 import re
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -121,6 +122,15 @@ class RemotePath:
     def read_bytes(self) -> bytes:
         """Returns the file's bytes."""
         return bytes(self._try("cat_file"))
+
+    def read_files(self, names: Sequence[str]) -> list[bytes]:
+        """Returns the bytes of several files of this folder, fetched at once; one that fails is tried again alone."""
+        system, path = _file_system(self.url)
+        found = system.cat_ranges([f"{path.rstrip('/')}/{name}" for name in names], None, None)
+        return [
+            data if isinstance(data, bytes) else (self / name).read_bytes()
+            for name, data in zip(names, found, strict=True)
+        ]
 
     def read_range(self, offset: int, num_bytes: int) -> bytes:
         """Returns `num_bytes` bytes from `offset`; fewer only at the file's end."""

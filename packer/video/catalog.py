@@ -1,16 +1,19 @@
-"""Finds the candidate videos: every file below a class folder, whatever its name.
+"""Finds the candidate videos: every file below a class folder, whatever its name, and every folder of frames there.
 
-A file is a video if it can be opened as one; its extension does not matter. What holds no video by its header (texts,
-pictures, sound, archives, arrays of features) is set aside here, so that it takes no place in a split. So are the
-proxies of cameras. If such a file has a video's extension, somebody took it for a video: a pack counts it as a failed
-one. Skipped entries (hidden files, files beside the class folders, sockets and the like) are counted for the report.
+A file is a video if it can be opened as one; its extension does not matter. A folder below a class folder is one too if
+it holds at least two numbered pictures and no video: the pictures are its frames.
+
+What holds no video by its header (texts, pictures, sound, archives, arrays of features) is set aside here, so that it
+takes no place in a split. So are the proxies of cameras. If such a file has a video's extension, somebody took it for a
+video: a pack counts it as a failed one. Skipped entries (hidden files, files beside the class folders, sockets and the
+like) are counted for the report.
 """
 
 import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +21,7 @@ from configs.section import UsageError
 from packer.storage.files import read_many, read_range
 from packer.storage.location import Entry, Location, RemotePath, at, concerns_the_file, list_folder, relative_name
 from packer.video.container import VideoError, choose_stream, fetched, open_container, open_source
+from packer.video.frame_folder import is_picture_name, numbered_pictures
 
 _MAX_CLASS, _MAX_STEM, _HASH = 24, 40, 12
 """A key has at most 24 + 1 + 40 + 1 + 12 = 78 bytes: a tar member's name has room for 100."""
@@ -50,11 +54,16 @@ class Video:
     """One candidate file."""
 
     path: str
-    """Its path or address; holds surrogate escapes if the name is not UTF-8."""
+    """Its path or address; a folder of pictures ends with /. Holds surrogate escapes if the name is not UTF-8."""
     source: str
     """The path relative to the data folder, with / between folders, as valid text."""
     class_name: str
     num_bytes: int
+
+    @property
+    def is_frame_folder(self) -> bool:
+        """Whether it is a folder of numbered pictures instead of a file."""
+        return self.path.endswith("/")
 
     @property
     def key(self) -> str:
@@ -109,7 +118,8 @@ def find_videos(folder: Location, split_folders: Collection[str] = ()) -> Catalo
             )
         above = frozenset({os.path.realpath(str(folder)), os.path.realpath(Path(class_folder.path).parent)})
         for file in _files(at(class_folder.path), skipped, above):
-            videos.append(Video(file.path, _text(relative_name(file.path, folder)), class_name, file.num_bytes))
+            source = _text(relative_name(file.path.rstrip("/"), folder))
+            videos.append(Video(file.path, source, class_name, file.num_bytes))
     catalog = _set_aside_non_videos(folder, tuple(sorted(class_names)), videos, skipped, are_proxies_known=True)
     if not catalog.videos:
         if num_flat := skipped[_BESIDE]:
@@ -118,7 +128,10 @@ def find_videos(folder: Location, split_folders: Collection[str] = ()) -> Catalo
                 f"put the videos of each class into a folder with its name ({folder}/CLASS/VIDEO); if {folder} is "
                 "itself the folder of one class, give the folder above it"
             )
-        raise UsageError(f"{folder} holds no videos: it must hold one folder per class, and those the videos")
+        raise UsageError(
+            f"{folder} holds no videos: it must hold one folder per class, and those the videos; pictures are frames "
+            "only if they are numbered and have a folder of their own below the class"
+        )
     return catalog
 
 
@@ -130,7 +143,9 @@ def find_unlabelled(folder: Location) -> Catalog:
     """
     skipped: Counter[str] = Counter()
     files = _files(folder, skipped, frozenset())
-    videos = [Video(file.path, _text(relative_name(file.path, folder)), "", file.num_bytes) for file in files]
+    videos = [
+        Video(file.path, _text(relative_name(file.path.rstrip("/"), folder)), "", file.num_bytes) for file in files
+    ]
     catalog = _set_aside_non_videos(folder, (), videos, skipped, are_proxies_known=False)
     if not catalog.videos:
         raise UsageError(f"{folder} holds no videos")
@@ -178,6 +193,8 @@ def _is_proxy(video: Video) -> VideoError | None:
 
 def _not_a_video(video: Video) -> VideoError | None:
     """Returns why the file holds no video, or None; to be fast, opens only files that do not look like a video."""
+    if video.is_frame_folder:
+        return None
     is_named_so = has_video_extension(video.source)
     try:
         if video.num_bytes:
@@ -198,6 +215,22 @@ def _not_a_video(video: Video) -> VideoError | None:
         return error if error.reason in _NOT_HERE else None
 
 
+def _holds_video(entries: Sequence[Entry]) -> bool:
+    """Tells whether a folder with pictures holds a video as well, by name or by content."""
+    others = [entry for entry in entries if entry.kind == "file" and not is_picture_name(entry.name)]
+    return any(has_video_extension(entry.name) for entry in others) or any(map(_opens_as_video, others))
+
+
+def _opens_as_video(entry: Entry) -> bool:
+    try:
+        if _is_suspect(entry.name, read_range(at(entry.path), 0, _HEAD_BYTES)):
+            return False
+        with fetched(entry.path) as source, open_source(source) as file, open_container(file) as container:
+            return bool(container.streams.video)
+    except (OSError, VideoError):
+        return False
+
+
 def _is_suspect(source: str, head: bytes) -> bool:
     if b"\0" not in head or head.startswith(_PICTURE_HEADS):
         return True
@@ -210,14 +243,24 @@ def _extension(source: str) -> str:
     return extension.lower() if dot else ""
 
 
-def _files(folder: Location, skipped: Counter[str], above: frozenset[str]) -> Iterator[Entry]:
+def _files(
+    folder: Location, skipped: Counter[str], above: frozenset[str], may_be_clip: bool = False
+) -> Iterator[Entry]:
+    """Yields the files below a folder, and each folder of numbered pictures as one entry whose path ends with /."""
     above |= {os.path.realpath(folder)} if isinstance(folder, Path) else set()
-    for entry in _entries(folder, skipped):
+    entries = _entries(folder, skipped)
+    if may_be_clip and (frames := numbered_pictures(folder, entries)) and not _holds_video(entries):
+        yield Entry(folder.name, f"{folder}/", "file", frames.num_bytes)
+        is_file = [entry.kind == "file" for entry in entries]
+        if num_others := sum(is_file) - len(frames.files):
+            skipped["file beside the numbered pictures of a clip"] += num_others
+        entries = [entry for entry in entries if entry.kind != "file"]
+    for entry in entries:
         if entry.kind == "folder":
             if os.path.realpath(entry.path) in above:
                 skipped["link to a folder above it"] += 1
             else:
-                yield from _files(at(entry.path), skipped, above)
+                yield from _files(at(entry.path), skipped, above, may_be_clip=True)
         elif entry.kind == "file":
             yield entry
         else:

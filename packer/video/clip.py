@@ -4,18 +4,19 @@ Packing and serving both call `read_clip`, so both sample, turn, shrink and comp
 of frames is what a full decode gives, never what the container states: all our genuine HMDB51 clips state a wrong one.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Generic
+from typing import Generic, Literal
 
 from configs.pack import ClipConfig, DecodeLimits
-from packer.video.container import fetched, kept_still, open_source, source_sha256, translated_errors
+from packer.video.container import kept_still, open_source, reachable, source_sha256, translated_errors
 from packer.video.decode import Decoded, Decoder, Keep, KeptT
+from packer.video.frame_folder import FrameFolder
 from packer.video.jpeg import encode
 from packer.video.planes import Resizer, common_size
-from packer.video.sampling import frame_indices
+from packer.video.sampling import frame_indices, time_indices
 
 
 @dataclass(frozen=True)
@@ -33,16 +34,17 @@ class Clip:
     """How many sizes the clip's frames had in the video; if several, the clip has the largest size of the commonest
     shape, and frames of another shape stand between black bars."""
     source_sha256: str
-    """Digest of the video's bytes."""
+    """Digest of the video's bytes; of a folder of pictures, see `FrameFolder.sha256`."""
     is_colour_approximate: bool
     """The video states a colour matrix that FFmpeg cannot convert (YCgCo, ICtCp, constant luminance ...): its frames
     were read with BT.709 or BT.2020, so their colours may be off."""
     num_frames: int
     """Frames that a full decode gives."""
     num_frames_claimed: int
-    """Frames that the container states; 0 if it states none."""
+    """Frames that the container states; 0 if it states none. Of a folder of pictures: how many there would be without
+    gaps in their numbers."""
     num_bad_packets: int
-    """Packets that could not be decoded and were skipped; 0 for an undamaged video."""
+    """Packets, or pictures of a folder, that could not be decoded and were skipped; 0 for an undamaged video."""
     num_concealed_frames: int
     """Frames that the decoder marked as damaged, of those that were decoded; 0 for an undamaged video."""
     damage: tuple[str, ...]
@@ -56,6 +58,9 @@ class Clip:
     """Which of the `num_frames` frames the clip holds."""
     decode_road: str
     """The decode path: `full` if every frame was decoded, `needed` if only those that the clip needs."""
+    sampled_by: Literal["index", "time", "rate"] = "index"
+    """index: by `clip.sampling` frames; time: by `clip.sampling` time; rate: as time, but the frames lack times that
+    rise, so they count as equally spaced. A sample's json leaves out `index`."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,8 @@ def read_clip(
 ) -> Clip:
     """Returns the clip of one video, given as a path, an address or the file's bytes; all give the same clip.
 
+    A folder of numbered pictures (a `Path` to a folder, or a text that ends with /) is a video too.
+
     Args:
         source: The video.
         clip: Number, size and quality of the frames.
@@ -87,13 +94,13 @@ def read_clip(
         OSError: The video's storage fails.
     """
     resizer = Resizer(clip.short_side_px)
-    with fetched(source) as fetched_source, kept_still(fetched_source):
-        sha256 = source_sha256(fetched_source)
-        picked = pick_frames(fetched_source, clip, limits, resizer, before_decode)
+    with reachable(source) as here, kept_still(here):
+        sha256 = source_sha256(here)
+        picked = pick_frames(here, clip, limits, resizer, before_decode)
         sizes = [resizer.sizes[index] for index in picked.frame_indices]
         if (size := common_size(sizes)) != resizer.reference_size:  # known only now; such videos are rare
             resizer = Resizer(clip.short_side_px, size)
-            picked = pick_frames(fetched_source, clip, limits, resizer)
+            picked = pick_frames(here, clip, limits, resizer)
     video = picked.video
     with translated_errors():
         jpegs = [encode(planes, clip.jpeg_quality) for planes in picked.frames]
@@ -116,11 +123,12 @@ def read_clip(
         duration_seconds=video.duration_seconds or (video.num_frames / video.fps if video.fps else 0.0),
         frame_indices=picked.frame_indices,
         decode_road=video.decode_path,
+        sampled_by=_sampled_by(clip, video),
     )
 
 
 def pick_frames(
-    source: str | Path | bytes,
+    source: str | Path | bytes | FrameFolder,
     clip: ClipConfig,
     limits: DecodeLimits,
     keep: Keep[KeptT],
@@ -129,7 +137,7 @@ def pick_frames(
     """Returns the frames that the sampling rule picks.
 
     Args:
-        source: The file's path, or the file's bytes.
+        source: The file's path, the file's bytes, or a folder of pictures.
         clip: How many frames are wanted, and whether packets that they do not need may be skipped.
         limits: Frames and pixels that a video may have.
         keep: Returns what to keep of a frame, given its index; called for frame 0 and for every frame that may be
@@ -140,13 +148,29 @@ def pick_frames(
         VideoError: The video gives no clip.
     """
 
-    def choose(num_frames_available: int) -> tuple[int, ...]:
-        return frame_indices(num_frames_available, clip.num_frames)
+    def choose(times: Sequence[int]) -> tuple[int, ...]:
+        if clip.sampling == "time":
+            return time_indices(times, clip.num_frames)
+        return frame_indices(len(times), clip.num_frames)
 
-    with open_source(source) as file, translated_errors():
-        decoded = Decoder(limits, choose, keep, before_decode).decode(file, may_skip=clip.decode == "auto")
-    indices = choose(decoded.num_frames)
+    decoded: Decoded[KeptT]
+    if isinstance(source, FrameFolder):
+        from packer.video.pictures import PictureDecoder  # loads Pillow, which no video needs
+
+        with translated_errors():
+            pictures = PictureDecoder(limits, choose, keep, before_decode)
+            decoded = pictures.decode(source, may_skip=clip.decode == "auto")
+    else:
+        with open_source(source) as file, translated_errors():
+            decoded = Decoder(limits, choose, keep, before_decode).decode(file, may_skip=clip.decode == "auto")
+    indices = choose(decoded.times.ticks)
     return Picked(tuple(decoded.kept[index] for index in indices), indices, decoded)
+
+
+def _sampled_by(clip: ClipConfig, video: Decoded[KeptT]) -> Literal["index", "time", "rate"]:
+    if clip.sampling == "frames":
+        return "index"
+    return "time" if video.times.are_own else "rate"
 
 
 def library_versions() -> dict[str, str]:

@@ -22,13 +22,20 @@ from av.video.stream import VideoStream
 from configs.pack import DecodeLimits
 from packer.storage.files import local_copy
 from packer.storage.location import at, concerns_the_file, is_url
+from packer.video.frame_folder import FrameFolder, is_frame_folder, open_frame_folder
 from packer.video.headers import is_motion_jpeg
 
 CONTAINERS = (
     "3gp,asf,av1,avi,dirac,dv,flv,gif,h261,h263,h264,hevc,ivf,m4v,matroska,mjpeg,mov,mp4,mpeg,mpegts,mpegvideo,mxf,nut,nuv,"
-    "obu,ogg,rm,vc1,vvc,webm,wtv,yuv4mpegpipe"
+    "obu,ogg,rm,vc1,vvc,webm,wtv,yuv4mpegpipe,"
+    "dhav,hxvs,ifv,luodat,mpjpeg"
 )
-"""The FFmpeg demuxers that may read a file."""
+"""The FFmpeg demuxers that may read a file: containers of one file, without references to others.
+
+For recordings of cameras: dhav (Dahua), ifv (IFV recorders), luodat (.dat of recorders), hxvs (HX IP cameras), mpjpeg
+(the saved stream of a network camera). Left out though cameras write them: mxg (Mobotix), which FFmpeg knows by the
+file's name alone; nc, which it always ends with an error; iv8 and lvf, of which no file was at hand to try.
+"""
 
 _NEVER_THE_VIDEO = (
     Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image | Disposition.dependent
@@ -79,19 +86,40 @@ def fetched(source: str | Path | bytes) -> Iterator[str | Path | bytes]:
         yield path
 
 
-def source_sha256(source: str | Path | bytes) -> str:
-    """Returns the digest of a video, given as a path or as bytes.
+@contextmanager
+def reachable(source: str | Path | bytes) -> Iterator[str | Path | bytes | FrameFolder]:
+    """Yields a video or a folder of pictures that can be read here: a video as `fetched` does, a folder once listed.
 
     Raises:
-        VideoError: The file cannot be read, or is empty.
+        VideoError: The file cannot be read or is empty, or the folder holds no numbered pictures.
         OSError: Its storage fails.
     """
+    if isinstance(source, bytes) or not is_frame_folder(source):
+        with fetched(source) as fetched_source:
+            yield fetched_source
+        return
+    with translated_errors():
+        folder = open_frame_folder(source)
+    if folder is None:
+        raise VideoError("not_a_video", "the folder holds no numbered pictures")
+    yield folder
+
+
+def source_sha256(source: str | Path | bytes | FrameFolder) -> str:
+    """Returns the digest of a video, given as a path or as bytes, or of a folder of pictures.
+
+    Raises:
+        VideoError: It cannot be read, or is empty.
+    """
+    if isinstance(source, FrameFolder):
+        with translated_errors():
+            return source.sha256()
     with open_source(source) as file, translated_errors():
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager
-def kept_still(source: str | Path | bytes) -> Iterator[None]:
+def kept_still(source: str | Path | bytes | FrameFolder) -> Iterator[None]:
     """Guards the reading of a local file: its digest and its frames must be those of one file.
 
     Raises:
@@ -105,8 +133,8 @@ def kept_still(source: str | Path | bytes) -> Iterator[None]:
             raise VideoError("changed", "the file changed while it was read")
 
 
-def _stamp(source: str | Path | bytes) -> tuple[int, int] | None:
-    if isinstance(source, bytes):
+def _stamp(source: str | Path | bytes | FrameFolder) -> tuple[int, int] | None:
+    if not isinstance(source, str | Path):
         return None
     with suppress(OSError, ValueError):
         status = Path(source).stat()

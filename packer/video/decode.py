@@ -16,7 +16,7 @@ from av.video.stream import VideoStream
 
 from configs.pack import DecodeLimits
 from packer.video import h264, mpeg4
-from packer.video.clock import Clock
+from packer.video.clock import NO_TIMES, Clock, FrameTimes
 from packer.video.container import (
     VideoError,
     check_num_frames,
@@ -29,12 +29,13 @@ from packer.video.container import (
 from packer.video.filters import Cropper
 from packer.video.headers import EVERY_TRACK, Header, read_header, track_key
 from packer.video.packets import NeedsFullDecode, Packet, Picture, Reader, spans_of
+from packer.video.planes import PixelShape
 
 KeptT = TypeVar("KeptT")
-Keep = Callable[[av.VideoFrame, VideoStream, int], KeptT]
+Keep = Callable[[av.VideoFrame, PixelShape, int], KeptT]
 """Returns what to keep of a frame, given its index; called in display order, for frame 0 and all that may be wanted."""
-Choose = Callable[[int], Sequence[int]]
-"""Returns the wanted frames' indices, given the number of frames."""
+Choose = Callable[[Sequence[int]], Sequence[int]]
+"""Returns the wanted frames' indices, given when each frame is shown, in display order; in any unit, never falling."""
 
 _H264_TAGS = {("mov,mp4,m4a,3gp,3g2,mj2", "h264"): "avc1", ("matroska,webm", "h264"): "\0\0\0\0"}
 _MAX_CONCEALED_SHARE = 0.75
@@ -59,7 +60,8 @@ class Decoded(Generic[KeptT]):
     num_concealed_frames: int = 0
     """Frames that the decoder marked as damaged: parts of them are guessed."""
     damage: tuple[str, ...] = ()
-    """Codes of `_damage`; empty for a whole video."""
+    """Codes of `damage_of`; empty for a whole video."""
+    times: FrameTimes = NO_TIMES
     kept: dict[int, KeptT] = field(default_factory=dict)
     """By the index of the frame."""
 
@@ -68,13 +70,22 @@ class Decoded(Generic[KeptT]):
 class _Survey:
     """What is known about a video before it is decoded."""
 
+    clock: Clock
     num_packets: int = 0
-    times: list[int | None] = field(default_factory=list)
-    """Of the packets, in the order of decoding."""
     pictures: list[Picture] = field(default_factory=list)
     """What the packets show; empty if that is not certain."""
     packets: list[Packet] | None = field(default_factory=list)
     """The packets themselves; None if they are too many to be held."""
+
+    def needed_times(self) -> FrameTimes:
+        """Returns when the frames are shown, by the pictures."""
+        times = {
+            picture.position: time
+            # Only an AVI, which has no such times, can have more pictures than packets, or fewer.
+            for picture, time in zip(self.pictures, self.clock.packet_times, strict=False)
+        }
+        num_frames = sum(picture.position is not None for picture in self.pictures)
+        return self.clock.frame_times([times.get(position) for position in range(num_frames)])
 
 
 @dataclass(frozen=True)
@@ -121,10 +132,9 @@ class Decoder(Generic[KeptT]):
             self.before_decode(stream.codec_context.width * stream.codec_context.height)
         cropper = Cropper(header.crops.get(track_key(container, stream)))
         decoded = self._needed_or_none(file, container, stream, survey, cropper)
-        decoded = decoded or self._full(file, index, survey.num_packets, cropper)
-        clock = Clock(survey.times, stream.time_base)
-        clock.correct(decoded)
-        decoded.damage = _damage(decoded, header, clock.ends_early(container))
+        decoded = decoded or self._full(file, index, survey, cropper)
+        survey.clock.correct(decoded)
+        decoded.damage = damage_of(decoded, header, survey.clock.ends_early(container, stream))
         if decoded.num_concealed_frames > _MAX_CONCEALED_SHARE * decoded.num_frames:
             raise VideoError(
                 "damaged",
@@ -139,25 +149,26 @@ class Decoder(Generic[KeptT]):
         if not survey.pictures:
             return None
         if survey.packets is not None:
-            return self._needed(container, stream, survey.packets, survey.pictures, cropper)
+            return self._needed(container, stream, survey.packets, survey, cropper)
         with open_container(file) as again:
             stream = video_stream(again, stream.index, self.limits)
             packets = _packets(again.demux(stream), stream)
-            return self._needed(again, stream, packets, survey.pictures, cropper)
+            return self._needed(again, stream, packets, survey, cropper)
 
     def _needed(
         self,
         container: InputContainer,
         stream: VideoStream,
         packets: Iterable[Packet],
-        pictures: list[Picture],
+        survey: _Survey,
         cropper: Cropper,
     ) -> Decoded[KeptT] | None:
         decoded: Decoded[KeptT] = _metadata("needed", container, stream)
-        decoded.num_frames = sum(picture.position is not None for picture in pictures)
-        wanted = {0, *self.choose(decoded.num_frames)}
+        decoded.times = survey.needed_times()
+        decoded.num_frames = len(decoded.times.ticks)
+        wanted = {0, *self.choose(decoded.times.ticks)}
         try:
-            for frame in _needed_frames(stream, packets, pictures, wanted):
+            for frame in _needed_frames(stream, packets, survey.pictures, wanted):
                 check_pixels(frame.width, frame.height, self.limits)
                 if frame.pts in wanted:
                     decoded.kept[frame.pts] = self.keep(cropper(frame), stream, frame.pts)
@@ -167,17 +178,19 @@ class Decoder(Generic[KeptT]):
             return None  # a damaged frame too: a full decode counts them all
         return decoded
 
-    def _full(self, file: BinaryIO, index: int, num_packets: int, cropper: Cropper) -> Decoded[KeptT]:
+    def _full(self, file: BinaryIO, index: int, survey: _Survey, cropper: Cropper) -> Decoded[KeptT]:
         # Real files have as many frames as packets, or one fewer (DivX packed bitstreams). The frames of both guesses
-        # are kept, all others are dropped at once; only another number of frames costs a second decode.
-        guesses = {max(1, num_packets), max(1, num_packets - 1)}
-        decoded = self._all(file, index, {0}.union(*(self.choose(guess) for guess in guesses)), cropper)
+        # are kept, all others are dropped at once; only other frames than these cost a second decode.
+        expected = [survey.clock.expected_times(max(1, survey.num_packets - fewer)) for fewer in (0, 1)]
+        guessed = {0}.union(*(self.choose(times.ticks) for times in expected))
+        decoded = self._all(file, index, guessed, survey.clock, cropper)
         if not decoded.num_frames:
             raise _no_frame()
-        chosen = {0, *self.choose(decoded.num_frames)}
-        return decoded if decoded.kept.keys() >= chosen else self._all(file, index, chosen, cropper)
+        chosen = {0, *self.choose(decoded.times.ticks)}
+        return decoded if decoded.kept.keys() >= chosen else self._all(file, index, chosen, survey.clock, cropper)
 
-    def _all(self, file: BinaryIO, index: int, wanted: set[int], cropper: Cropper) -> Decoded[KeptT]:
+    def _all(self, file: BinaryIO, index: int, wanted: set[int], clock: Clock, cropper: Cropper) -> Decoded[KeptT]:
+        own_times: list[int | None] = []
         with open_container(file) as container:
             stream = video_stream(container, index, self.limits)
             decoded: Decoded[KeptT] = _metadata("full", container, stream)
@@ -185,11 +198,13 @@ class Decoder(Generic[KeptT]):
                 check_pixels(frame.width, frame.height, self.limits)
                 if decoded.num_frames in wanted:
                     decoded.kept[decoded.num_frames] = self.keep(cropper(frame), stream, decoded.num_frames)
+                own_times.append(frame.pts)
                 decoded.num_frames += 1
                 decoded.num_concealed_frames += frame.is_corrupt
                 check_num_frames(decoded.num_frames, self.limits)
             if is_picture(container, decoded.num_frames):
                 raise VideoError("not_a_video", "the file is a picture")
+        decoded.times = clock.frame_times(own_times)
         return decoded
 
 
@@ -201,7 +216,7 @@ def _encrypted() -> VideoError:
     return VideoError("encrypted", "the video is encrypted: decrypt it first")
 
 
-def _damage(decoded: Decoded[KeptT], header: Header, ends_early: bool) -> tuple[str, ...]:
+def damage_of(decoded: Decoded[KeptT], header: Header, ends_early: bool) -> tuple[str, ...]:
     """Returns what is wrong with a video that was decoded, as stable codes."""
     found = {
         "bad_packets": decoded.num_bad_packets > 0,
@@ -214,7 +229,7 @@ def _damage(decoded: Decoded[KeptT], header: Header, ends_early: bool) -> tuple[
 
 
 def _survey(container: InputContainer, stream: VideoStream, limits: DecodeLimits, may_skip: bool) -> _Survey:
-    survey = _Survey()
+    survey = _Survey(Clock(stream.time_base, container.format.name))
 
     def counted() -> Iterator[Packet]:
         for packet in container.demux(stream):
@@ -223,7 +238,7 @@ def _survey(container: InputContainer, stream: VideoStream, limits: DecodeLimits
                     raise _encrypted()
                 survey.num_packets += 1
                 check_num_frames(survey.num_packets, limits)
-                survey.times.append(packet.pts)
+                survey.clock.read(packet)
             yield packet
 
     raw = counted()

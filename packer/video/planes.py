@@ -9,12 +9,11 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import av
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
-from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from packer.video.filters import FrameFilter
@@ -113,6 +112,15 @@ def matrix_of(frame: av.VideoFrame) -> Matrix:
     return Matrix(Colorspace.ITU709, True)
 
 
+class PixelShape(Protocol):
+    """What tells the shape of a pixel: a stream."""
+
+    @property
+    def sample_aspect_ratio(self) -> Fraction | None:
+        """Width of a pixel divided by its height; None: not stated."""
+        ...
+
+
 class Resizer:
     """Makes planes of one size from all frames of a video; its first frame sets the orientation.
 
@@ -136,7 +144,7 @@ class Resizer:
         self.is_colour_approximate = False
         """Whether a frame states a colour matrix that was replaced by another one."""
 
-    def __call__(self, frame: av.VideoFrame, stream: VideoStream, index: int) -> Planes:
+    def __call__(self, frame: av.VideoFrame, stream: PixelShape, index: int) -> Planes:
         """Returns the planes of frame `index` of a stream."""
         size = (frame.height, frame.width)
         if index == 0:

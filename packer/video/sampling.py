@@ -1,7 +1,14 @@
-"""The sampling rule: which frames of a video make its clip. Packer, trainer and server share this one copy."""
+"""The sampling rules: which frames of a video make its clip. Packer, trainer and server share this one copy."""
 
-SAMPLING_RULE = "index_i = (2*i*(N-1) + (T-1)) // (2*(T-1)), i = 0..T-1; T = 1: (N-1) // 2"
-"""How T frames are chosen from the N that a full decode gives; stored in the manifest."""
+from bisect import bisect_right
+from collections.abc import Sequence
+
+SAMPLING_RULES = {
+    "frames": "index_i = (2*i*(N-1) + (T-1)) // (2*(T-1)), i = 0..T-1; T = 1: (N-1) // 2",
+    "time": "index_i = last j with t_j <= t_0 + i*(t_(N-1) - t_0)/(T-1), i = 0..T-1; T = 1: t_0 + (t_(N-1) - t_0)/2; "
+    "t_j = j if the frames have no times that rise",
+}
+"""How T frames are chosen from the N that a full decode gives, by `clip.sampling`; stored in the manifest."""
 
 
 def frame_indices(num_frames_available: int, num_frames: int) -> tuple[int, ...]:
@@ -25,3 +32,23 @@ def frame_indices(num_frames_available: int, num_frames: int) -> tuple[int, ...]
     if not gaps:
         return (last // 2,)
     return tuple((2 * i * last + gaps) // (2 * gaps) for i in range(num_frames))
+
+
+def time_indices(times: Sequence[int], num_frames: int) -> tuple[int, ...]:
+    """Returns the indices of the frames on screen at equally spaced times, from the first frame's to the last's.
+
+    Integer arithmetic, so that nothing rounds. Of frames at the times (0, 1, 2, 3, 30), a clip of 4 holds (0, 3, 3, 4)
+    and a clip of 1 holds (3,). Of frames that have one time, the last one is taken: it stays on screen.
+
+    Args:
+        times: When each frame is shown, in any unit; never falling.
+        num_frames: Frames in the clip, T.
+
+    Raises:
+        ValueError: There are no times, or `num_frames` is below 1.
+    """
+    if not times or num_frames < 1:
+        raise ValueError(f"times (of {len(times)} frames) and num_frames ({num_frames}) must be at least 1")
+    first, span = times[0], times[-1] - times[0]
+    parts = [(1, 2)] if num_frames == 1 else [(number, num_frames - 1) for number in range(num_frames)]
+    return tuple(bisect_right(times, first + part * span // whole) - 1 for part, whole in parts)

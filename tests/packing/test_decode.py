@@ -1,7 +1,7 @@
 """Both decode paths give the same frames, and the shorter one is taken if and only if it was proved."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from configs.pack import ClipConfig, DecodeLimits
 from packer.video import decode
 from packer.video.clip import pick_frames, read_clip
-from packer.video.container import VideoError, choose_stream
+from packer.video.container import VideoError
 from packer.video.packets import Bits, NeedsFullDecode, Picture, spans_of
 from packer.video.sampling import frame_indices
-from tests.support.videos import moving_pictures, write_video
+from tests.support.videos import full_decode, moving_pictures, write_video
 
 LIMITS = DecodeLimits()
 
@@ -25,15 +25,6 @@ def luma(frame: av.VideoFrame, *_: object) -> NDArray[np.uint8]:
     plane = frame.planes[0]
     num_bytes = frame.width * -(-frame.format.components[0].bits // 8)
     return np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: frame.height, :num_bytes].copy()
-
-
-def full_decode(path: Path) -> Iterator[av.VideoFrame]:
-    with av.open(str(path), metadata_errors="ignore") as container:
-        index = choose_stream(container)[0]
-    with av.open(str(path), metadata_errors="ignore") as container:
-        stream = container.streams.video[[stream.index for stream in container.streams.video].index(index)]
-        stream.codec_context.thread_count = 1  # what becomes of damaged frames depends on the number of threads
-        yield from container.decode(stream)
 
 
 def check_exact(path: Path, num_wanted: int = 16) -> str:

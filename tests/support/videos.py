@@ -3,12 +3,15 @@
 The blocks survive lossy codecs, shrinking and JPEG, so that a test can tell which frames came back.
 """
 
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 from numpy.typing import NDArray
+
+from packer.video.container import choose_stream
 
 _GRID = 4
 
@@ -83,6 +86,16 @@ def write_video(
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return path
+
+
+def full_decode(path: Path) -> Iterator[av.VideoFrame]:
+    """Yields all frames of a video's chosen stream, decoded by PyAV alone."""
+    with av.open(str(path), metadata_errors="ignore") as container:
+        index = choose_stream(container)[0]
+    with av.open(str(path), metadata_errors="ignore") as container:
+        stream = container.streams.video[[stream.index for stream in container.streams.video].index(index)]
+        stream.codec_context.thread_count = 1  # what becomes of damaged frames depends on the number of threads
+        yield from container.decode(stream)
 
 
 def write_classes(folder: Path, num_per_class: dict[str, int], num_frames: int = 12) -> Path:

@@ -47,6 +47,7 @@ from packer.video.catalog import Video, has_video_extension
 from packer.video.clip import Clip
 from packer.video.container import VideoError
 from packer.video.decode import WHOLE_SHARE
+from packer.video.frame_folder import open_frame_folder
 from packer.video.sampling import SAMPLING_RULES
 
 logger = logging.getLogger(__name__)
@@ -284,6 +285,13 @@ def _duplicate(video: Video, original: str, class_name: str) -> VideoError:
     )
 
 
+def _num_bytes_now(video: Video) -> int:
+    if video.is_frame_folder:
+        folder = open_frame_folder(video.path)
+        return folder.num_bytes if folder else 0
+    return Path(video.path).stat().st_size
+
+
 def _checked(video: Video, outcome: Clip | VideoError) -> Clip | VideoError:
     """Returns the outcome; an error if the file is not the one that was planned.
 
@@ -293,7 +301,7 @@ def _checked(video: Video, outcome: Clip | VideoError) -> Clip | VideoError:
     if is_url(video.path):
         return outcome
     try:
-        num_bytes = Path(video.path).stat().st_size
+        num_bytes = _num_bytes_now(video)
     except OSError:
         if not Path(video.path).parent.exists():
             raise FileNotFoundError(errno.ENOENT, "the folder of the video is gone", video.path) from None

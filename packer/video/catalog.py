@@ -223,7 +223,8 @@ def _holds_video(entries: Sequence[Entry]) -> bool:
 
 def _opens_as_video(entry: Entry) -> bool:
     try:
-        if _is_suspect(entry.name, read_range(at(entry.path), 0, _HEAD_BYTES)):
+        head = read_range(at(entry.path), 0, _HEAD_BYTES)
+        if b"\0" not in head or head.startswith(_PICTURE_HEADS + _DATA_HEADS):
             return False
         with fetched(entry.path) as source, open_source(source) as file, open_container(file) as container:
             return bool(container.streams.video)

@@ -193,7 +193,7 @@ def test_a_pack_tells_of_its_damaged_videos_and_older_packs_are_read(
     (data / "a/half.webm").write_bytes(whole[: len(whole) // 2])
     shards = tmp_path / "shards"
     assert main([str(data), str(shards)]) == 0
-    assert "damaged   1 of the packed (samples.parquet: damage)" in capsys.readouterr().out
+    assert "damaged   1 of the packed videos (samples.parquet: damage)" in capsys.readouterr().out
     rows = pq.read_table(shards / "samples.parquet").to_pylist()
     assert {row["source"]: row["damage"] for row in rows if row["damage"]} == {"a/half.webm": ["cut_off"]}
     assert main(["inspect", str(shards)]) == 0

@@ -71,7 +71,7 @@ def shape(value: Any) -> Any:
     """Returns what a value of JSON is made of: names and types; of a list, of its first element."""
     if isinstance(value, dict):
         return {name: shape(inner) for name, inner in value.items()}
-    return [shape(value[0])] if isinstance(value, list) else type(value)
+    return [shape(one) for one in value[:1]] if isinstance(value, list) else type(value)
 
 
 def test_the_examples_of_answers_are_true(port: int, description: dict[str, Any], tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -63,9 +63,11 @@ def test_a_server_tells_what_the_dashboard_shows(champion_store: Path, tmp_path:
         until(lambda: total(scrape(metrics_port), "requests_total", code="404") == 2)
         samples = scrape(metrics_port)
         url = f"http://127.0.0.1:{port}/v1/predict"
-        refused = asyncio.run(load(url, [video], concurrency=48, num_requests=300)).failed
-        assert {one.code for one in refused} == {"overloaded"}
-        until(lambda: total(scrape(metrics_port), "refusals_total", reason="overloaded") == len(refused))
+        refused = Counter(one.code for one in asyncio.run(load(url, [video], concurrency=48, num_requests=300)).failed)
+        assert refused["overloaded"]
+        # On a busy machine a replica that gets no processor for a second counts as gone: unavailable.
+        assert refused.keys() <= {"overloaded", "unavailable"}
+        until(lambda: total(scrape(metrics_port), "refusals_total", reason="overloaded") == refused["overloaded"])
     check_values(samples, len(video))
     check_log(log.read_text())
     labels = defaultdict(set)

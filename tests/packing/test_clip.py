@@ -178,10 +178,15 @@ def test_a_video_of_which_nothing_is_shown_is_undecodable(tmp_path: Path) -> Non
 
 
 def test_missing_file_is_unreadable(tmp_path: Path) -> None:
-    for path in (tmp_path / "none.mp4", tmp_path):
-        with pytest.raises(VideoError, match="the file cannot be read") as caught:
-            read_clip(path, ClipConfig(), LIMITS)
-        assert caught.value.reason == "unreadable"
+    with pytest.raises(VideoError, match="the file cannot be read") as caught:
+        read_clip(tmp_path / "none.mp4", ClipConfig(), LIMITS)
+    assert caught.value.reason == "unreadable"
+
+
+def test_folder_without_pictures_is_no_video(tmp_path: Path) -> None:
+    with pytest.raises(VideoError, match="the folder holds no numbered pictures") as caught:
+        read_clip(tmp_path, ClipConfig(), LIMITS)
+    assert caught.value.reason == "not_a_video"
 
 
 @pytest.mark.parametrize(

@@ -103,6 +103,11 @@ def test_an_export_does_not_end_its_run(store: Store) -> None:
     assert client.get_logged_model(model_id).source_run_id == store.run_id
 
 
+def test_a_model_is_registered_from_its_own_store_whichever_was_used_last(store: Store, tmp_path: Path) -> None:
+    mlflow.set_tracking_uri(store_uri(tmp_path))
+    assert Registry(store.uri, "elsewhere").register(store.model_uri, store.run_id, CONTRACT) == "1"
+
+
 def test_mlflow_itself_scores_what_is_sent_as_json(store: Store) -> None:
     from mlflow.pyfunc.scoring_server import infer_and_parse_data  # here, since it warns when it is imported
 

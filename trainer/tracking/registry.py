@@ -135,6 +135,7 @@ class Registry:
 
     def register(self, model_uri: str, run_id: str, contract: ModelContract) -> str:
         """Registers an exported model and returns its version."""
+        mlflow.set_tracking_uri(self.uri)  # MLflow looks the model up there, whatever store its client has
         try:
             self.client.create_registered_model(self.name)
         except MlflowException as error:

@@ -22,6 +22,7 @@ from packer.storage.files import read_many, read_range
 from packer.storage.location import Entry, Location, RemotePath, at, concerns_the_file, list_folder, relative_name
 from packer.video.container import VideoError, choose_stream, fetched, open_container, open_source
 from packer.video.frame_folder import is_picture_name, numbered_pictures
+from packer.video.segment import Segment
 
 _MAX_CLASS, _MAX_STEM, _HASH = 24, 40, 12
 """A key has at most 24 + 1 + 40 + 1 + 12 = 78 bytes: a tar member's name has room for 100."""
@@ -56,9 +57,19 @@ class Video:
     path: str
     """Its path or address; a folder of pictures ends with /. Holds surrogate escapes if the name is not UTF-8."""
     source: str
-    """The path relative to the data folder, with / between folders, as valid text."""
+    """The path relative to the data folder, with / between folders, as valid text; for a segment of a video, followed
+    by `Segment.fragment`. No two videos have the same."""
     class_name: str
     num_bytes: int
+    segment: Segment | None = None
+    """None: the whole video."""
+    group: str = ""
+    """Videos of one group come into one split; empty: names and contents alone decide."""
+
+    @property
+    def file_source(self) -> str:
+        """The path relative to the data folder; all segments of a file have the same."""
+        return self.source.removesuffix(self.segment.fragment) if self.segment else self.source
 
     @property
     def is_frame_folder(self) -> bool:
@@ -72,7 +83,8 @@ class Video:
         Real file names hold dots, and WebDataset cuts a member's name at the first one:
         `clap/Clap #2 (a.b).avi` gives `clap-clap_2_a_b-` and twelve digits of the path's hash.
         """
-        stem = self.source.rpartition("/")[2].rpartition(".")[0] or self.source.rpartition("/")[2]
+        name = self.file_source.rpartition("/")[2]
+        stem = (name.rpartition(".")[0] or name) + (self.segment.fragment if self.segment else "")
         digest = hashlib.sha256(self.source.encode()).hexdigest()
         return f"{_plain(self.class_name, _MAX_CLASS)}-{_plain(stem, _MAX_STEM)}-{digest[:_HASH]}"
 

@@ -58,6 +58,10 @@ _SCHEMA = pa.schema(
         ("frame_indices", pa.list_(pa.int32())),
         ("decode_road", pa.string()),
         ("sampled_by", pa.string()),
+        ("start_seconds", pa.float64()),
+        ("end_seconds", pa.float64()),
+        ("num_segment_frames", pa.int32()),
+        ("frame_times_seconds", pa.list_(pa.float64())),
     ]
 )
 _REJECTED_SCHEMA = pa.schema(

@@ -66,6 +66,11 @@ class SampleRow(Section):
     decode_road: str
     sampled_by: str = "index"
     """`index` also in packs from before there was a choice."""
+    start_seconds: float | None = None
+    end_seconds: float | None = None
+    num_segment_frames: int = 0
+    frame_times_seconds: tuple[float, ...] = ()
+    """These four are those of `Clip`; packs from before there were segments lack them."""
 
 
 @dataclass(frozen=True)

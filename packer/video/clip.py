@@ -61,6 +61,15 @@ class Clip:
     sampled_by: Literal["index", "time", "rate"] = "index"
     """index: by `clip.sampling` frames; time: by `clip.sampling` time; rate: as time, but the frames lack times that
     rise, so they count as equally spaced. A sample's json leaves out `index`."""
+    start_seconds: float | None = None
+    """Where the clip's segment begins, as the label says, or as its first frame says if it counts frames; None: the
+    clip is of the whole video."""
+    end_seconds: float | None = None
+    """Where the segment ends, before which its last frame is shown; None: where the video ends."""
+    num_segment_frames: int = 0
+    """Frames of the video that lie in the segment; 0: the clip is of the whole video."""
+    frame_times_seconds: tuple[float, ...] = ()
+    """When each frame of the clip is shown, from the start of the file; empty: the clip is of the whole video."""
 
 
 @dataclass(frozen=True)

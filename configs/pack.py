@@ -1,12 +1,28 @@
 """Configuration of the packer: what a clip is, what a video may cost, how videos are split, how shards are cut."""
 
 import re
+from fractions import Fraction
 from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import CliPositionalArg
 
 from configs.section import Section
+
+LabelsFormat = Literal[
+    "auto",
+    "table",
+    "mmaction2",
+    "kinetics",
+    "activitynet",
+    "something-something",
+    "createml",
+    "label-studio",
+    "fiftyone",
+    "dali",
+    "via",
+]
+"""What can have written a file of labels."""
 
 
 class ClipConfig(Section):
@@ -45,10 +61,10 @@ class DecodeLimits(Section):
 class SplitConfig(Section):
     """How videos are divided into train, val and test; groups and videos of equal content always stay together."""
 
-    method: Literal["stratified", "folders", "csv"] = "stratified"
+    method: Literal["stratified", "folders", "csv", "labels"] = "stratified"
     """stratified: every class is divided by the fractions below; folders: the data folder holds the folders train, val
     and test (or training, validation, testing ...), each with one folder per class; csv: the file of `--lists` has the
-    columns source and split."""
+    columns source and split; labels: the labels of `--labels` state it, which is the default if they do."""
     hmdb51: int = Field(0, ge=0, le=3)
     """Official split of HMDB51 to use, 1 to 3; `--lists` is the folder of its lists."""
     ucf101: int = Field(0, ge=0, le=3)
@@ -137,6 +153,20 @@ class PackConfig(PackRecipe):
     target: CliPositionalArg[str] = Field(description="folder for the shards, or its address; it is created")
     lists: str = ""
     """Folder of the official lists, or the file for `--split.method csv`."""
+    labels: str = ""
+    """File with a label per video or segment, or its address: a table (.csv, .tsv, .jsonl, .parquet) with the columns
+    path and label, and if you like split, group, start and end; or the format of a tool or dataset. Unset: the folders
+    are the classes."""
+    labels_format: LabelsFormat = "auto"
+    """What wrote the file of `--labels`; auto: told by its content."""
+    labels_classes: str = ""
+    """File with the class names, one per line, if the labels are numbers from 0."""
+    labels_frame_rate: str = ""
+    """Frames per second at which the labels count frames, such as 25 or 30000/1001, if their tool counted at a rate of
+    its own; needed for label-studio."""
+    labels_background: str = ""
+    """Name of one more class, of segments that no label is about: as long as the median segment, at most as many as the
+    commonest class has. Unset: there are none."""
     append: bool = False
     """Adds the videos that are new in the data folder to a pack; packed videos keep their split and bytes."""
     dry_run: bool = False
@@ -159,6 +189,33 @@ class PackConfig(PackRecipe):
         if self.lists and not wanted:
             raise ValueError("lists is for split.hmdb51, split.ucf101 and split.method csv: give one of them too")
         return self
+
+    @model_validator(mode="after")
+    def _has_labels(self) -> "PackConfig":
+        if self.labels:
+            if self.split.is_official or self.split.method == "folders":
+                raise ValueError(
+                    "labels name the classes, and official lists and --split.method folders need class folders: give "
+                    "one of the two"
+                )
+            return self
+        others = [name for name in ("classes", "frame_rate", "background") if getattr(self, f"labels_{name}")]
+        others += ["format"] * (self.labels_format != "auto")
+        if others or self.split.method == "labels":
+            what = f"labels_{others[0]}" if others else "split.method labels"
+            raise ValueError(f"{what} is for labels from a file: give --labels PATH too")
+        return self
+
+    @field_validator("labels_frame_rate")
+    @classmethod
+    def _is_rate(cls, value: str) -> str:
+        try:
+            is_rate = not value or Fraction(value) > 0
+        except (ValueError, ZeroDivisionError):
+            is_rate = False
+        if not is_rate:
+            raise ValueError("must be a number above 0, such as 25, 29.97 or 30000/1001")
+        return value
 
     @property
     def recipe(self) -> PackRecipe:

@@ -20,7 +20,7 @@ from configs.section import UsageError
 from packer.decoders.clip_stream import open_pool, read_clips
 from packer.decoders.pool import DecodePool
 from packer.planning.group import content_digest
-from packer.planning.layout import count_and_name
+from packer.planning.layout import count_and_name, counts_as_failed
 from packer.planning.plan import Plan, PlannedShard
 from packer.planning.spare import replace_from_train
 from packer.planning.split import SPLITS
@@ -43,7 +43,7 @@ from packer.shards.shard import ShardRecord, ShardWriter, has_record, stored_rec
 from packer.shards.stored_plan import plan_sha256, write_plan
 from packer.storage.location import Location, is_url
 from packer.storage.target_lock import locked
-from packer.video.catalog import Video, has_video_extension
+from packer.video.catalog import Video
 from packer.video.clip import Clip
 from packer.video.container import VideoError
 from packer.video.decode import WHOLE_SHARE
@@ -113,7 +113,7 @@ def pack(prepared: Preparation, workers: int = 0, strict: bool = False, cluster:
             process starts. What is packed stays, and the same command goes on.
     """
     target, plan, notes = prepared.target, prepared.plan, prepared.notes
-    misnamed = [(video, error) for video, error in prepared.catalog.non_videos if has_video_extension(video.source)]
+    misnamed = [item for item in prepared.catalog.non_videos if counts_as_failed(*item, prepared.has_labels)]
     if strict and misnamed:
         raise _strict_error(misnamed[0][0].source, str(misnamed[0][1]))
     started = time.monotonic()
@@ -190,6 +190,7 @@ class _Packer:
         self._progress = progress
         self._strict = strict
         self._num_rejected = 0
+        self._last_digest = ("", "")
 
     def pack(self, shards: Sequence[PlannedShard]) -> dict[str, _Packed]:
         """Packs shards and returns what they became, by name.
@@ -237,10 +238,15 @@ class _Packer:
                 raise _strict_error(video.source, str(outcome))
             self._num_rejected += 1
             is_read = is_decoded and outcome.reason not in {"unreadable", CHANGED}
-            writer.reject(video, outcome, content_digest(video) if is_read else "")
+            writer.reject(video, outcome, self._digest(video) if is_read else "")
         else:
             writer.add(video, self.plan.class_names.index(video.class_name), outcome)
         self._progress.update(is_decoded, rejected=self._num_rejected)
+
+    def _digest(self, video: Video) -> str:
+        if self._last_digest[0] != video.path:  # a file with many rejected segments is read once
+            self._last_digest = (video.path, content_digest(video))
+        return self._last_digest[1]
 
 
 def _done_shards(target: Location, plan: Plan) -> dict[str, _Packed]:

@@ -1,26 +1,27 @@
 """Decides what a command does, before anything is written: begin a pack, continue one, or append to one."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from configs.home import resolve
 from configs.pack import PackConfig, PackRecipe
 from configs.section import UsageError, flatten
-from packer.planning.layout import catalog_notes, check_layout, count_and_name
-from packer.planning.lists import GivenSplits, read_given_splits
+from packer.candidates import find_candidates
+from packer.planning.layout import count_and_name
+from packer.planning.lists import GivenSplits
 from packer.planning.plan import Plan, extend_plan, make_plan
-from packer.planning.split import SPLIT_OF_FOLDER
 from packer.retry import as_they_are_now, find_retries, plan_again, rejected_rows
 from packer.shards.manifest import SAMPLES, ManifestError, read_manifest
 from packer.shards.stored_plan import plan_sha256, read_plan
 from packer.storage.files import file_sha256, local_copy
 from packer.storage.location import Location, is_inside, locate
 from packer.storage.target_lock import RECORDS
-from packer.video.catalog import Catalog, find_videos
+from packer.video.catalog import Catalog
 from packer.video.clip import library_versions
+
+_RELABELLED = "labelled otherwise now"
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class Preparation:
     """sha256 of the plan that the target is bound to now; empty if it is bound to none."""
     notes: tuple[tuple[str, str], ...]
     """What the user should know about videos that are not packed, and about classes, as (label, text)."""
+    has_labels: bool
+    """Whether labels from a file name the classes; otherwise folders do."""
     free_splits: tuple[str, ...] = ()
     """Splits that the fractions fill: if no video of a class can be read there, another of train takes its place."""
 
@@ -47,22 +50,14 @@ def prepare(config: PackConfig) -> Preparation:
     source, target = locate(config.source), locate(config.target)
     _check_folders(source, target)
     bound_sha256 = plan_sha256(target)
-    has_split_folders = config.split.method == "folders"
-    catalog = find_videos(source, SPLIT_OF_FOLDER if has_split_folders else ())
-    check_layout(source, catalog, has_split_folders)
-    notes = [("skipped", f"{what}: {count}") for what, count in sorted(catalog.num_skipped.items())]
-    notes += catalog_notes(catalog, config.split)
-    given = read_given_splits(catalog, config.split, resolve(config.lists))
-    if given is not None:
-        listed = tuple(video for video in catalog.videos if video.source in given.split_of)
-        if num_unlisted := len(catalog.videos) - len(listed):
-            notes.append(("skipped", f"videos that the split leaves out: {num_unlisted}"))
-        if given.num_absent:
-            notes.append(("absent", f"listed videos that the data folder lacks: {given.num_absent}"))
-        catalog = replace(catalog, videos=listed)
+    candidates = find_candidates(source, target, config)
+    catalog, given, config = candidates.catalog, candidates.given, candidates.config
+    notes = list(candidates.notes)
     plan, differing = _plan(target, catalog, config, given.split_of if given else None)
     notes += [("kept", f"{count_and_name(sources)} {how}; packed as before") for how, sources in differing.items()]
-    return Preparation(target, catalog, plan, bound_sha256, tuple(notes), _free_splits(config, given))
+    return Preparation(
+        target, catalog, plan, bound_sha256, tuple(notes), bool(config.labels), _free_splits(config, given)
+    )
 
 
 def _free_splits(config: PackConfig, given: GivenSplits | None) -> tuple[str, ...]:
@@ -114,6 +109,7 @@ def _plan(
     if what:
         appending = "add new videos by --append, " * ("new" in differing)
         going_on = "give --append to go on without those that are gone, " * ("gone" in differing)
+        going_on += f"`python -m packer relabel {target}` if the new labels are right, " * (_RELABELLED in differing)
         raise UsageError(
             f"{target} was packed with other settings or videos: {'; '.join(what)}: give the earlier settings and "
             f"videos, {appending}{going_on}or choose another target"
@@ -133,10 +129,14 @@ def _differing_videos(plan: Plan, catalog: Catalog, given: Mapping[str, str] | N
     """Returns the sources that differ between a plan and a data folder, by how: new, gone, changed, other split."""
     found = {video.source for video in catalog.videos}
     old = {video.source: (video, shard.split) for shard in plan.shards for video in shard.videos}
+    class_of = {video.source: video.class_name for video in catalog.videos}
     differing = {
         "new": sorted(found - old.keys()),
         "gone": sorted(old.keys() - found),
         "changed": sorted(source for source, (video, _) in old.items() if not video.path and source in found),
+        _RELABELLED: sorted(
+            s for s, (video, _) in old.items() if class_of.get(s, video.class_name) != video.class_name
+        ),
     }
     if given is not None:
         differing["in another split now"] = sorted(

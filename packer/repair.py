@@ -2,14 +2,13 @@
 
 from configs.section import UsageError
 from packer.pack import PackError, pack_shards
-from packer.planning.split import SPLIT_OF_FOLDER
 from packer.shards.manifest import SAMPLES, ManifestError, read_manifest, write_samples
 from packer.shards.shard import stored_record, verified_record
 from packer.shards.stored_plan import plan_sha256, read_plan
 from packer.storage.location import Location
 from packer.storage.target_lock import locked
 from packer.verify import find_faults
-from packer.video.catalog import find_videos
+from packer.video.catalog import find_unlabelled
 
 
 def repair(target: Location, source: Location, workers: int) -> list[str]:
@@ -28,8 +27,7 @@ def repair(target: Location, source: Location, workers: int) -> list[str]:
         manifest = read_manifest(target)
     except ManifestError as error:
         raise UsageError(str(error)) from error
-    catalog = find_videos(source, SPLIT_OF_FOLDER if manifest.config.split.method == "folders" else ())
-    plan = read_plan(target, catalog.videos) if plan_sha256(target) == manifest.plan_sha256 else None
+    plan = read_plan(target, find_unlabelled(source).videos) if plan_sha256(target) == manifest.plan_sha256 else None
     if plan is None:
         raise UsageError(f"{target} has lost the plan that its manifest names: delete it and pack again")
     with locked(target):

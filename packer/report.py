@@ -23,6 +23,7 @@ def format_report(result: PackResult) -> str:
         *class_table(manifest.class_names, counts, manifest.config.split),
         "",
         f"videos    {manifest.num_videos}: {num_samples} packed, {sum(manifest.rejected.values())} rejected",
+        *_segment_lines(result.plan),
         *(f"rejected  {count} {reason} (rejected.csv)" for reason, count in manifest.rejected.items()),
         f"damaged   {result.num_damaged} of the packed videos (samples.parquet: damage)",
         *(f"{label:<9} {note}" for label, note in result.notes),
@@ -54,6 +55,7 @@ def format_plan(prepared: Preparation) -> str:
         *class_table(plan.class_names, {name: count for name, count in counts.items() if count}, plan.recipe.split),
         "",
         f"videos    {plan.num_videos} of {num_bytes:,} bytes, into {len(plan.shards)} shards in {prepared.target}",
+        *_segment_lines(plan),
         f"rejected  {', '.join(f'{count} {reason}' for reason, count in rejected.items())}; decoding may reject more",
         *(f"{label:<9} {note}" for label, note in prepared.notes),
         *_lacking_lines(plan.class_names, {name: count for name, count in counts.items() if count}),
@@ -87,6 +89,12 @@ def wanted_shares(config: SplitConfig) -> dict[str, float]:
     """Returns the share of the videos that each split should have, if the fractions decide."""
     test = 1 / config.num_folds if config.num_folds else config.test_fraction
     return {"train": 1 - config.val_fraction - test, "val": config.val_fraction, "test": test}
+
+
+def _segment_lines(plan: Plan) -> list[str]:
+    segments = [video for video in plan.videos if video.segment]
+    files = {video.file_source for video in segments}
+    return [f"segments  {len(segments)} of the videos are segments of {len(files)} files"] * bool(segments)
 
 
 def _lacking_lines(class_names: Sequence[str], counts: Mapping[str, Mapping[str, int]]) -> list[str]:

@@ -63,7 +63,8 @@ def find_retries(
             because they were being written.
         with_machine: Also those that failed by time, memory or a crash.
     """
-    num_bytes = {video.source: video.num_bytes for shard in plan.shards for video in shard.videos}
+    num_bytes = {video.source: video.num_bytes for video in plan.videos}
+    digests: dict[str, str] = {}
     retries = {}
     for row in rows:
         video = found.get(row.source)
@@ -71,7 +72,7 @@ def find_retries(
             row.reason == CHANGED
             or (row.reason == _UNREADABLE and _is_readable(video))
             or (with_machine and row.reason in _OF_THE_MACHINE)
-            or (with_replaced and row.reason != _UNREADABLE and _is_replaced(row, video, num_bytes[row.source]))
+            or (with_replaced and _is_replaced(row, video, num_bytes[row.source], digests))
         ):
             retries[row.source] = video
     return retries
@@ -119,5 +120,11 @@ def _is_readable(video: Video) -> bool:
     return is_url(video.path) or os.access(video.path, os.R_OK)
 
 
-def _is_replaced(row: RejectedRow, video: Video, num_bytes: int) -> bool:
-    return video.num_bytes != num_bytes or row.source_sha256 != content_digest(video)
+def _is_replaced(row: RejectedRow, video: Video, num_bytes: int, digests: dict[str, str]) -> bool:
+    if row.reason == _UNREADABLE:
+        return False
+    if video.num_bytes != num_bytes:
+        return True
+    if video.path not in digests:  # a file with many rejected segments is read once
+        digests[video.path] = content_digest(video)
+    return row.source_sha256 != digests[video.path]

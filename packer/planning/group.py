@@ -18,20 +18,24 @@ def content_digests(videos: Sequence[Video], known_sha256: Mapping[str, str]) ->
     """Returns the sha256, by source, of each video that may have a copy: another video has the same size.
 
     Args:
-        videos: The videos. One whose size no other has is not read.
+        videos: The videos. A file whose size no other has is not read; one with several segments is read once.
         known_sha256: Digests by source; these videos are not read again.
     """
-    by_size = Counter(video.num_bytes for video in videos)
-    alike = [video for video in videos if video.num_bytes and by_size[video.num_bytes] > 1]
-    unknown = [video for video in alike if not known_sha256.get(video.source)]
-    paths = [video.path for video in unknown]
+    files = {video.file_source: video for video in videos}
+    known = {video.file_source: digest for video in videos if (digest := known_sha256.get(video.source))}
+    by_size = Counter(video.num_bytes for video in files.values())
+    alike = {source: video for source, video in files.items() if video.num_bytes and by_size[video.num_bytes] > 1}
+    paths = [video.path for source, video in alike.items() if source not in known]
     read = read_many(_sha256, paths, is_remote=any(map(is_url, paths)))
-    digests = {video.source: known_sha256.get(video.source) or next(read) for video in alike}
-    return {source: digest for source, digest in digests.items() if digest}
+    digests = {source: known.get(source) or next(read) for source in alike}
+    return {video.source: digest for video in videos if (digest := digests.get(video.file_source))}
 
 
 def video_groups(videos: Sequence[Video], group_regex: str, digests: Mapping[str, str]) -> list[int]:
-    """Returns a group number per video, in order of first appearance; a chain of equal names or contents is one group.
+    """Returns a group number per video, in order of first appearance.
+
+    Videos of one group have a name's recording, a file, a stated group or their content in common; a chain of these is
+    one group.
 
     Args:
         videos: The videos.
@@ -43,7 +47,9 @@ def video_groups(videos: Sequence[Video], group_regex: str, digests: Mapping[str
     parents = list(range(len(videos)))
     for position, video in enumerate(videos):
         stem = None if pattern else stem_group(video)
-        for key in (_name_group(video, pattern), stem, digests.get(video.source)):
+        file = f"file:{video.file_source}" if video.segment else None
+        stated = f"stated:{video.group}" if video.group else None
+        for key in (_name_group(video, pattern), stem, file, stated, digests.get(video.source)):
             if key is not None:
                 parents[_root(parents, position)] = _root(parents, first.setdefault(key, position))
     numbers: dict[int, int] = {}
@@ -55,8 +61,8 @@ def stem_group(video: Video) -> str | None:
 
     `a/clip1.avi` and `a/clip1.MP4` are one recording, as it was recorded and as it was converted.
     """
-    stem = video.source.rpartition(".")[0]
-    return f"stem:{stem.casefold()}" if has_video_extension(video.source) else None
+    stem = video.file_source.rpartition(".")[0]
+    return f"stem:{stem.casefold()}" if has_video_extension(video.file_source) else None
 
 
 def _root(parents: list[int], position: int) -> int:
@@ -72,9 +78,9 @@ def _name_group(video: Video, pattern: re.Pattern[str] | None) -> str | None:
     cut too; `SoccerJuggling/v_SoccerJuggling_g23_c01.avi` is cut from SoccerJuggling_g23.
     """
     if pattern is not None:
-        match = pattern.search(video.source)
+        match = pattern.search(video.file_source)
         return None if match is None else "name:" + "\n".join(group or "" for group in match.groups() or [match[0]])
-    name = video.source.rpartition("/")[2]
+    name = video.file_source.rpartition("/")[2]
     stem = name.rpartition(".")[0] or name
     if match := _UCF101.fullmatch(stem):
         return f"ucf101:{match[1]}"

@@ -9,7 +9,8 @@ from configs.section import UsageError
 from packer.planning.group import stem_group
 from packer.planning.split import SPLIT_OF_FOLDER, spelling
 from packer.storage.location import Location
-from packer.video.catalog import Catalog, has_video_extension
+from packer.video.catalog import Catalog, Video, has_video_extension
+from packer.video.container import VideoError
 
 _NUM_NAMED = 3
 
@@ -39,12 +40,13 @@ def check_layout(folder: Location, catalog: Catalog, has_split_folders: bool) ->
     _check_wrapper(folder, catalog, num_above=int(has_split_folders))
 
 
-def catalog_notes(catalog: Catalog, config: SplitConfig) -> Iterator[tuple[str, str]]:
+def catalog_notes(catalog: Catalog, config: SplitConfig, has_class_folders: bool) -> Iterator[tuple[str, str]]:
     """Yields what looks wrong in a data folder, as (label, text)."""
     if len(catalog.class_names) == 1:
         yield (
             "classes",
-            f"there is one class only, {catalog.class_names[0]!r}: if it holds several, give each a folder of its own",
+            f"there is one class only, {catalog.class_names[0]!r}: if it holds several, give each a "
+            + ("folder of its own" if has_class_folders else "name of its own"),
         )
     spellings: dict[str, list[str]] = defaultdict(list)
     for name in catalog.class_names:
@@ -56,27 +58,38 @@ def catalog_notes(catalog: Catalog, config: SplitConfig) -> Iterator[tuple[str, 
                 f"{' and '.join(map(ascii, names))} differ in case, spaces or accents only: if they are one class, "
                 "give them one name",
             )
-    if misnamed := [video.source for video, _ in catalog.non_videos if has_video_extension(video.source)]:
+    if misnamed := [
+        video.source
+        for video, error in catalog.non_videos
+        if error.reason != "bad_segment" and counts_as_failed(video, error, not has_class_folders)
+    ]:
         yield "failed", f"{count_and_name(misnamed)} empty or no video inside, despite the name: counted as rejected"
     if proxies := [video.source for video, error in catalog.non_videos if error.reason == "proxy"]:
         yield "proxies", f"{count_and_name(proxies)} set aside: small copies or thumbnails that cameras write"
-    stems: dict[str, list[str]] = defaultdict(list)
+    stems: dict[str, set[str]] = defaultdict(set)
     for video in catalog.videos if not config.group_regex else ():
         if (stem := stem_group(video)) is not None:
-            stems[stem].append(video.source)
-    if alike := [sources for sources in stems.values() if len(sources) > 1]:
+            stems[stem].add(video.file_source)
+    if alike := [sorted(sources) for sources in stems.values() if len(sources) > 1]:
         several = f"{len(alike)} recording{'s' * (len(alike) > 1)} in several files each"
         yield (
             "groups",
             f"{several}, by their names ({', '.join(alike[0])}{', ...' * (len(alike) > 1)}): all files are packed, "
             "each recording into one split",
         )
-    if nested := _splits_below_classes(catalog):
+    if has_class_folders and (nested := _splits_below_classes(catalog)):
         yield (
             "splits",
             f"{_named(nested)} inside the class folders are not used: for --split.method folders, they must lie above "
             "the class folders",
         )
+
+
+def counts_as_failed(video: Video, error: VideoError, has_labels: bool) -> bool:
+    """Tells whether what was set aside before the split was taken for a video by the user: by its name or its label."""
+    if error.reason in {"not_a_video", "no_video_stream"}:
+        return has_labels or has_video_extension(video.source)
+    return error.reason == "bad_segment"
 
 
 def count_and_name(sources: Sequence[str]) -> str:

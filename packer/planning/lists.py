@@ -49,14 +49,30 @@ def read_given_splits(catalog: Catalog, config: SplitConfig, lists: Path) -> Giv
         listed = _listed(_csv(lists))
     else:
         return None
-    name_of = {video.source: _name(video.source, config) for video in catalog.videos}
+    name_of = {video.source: _name(video.file_source, config) for video in catalog.videos}
     split_of = {source: split for source, name in name_of.items() if (split := listed.get(name))}
     if not split_of:
         raise UsageError(f"{lists} lists none of the videos: the lists belong to other data, or use other names")
-    if config.val_fraction and "val" not in listed.values():
-        split_of = {source: "" if split == "train" else split for source, split in split_of.items()}
     absent = {name for name, split in listed.items() if split} - set(name_of.values())
-    return GivenSplits(split_of, len(absent))
+    return GivenSplits(_with_val(split_of, config), len(absent))
+
+
+def given_by_labels(split_of: Mapping[str, str], config: SplitConfig) -> GivenSplits:
+    """Returns the splits that labels state, by source; a video without one comes into train or val.
+
+    Raises:
+        UsageError: No label states a split.
+    """
+    if not any(split_of.values()):
+        raise UsageError("the labels state no split: leave --split.method labels out")
+    return GivenSplits(_with_val(split_of, config), 0)
+
+
+def _with_val(split_of: Mapping[str, str], config: SplitConfig) -> Mapping[str, str]:
+    """Returns the splits; if there is no val, a part of train becomes it."""
+    if not config.val_fraction or "val" in split_of.values():
+        return split_of
+    return {source: "" if split == "train" else split for source, split in split_of.items()}
 
 
 def _name(source: str, config: SplitConfig) -> str:

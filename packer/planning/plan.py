@@ -2,8 +2,9 @@
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from itertools import pairwise
 
 from configs.pack import PackRecipe, ShardConfig
@@ -12,8 +13,11 @@ from packer.planning.group import content_digests, video_groups
 from packer.planning.split import SPLITS, find_leaks, split_videos
 from packer.video.catalog import Catalog, Video
 from packer.video.clip import library_versions
+from packer.video.segment import Segment
 
 _NUM_NAMED = 5
+_Content = tuple[str, Segment | None]
+"""sha256 of a file, and the part of it: two segments of one file differ in content."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,11 @@ class Plan:
     both have one class, the other is packed; if not, at most the one that an earlier pack holds."""
     contradictions: tuple[str, ...] = ()
     """Videos of equal content and different classes, one text for each content."""
+
+    @property
+    def videos(self) -> Iterator[Video]:
+        """The planned videos of all shards, in order."""
+        return (video for shard in self.shards for video in shard.videos)
 
     @property
     def num_videos(self) -> int:
@@ -127,10 +136,10 @@ def move_videos(plan: Plan, moved: Mapping[str, tuple[Video, str]]) -> Plan:
 
 def find_contradictions(videos: Sequence[Video], digests: Mapping[str, str]) -> tuple[str, ...]:
     """Returns, for each content that videos of several classes have, those videos: `jump/x.mp4, run/y.mp4`."""
-    found: dict[str, list[Video]] = defaultdict(list)
+    found: dict[_Content, list[Video]] = defaultdict(list)
     for video in videos:
         if digest := digests.get(video.source):
-            found[digest].append(video)
+            found[digest, video.segment].append(video)
     return tuple(
         ", ".join(video.source for video in alike)
         for alike in found.values()
@@ -146,10 +155,16 @@ def _shards(
     for split in SPLITS:
         kept = [shard for shard in earlier if shard.split == split]
         of_split = [video for video, name in new if name == split]
-        # A hash instead of a shuffle: one video more or less hardly moves the others.
-        of_split.sort(key=lambda video: hashlib.sha256(f"{recipe.seed}/{video.source}".encode()).digest())
+        of_split.sort(key=lambda video: _place(video, recipe.seed))
         shards += [*kept, *_cut(of_split, split, recipe.shards, len(kept))]
     return tuple(shards)
+
+
+def _place(video: Video, seed: int) -> tuple[bytes, tuple[Fraction, ...]]:
+    # A hash instead of a shuffle: one video more or less hardly moves the others. The segments of a file stay together,
+    # so that it is read once; those that end first come first, so that few wait in memory.
+    digest = hashlib.sha256(f"{seed}/{video.file_source}".encode()).digest()
+    return digest, video.segment.order if video.segment else ()
 
 
 def _cut(videos: Sequence[Video], split: str, config: ShardConfig, num_earlier: int) -> list[PlannedShard]:
@@ -170,9 +185,10 @@ def _copies(videos: Sequence[Video], digests: Mapping[str, str], packed: Contain
     Contents with several classes have no original: each such video names one of another class.
     """
     class_of = {video.source: video.class_name for video in videos}
-    alike: dict[str, list[str]] = defaultdict(list)
+    segment_of = {video.source: video.segment for video in videos}
+    alike: dict[_Content, list[str]] = defaultdict(list)
     for source in sorted(digests, key=lambda source: (source not in packed, source)):
-        alike[digests[source]].append(source)
+        alike[digests[source], segment_of[source]].append(source)
     copies = {}
     for sources in alike.values():
         for source in sources:

@@ -5,8 +5,11 @@ versions is refused with a message that says what differs.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
+from fractions import Fraction
+from typing import Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from configs.pack import PackRecipe
 from configs.section import Section, UsageError
@@ -15,6 +18,7 @@ from packer.storage.files import file_sha256, write_atomically
 from packer.storage.location import Location
 from packer.storage.target_lock import RECORDS
 from packer.video.catalog import Video
+from packer.video.segment import Segment, text_of
 
 _PLAN = "plan.json"
 
@@ -26,6 +30,13 @@ class _StoredShard(Section):
     """Source, class name and number of bytes of each."""
 
 
+class _StoredSegment(Section):
+    start: str
+    """An exact number, such as 12.5 or 1001/300."""
+    end: str | None
+    unit: Literal["seconds", "frames"]
+
+
 class _StoredPlan(Section):
     recipe: PackRecipe
     versions: dict[str, str]
@@ -35,6 +46,10 @@ class _StoredPlan(Section):
     copies: dict[str, str]
     contradictions: tuple[str, ...] = ()
     """Empty also in plans from before they were looked for."""
+    segments: dict[str, _StoredSegment] = Field(default_factory=dict)
+    """By source, of the videos that are segments; left out if there are none, as in plans from before there were."""
+    groups: dict[str, str] = Field(default_factory=dict)
+    """By source, of the videos whose labels state a group; left out likewise."""
 
 
 def plan_sha256(target: Location) -> str:
@@ -63,9 +78,12 @@ def write_plan(target: Location, plan: Plan) -> None:
         leaks=plan.leaks,
         copies=dict(plan.copies),
         contradictions=plan.contradictions,
+        segments={video.source: _stored(video.segment) for video in plan.videos if video.segment},
+        groups={video.source: video.group for video in plan.videos if video.group},
     )
+    absent = {name for name in ("segments", "groups") if not getattr(stored, name)}
     with write_atomically(target / RECORDS / _PLAN) as file:
-        file.write(stored.model_dump_json().encode())
+        file.write(stored.model_dump_json(exclude=absent).encode())
 
 
 def read_plan(target: Location, videos: Sequence[Video]) -> Plan | None:
@@ -73,8 +91,8 @@ def read_plan(target: Location, videos: Sequence[Video]) -> Plan | None:
 
     Args:
         target: The folder of the pack.
-        videos: The videos of the data folder. A planned video that is gone from it, or whose size changed, gets an
-            empty path.
+        videos: The videos of the data folder, or its files. A planned video whose file is gone, or has another size,
+            gets an empty path.
 
     Raises:
         UsageError: The plan is damaged, or another version wrote it.
@@ -88,13 +106,15 @@ def read_plan(target: Location, videos: Sequence[Video]) -> Plan | None:
         return None
     except ValidationError as error:
         raise UsageError(f"{path} is damaged: delete {target} to pack anew") from error
-    paths = {(video.source, video.num_bytes): video.path for video in videos}
+    paths = {(video.file_source, video.num_bytes): video.path for video in videos}
+
+    def planned(source: str, class_name: str, num_bytes: int) -> Video:
+        segment = _segment(stored.segments.get(source))
+        video = Video("", source, class_name, num_bytes, segment, stored.groups.get(source, ""))
+        return replace(video, path=paths.get((video.file_source, num_bytes), ""))
+
     shards = tuple(
-        PlannedShard(
-            shard.name,
-            shard.split,
-            tuple(Video(paths.get((source, size), ""), source, name, size) for source, name, size in shard.videos),
-        )
+        PlannedShard(shard.name, shard.split, tuple(planned(*video) for video in shard.videos))
         for shard in stored.shards
     )
     return Plan(
@@ -106,3 +126,14 @@ def read_plan(target: Location, videos: Sequence[Video]) -> Plan | None:
         stored.copies,
         stored.contradictions,
     )
+
+
+def _stored(segment: Segment) -> _StoredSegment:
+    end = None if segment.end is None else text_of(segment.end)
+    return _StoredSegment(start=text_of(segment.start), end=end, unit=segment.unit)
+
+
+def _segment(stored: _StoredSegment | None) -> Segment | None:
+    if stored is None:
+        return None
+    return Segment(Fraction(stored.start), None if stored.end is None else Fraction(stored.end), stored.unit)

@@ -29,6 +29,11 @@ class Segment:
         return f"{what} ({text_of(self.start)} to {text_of(self.end)} {self.unit})"
 
     @property
+    def order(self) -> tuple[Fraction, ...]:
+        """What segments of a file are sorted by: those in seconds first, then by their end, then by their start."""
+        return Fraction(self.unit == "frames"), Fraction(self.end is None), self.end or Fraction(0), self.start
+
+    @property
     def fragment(self) -> str:
         """What follows the path in a sample's `source`, so that each segment has its own: `#t=12.5,17`, `#frames=0,64`.
 

@@ -3,38 +3,16 @@
 import resource
 import shutil
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from tests.support.killing import kill_often
 from tests.support.packs import assert_same_pack, command, files, run
 from tests.support.videos import write_classes
 
 FAST = ["--clip.num-frames=2", "--clip.short-side-px=16", "--shards.max-samples=2"]
-# Kills itself, as kill -9 does, before one of its next steps in the target, whichever it is; then begins again.
-KILLED = """
-import os, random, signal, sys
-from packer.__main__ import main
-import packer.report
-
-_, num_kills, target, *arguments = sys.argv
-random.seed(7)
-for number in range(int(num_kills)):
-    steps = random.randrange(1, 60)
-    if (child := os.fork()) == 0:
-        def step(event, args):
-            global steps
-            steps -= str(args[0]).startswith(target) if args else 0
-            if not steps:
-                steps = -1  # os.kill is a step too
-                os.kill(os.getpid(), signal.SIGKILL)
-        sys.addaudithook(step)
-        sys.stdout = sys.stderr
-        os._exit(main([*arguments, target, f"--workers={1 + number % 3}"]))
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
 
 
 @pytest.fixture(scope="module")
@@ -50,20 +28,9 @@ def whole(data: Path) -> Path:
     return data.parent / "shards"
 
 
-def kill_often(num_kills: int, target: Path, data: Path, *options: str) -> list[int]:
-    """Returns the exit codes of as many commands, most of which are killed."""
-    arguments = [sys.executable, "-c", KILLED, str(num_kills), str(target), str(data), *FAST, *options]
-    done = subprocess.run(arguments, check=True, capture_output=True, text=True)
-    codes = list(map(int, done.stdout.split()))
-    assert len(codes) == num_kills
-    assert set(codes) <= {-9, 0, 2}  # 2: complete already
-    assert codes.count(-9) >= num_kills // 2
-    return codes
-
-
 def test_kills_at_random_moments(data: Path, whole: Path, tmp_path: Path) -> None:
     target = tmp_path / "shards"
-    if 0 not in kill_often(12, target, data):
+    if 0 not in kill_often(12, target, data, *FAST):
         assert run(data, target, *FAST) == 0
     assert_same_pack(target, whole)
 
@@ -75,7 +42,7 @@ def test_kills_while_appending(data: Path, whole: Path, tmp_path: Path) -> None:
         path.rename(more / path.parent.name / f"new {path.name}")
     once, often = (shutil.copytree(whole, tmp_path / name) for name in ("once", "often"))
     assert run(more, once, *FAST, "--append") == 0
-    kill_often(6, often, more, "--append")
+    kill_often(6, often, more, *FAST, "--append")
     assert run(more, often, *FAST, "--append") == 0
     assert_same_pack(often, once)
 

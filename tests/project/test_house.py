@@ -12,8 +12,9 @@ ROOT = Path(__file__).parents[2]
 ROOMS = {
     "configs": ["section", "home", "load", "pack", "model", "train", "serve", "score"],
     "packer": [
-        *("progress", "storage", "video", "decoders", "labels", "planning", "shards", "retry", "prepare", "pack"),
-        *("verify", "repair", "relabel", "report", "inspection", "synthetic", "__main__"),
+        *("progress", "storage", "video", "decoders", "labels", "planning", "shards", "retry"),
+        *("candidates", "prepare", "pack", "verify", "repair", "relabel", "report", "inspection", "synthetic"),
+        "__main__",
     ],
     "trainer": [
         *("schedule", "views", "stream", "model", "evaluation", "learning", "tracking", "worker", "driver", "__main__"),

@@ -15,6 +15,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from configs.section import UsageError
@@ -66,7 +67,7 @@ class Video:
     group: str = ""
     """Videos of one group come into one split; empty: names and contents alone decide."""
 
-    @property
+    @cached_property
     def file_source(self) -> str:
         """The path relative to the data folder; all segments of a file have the same."""
         return self.source.removesuffix(self.segment.fragment) if self.segment else self.source

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from typing import Literal
 
 
@@ -28,12 +29,12 @@ class Segment:
         what = "is empty: it ends where it begins" if self.start == self.end else "ends before it begins"
         return f"{what} ({text_of(self.start)} to {text_of(self.end)} {self.unit})"
 
-    @property
+    @cached_property
     def order(self) -> tuple[Fraction, ...]:
         """What segments of a file are sorted by: those in seconds first, then by their end, then by their start."""
         return Fraction(self.unit == "frames"), Fraction(self.end is None), self.end or Fraction(0), self.start
 
-    @property
+    @cached_property
     def fragment(self) -> str:
         """What follows the path in a sample's `source`, so that each segment has its own: `#t=12.5,17`, `#frames=0,64`.
 

@@ -9,10 +9,10 @@ import pyarrow.parquet as pq
 from configs.home import resolve
 from configs.pack import PackConfig, PackRecipe
 from configs.section import UsageError, flatten
+from packer.labels.splits import SPLIT_OF_FOLDER
 from packer.planning.layout import catalog_notes, check_layout, count_and_name
 from packer.planning.lists import GivenSplits, read_given_splits
 from packer.planning.plan import Plan, extend_plan, make_plan
-from packer.planning.split import SPLIT_OF_FOLDER
 from packer.retry import as_they_are_now, find_retries, plan_again, rejected_rows
 from packer.shards.manifest import SAMPLES, ManifestError, read_manifest
 from packer.shards.stored_plan import plan_sha256, read_plan

@@ -1,8 +1,8 @@
 """Packs the damaged shards of a complete pack again. The manifest stays, and the result must agree with it."""
 
 from configs.section import UsageError
+from packer.labels.splits import SPLIT_OF_FOLDER
 from packer.pack import PackError, pack_shards
-from packer.planning.split import SPLIT_OF_FOLDER
 from packer.shards.manifest import SAMPLES, ManifestError, read_manifest, write_samples
 from packer.shards.shard import stored_record, verified_record
 from packer.shards.stored_plan import plan_sha256, read_plan

@@ -63,8 +63,8 @@ def _of_columns(file: LabelFile) -> Iterator[tuple[str, list[object]]]:
     names = [column_name(name) for name in table.names]
     if missing := [name for name in _NEEDED if name not in names]:
         raise UsageError(
-            f"{file.name} has no column {' and '.join(missing)}: Kinetics has label, youtube_id, time_start, time_end and "
-            f"split; its columns are: {', '.join(table.names[:10])}"
+            f"{file.name} has no column {' and '.join(missing)}: Kinetics has label, youtube_id, time_start, time_end "
+            f"and split; its columns are: {', '.join(table.names[:10])}"
         )
     if "label" not in names:
         raise UsageError(

@@ -21,7 +21,7 @@ def fits(file: LabelFile) -> bool:
         return any(is_header(table.header) for table in possible_tables(file))
     if file.kind == "json":
         rows = objects_of(file.json)
-        return bool(rows) and is_header(tuple(map(column_name, rows[0])))
+        return rows is not None and bool(rows) and is_header(tuple(map(column_name, rows[0])))
     return True
 
 
@@ -48,9 +48,9 @@ def read(
     is_id = "path" not in index_of
     for where, values in table.values(list(index_of.values())):
         row = dict(zip(columns, values, strict=True))
-        label = row["label"]
-        if classes is not None and (text := to_text(label, where, "label")):
-            label = classes.name(text, where)
+        label = to_text(row["label"], where, "label")
+        if classes is not None and label:
+            label = classes.name(label, where)
         path, segment = split_fragment(row["video_id" if is_id else "path"])
         segment = segment or _segment(row, where, frame_rate)
         rows.add(where, path, label, split=row.get("split"), group=row.get("group"), segment=segment, is_id=is_id)

@@ -9,9 +9,8 @@ from packer.video.segment import Segment
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?")
 _CLOCK = re.compile(r"(?:(\d+):)?(\d+):(\d+(?:[.,]\d*)?)")
-_FRAGMENT = re.compile(
-    r"(.+)#(t|frames)=(-?\d{1,15}(?:\.\d{1,40}|/\d{1,40})?)(?:,(-?\d{1,15}(?:\.\d{1,40}|/\d{1,40})?))?"
-)
+_EXACT = r"(-?\d{1,15}(?:[./]\d{1,40})?)"
+_FRAGMENT = re.compile(rf"(.+)#(t|frames)={_EXACT}(?:,{_EXACT})?")
 _TIMES = "write seconds (12.5), mm:ss or hh:mm:ss"
 _MOST_DIGITS, _MOST_DECIMALS = 9, 40
 """A number beyond these is damaged, and its exact fraction could take any amount of memory."""

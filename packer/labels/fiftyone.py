@@ -76,9 +76,8 @@ def _class_name(label: object, class_names: Sequence[object], where: str) -> obj
     if not isinstance(label, int) or isinstance(label, bool) or not class_names:
         return label
     if not 0 <= label < len(class_names):
-        raise UsageError(
-            f"{where} has label {label}, but classes names 0 to {len(class_names) - 1}: correct one of them"
-        )
+        last = len(class_names) - 1
+        raise UsageError(f"{where} has label {label}, but `classes` names 0 to {last}: correct one of them")
     return class_names[label]
 
 

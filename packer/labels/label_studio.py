@@ -1,7 +1,7 @@
 """Label Studio: its JSON and JSON-MIN exports of `TimelineLabels` (segments) and `Choices` (whole videos).
 
-`ranges` count frames from 1, at the rate of the tag `Video` (24 unless it is set) and not of the file; the last frame is
-included. The export does not state the rate. Source: the tags TimelineLabels and Video of the Label Studio 1.x
+`ranges` count frames from 1, at the rate of the tag `Video` (24 unless it is set) and not of the file; the last frame
+is included. The export does not state the rate. Source: the tags TimelineLabels and Video of the Label Studio 1.x
 documentation, its task format, and web/libs/editor/src/regions/TimelineRegion.js.
 """
 
@@ -128,8 +128,7 @@ class _Reader:
             )
         try:
             first = to_frame(span.get("start"))
-            end = span.get("end")
-            return frames_segment(first - 1, first if end is None else end, self._frame_rate)
+            return frames_segment(first - 1, span.get("end"), self._frame_rate)
         except ValueError as error:
             raise UsageError(f"{where}: {error}") from error
 
@@ -146,8 +145,8 @@ class _Reader:
         if self._several:
             self._rows.note(
                 "annotators",
-                f"{len(self._several)} tasks have several annotations, and all count ({named(self._several)}); mark one "
-                "as ground truth to choose it",
+                f"{len(self._several)} tasks have several annotations, and all count ({named(self._several)}); mark "
+                "one as ground truth to choose it",
             )
         if self._num_ignored:
             self._rows.note("regions", f"{self._num_ignored} regions are neither segments nor choices: left out")
@@ -155,9 +154,10 @@ class _Reader:
 
 
 def _tasks(file: LabelFile) -> list[dict[str, Any]]:
-    content = file.json if file.kind == "json" else None
-    is_list = isinstance(content, list) and all(isinstance(task, dict) for task in content)
-    return content if is_list else []
+    content: Any = file.json if file.kind == "json" else None
+    if isinstance(content, list) and all(isinstance(task, dict) for task in content):
+        return content
+    return []
 
 
 def _annotations_of(task: Mapping[str, Any]) -> Sequence[dict[str, Any]] | None:

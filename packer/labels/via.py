@@ -6,6 +6,7 @@ via-3.x.y/src/js/_via_import_export.js.
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -57,8 +58,8 @@ def read(file: LabelFile) -> Labels:
         raise UsageError(
             f"{file.name} is no project or export of VIA 3: save the project as JSON, or export its annotations as CSV"
         )
-    attributes, regions = _of_json(file) if file.kind == "json" else _of_csv(file)
-    regions = list(regions)
+    attributes, found = _of_json(file) if file.kind == "json" else _of_csv(file)
+    regions = list(found)
     segments = [region for region in regions if len(region.times) == 2 and not region.is_spatial]
     whole = [region for region in regions if not region.times and not region.is_spatial]
     rows = RowList(file.name)
@@ -86,7 +87,7 @@ def _attribute_of(regions: Sequence[_Region], file: LabelFile, attributes: Mappi
     if len(used) > 1:
         names = [str(attributes.get(name, {}).get("aname", name)) for name in used]
         raise UsageError(
-            f"{file.name} labels its segments by several attributes ({', '.join(names)}): delete those that are no class"
+            f"{file.name} labels its segments by several attributes ({', '.join(names)}): delete all but the class"
         )
     return used[0] if used else ""
 
@@ -134,19 +135,17 @@ def _of_csv(file: LabelFile) -> tuple[Mapping[str, Any], Iterator[_Region]]:
     header = next(line for line in comments if line.startswith(_HEADER)).removeprefix(_HEADER)
     names = [name.strip() for name in header.strip(" ,\t").split("," if "," in header else "\t")]
     attributes = next((line for line in comments if line.startswith(_ATTRIBUTES)), "").removeprefix(_ATTRIBUTES)
-    lines = file.text.splitlines(keepends=True)
-    num_comments = sum(1 for line in lines if line.startswith("#"))
-    body = LabelFile(file.name, "".join("\n" if line.startswith("#") else line for line in lines).encode())
+    body = re.sub(r"^#.*", "", file.text[: _head_chars(file)], flags=re.MULTILINE) + file.text[_head_chars(file) :]
+    table = Delimited(LabelFile(file.name, body.encode()), "," if "," in header else "\t")
 
     def regions() -> Iterator[_Region]:
-        for where, values in Delimited(body, ",").rows():
+        for where, values in table.rows():
             row = dict(zip(names, values, strict=False))
             try:
                 yield _csv_region(row, where)
             except (KeyError, ValueError, TypeError) as error:
                 raise UsageError(f"{where} is no line of VIA 3 ({error}): export the annotations again") from error
 
-    assert num_comments
     return json.loads(attributes) if attributes else {}, regions()
 
 
@@ -159,6 +158,12 @@ def _csv_region(row: Mapping[str, str], where: str) -> _Region:
         is_spatial = False
     files = [unquote(name) if "://" in name else name for name in json.loads(row["file_list"])]
     return _Region(where, files, times, is_spatial, json.loads(row["metadata"]))
+
+
+def _head_chars(file: LabelFile) -> int:
+    """Returns how many characters the comments take that the file begins with."""
+    head = re.match(r"(?:#[^\r\n]*[\r\n]*)*", file.text)
+    return head.end() if head else 0
 
 
 def _comments(file: LabelFile) -> Iterator[str]:

@@ -20,6 +20,7 @@ LabelsFormat = Literal[
     "label-studio",
     "fiftyone",
     "dali",
+    "dali-frames",
     "via",
 ]
 """What can have written a file of labels."""

@@ -8,10 +8,10 @@ from configs.home import resolve
 from configs.pack import PackConfig
 from packer.labels.match import match_labels
 from packer.labels.read import read_labels
+from packer.labels.splits import SPLIT_OF_FOLDER
 from packer.planning.background import background_segments
 from packer.planning.layout import catalog_notes, check_layout
 from packer.planning.lists import GivenSplits, given_by_labels, read_given_splits
-from packer.planning.split import SPLIT_OF_FOLDER
 from packer.shards.stored_plan import read_plan
 from packer.storage.location import Location, locate
 from packer.video.catalog import Catalog, Video, find_unlabelled, find_videos

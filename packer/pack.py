@@ -19,11 +19,11 @@ from pathlib import Path
 from configs.section import UsageError
 from packer.decoders.clip_stream import open_pool, read_clips
 from packer.decoders.pool import DecodePool
+from packer.labels.splits import SPLITS
 from packer.planning.group import content_digest
 from packer.planning.layout import count_and_name, counts_as_failed
 from packer.planning.plan import Plan, PlannedShard
 from packer.planning.spare import replace_from_train
-from packer.planning.split import SPLITS
 from packer.prepare import Preparation
 from packer.progress import Progress
 from packer.retry import CHANGED

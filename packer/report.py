@@ -4,9 +4,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from configs.pack import SplitConfig
+from packer.labels.splits import SPLITS
 from packer.pack import PackResult
 from packer.planning.plan import Plan
-from packer.planning.split import SPLITS
 from packer.prepare import Preparation
 
 _NUM_NAMED = 5

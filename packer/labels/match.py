@@ -47,7 +47,7 @@ def match_labels(folder: Location, files: Catalog, labels: Labels) -> Labelled:
         UsageError: No row has a file, a row may mean two files, two names mean one file, or a video has two splits.
     """
     finder = _Finder(folder, [*files.videos, *(video for video, _ in files.non_videos)])
-    matched = [(row, finder.find(row)) for row in labels.rows]
+    matched = [_match(finder, row) for row in labels.rows]
     _check_any(folder, files, matched)
     _check_names(matched)
     errors_of_files = {video.source: error for video, error in files.non_videos}
@@ -81,6 +81,13 @@ def match_labels(folder: Location, files: Catalog, labels: Labels) -> Labelled:
     return Labelled(catalog, split_of, tuple(_notes(files, matched, catalog, rows_of)))
 
 
+def _match(finder: "_Finder", row: LabelRow) -> tuple[LabelRow, Video | None]:
+    """Returns the row and its file; if the file holds nothing but the segment, the row is about all of it."""
+    if trimmed := finder.find_trimmed(row):
+        return replace(row, segment=None), trimmed
+    return row, finder.find(row)
+
+
 class _Finder:
     """The files of a data folder, by all that a row may call them."""
 
@@ -92,7 +99,8 @@ class _Finder:
         for file in files:
             name = _nfc(file.source).rpartition("/")[2]
             self._by_name[name].append(file)
-            self._by_stem[name.rpartition(".")[0] or name].append(file)
+            stem = "" if file.is_frame_folder else name.rpartition(".")[0]
+            self._by_stem[stem or name].append(file)
 
     def find(self, row: LabelRow) -> Video | None:
         """Returns the file of a row; None if there is none.
@@ -100,9 +108,23 @@ class _Finder:
         Raises:
             UsageError: The row may mean several files.
         """
+        return self._named(row, row.path) or (self._named(row, row.other_path) if row.other_path else None)
+
+    def find_trimmed(self, row: LabelRow) -> Video | None:
+        """Returns the file that holds nothing but the row's segment; None if there is none.
+
+        Raises:
+            UsageError: The row may mean several files.
+        """
+        return self._named(row, row.trimmed_path) if row.trimmed_path else None
+
+    def _named(self, row: LabelRow, name: str) -> Video | None:
         if row.is_id:
-            return _only(row, self._by_stem[_nfc(row.path)])
-        for path in dict.fromkeys((row.path, row.path.replace("\\", "/"), unquote(row.path))):
+            folders, _, stem = _nfc(name).rpartition("/")
+            ending = f"/{folders}/" if folders else "/"
+            files = [file for file in self._by_stem[stem] if _folder(file).endswith(ending)]
+            return _only(row, files)
+        for path in dict.fromkeys((name, name.replace("\\", "/"), unquote(name))):
             if found := self._find(row, _nfc(path.removeprefix(self._root).rstrip("/"))):
                 return found
         return None
@@ -121,6 +143,10 @@ class _Finder:
         if len(parts) > 1:
             named = [file for file in named if _without_extension(file, parts[-1]).endswith(ending)]
         return _only(row, named)
+
+
+def _folder(file: Video) -> str:
+    return f"/{_nfc(file.source).rpartition('/')[0]}/".replace("//", "/")
 
 
 def _without_extension(file: Video, name: str) -> str:

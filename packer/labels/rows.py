@@ -22,7 +22,13 @@ class LabelRow:
     segment: Segment | None = None
     """None: the whole video. A segment that no video can have (`Segment.fault`) is rejected later, and listed."""
     is_id: bool = False
-    """`path` is the stem of the file's name, whatever its folder and its extension, as in Kinetics."""
+    """`path`, `other_path` and `trimmed_path` lack the extension: they are the end of a path up to the last dot of its
+    name, whatever the folders above, as in Kinetics. A folder of frames has no extension, so its whole name counts."""
+    other_path: str = ""
+    """Another name that the file may have; `path` wins if both exist. Empty: there is none."""
+    trimmed_path: str = ""
+    """Name of a file that holds nothing but the segment. If it exists, it wins, and is packed whole: without
+    `segment`. Empty: there is none."""
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 
 from configs.pack import SplitConfig
 from configs.section import UsageError
+from packer.labels.splits import SPLIT_OF_FOLDER
 from packer.planning.group import stem_group
-from packer.planning.split import SPLIT_OF_FOLDER, spelling
+from packer.planning.split import spelling
 from packer.storage.location import Location
 from packer.video.catalog import Catalog, Video, has_video_extension
 from packer.video.container import VideoError

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from configs.pack import SplitConfig
 from configs.section import UsageError
-from packer.planning.split import SPLIT_OF_FOLDER, SPLITS
+from packer.labels.splits import SPLIT_OF_FOLDER, SPLITS
 from packer.video.catalog import Catalog
 
 _HMDB51_MARKS = {"0": "", "1": "train", "2": "test"}

@@ -9,8 +9,9 @@ from itertools import pairwise
 
 from configs.pack import PackRecipe, ShardConfig
 from configs.section import UsageError
+from packer.labels.splits import SPLITS
 from packer.planning.group import content_digests, video_groups
-from packer.planning.split import SPLITS, find_leaks, split_videos
+from packer.planning.split import find_leaks, split_videos
 from packer.video.catalog import Catalog, Video
 from packer.video.clip import library_versions
 from packer.video.segment import Segment

@@ -12,20 +12,8 @@ from collections.abc import Mapping, Sequence
 
 from configs.pack import SplitConfig
 from configs.section import UsageError
+from packer.labels.splits import SPLITS
 from packer.video.catalog import Catalog, Video
-
-SPLITS = ("train", "val", "test")
-SPLIT_OF_FOLDER = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "dev": "val",
-    "test": "test",
-    "testing": "test",
-}
-"""The split that a folder holds, by its name in lower case: the names that datasets and tools use."""
 
 
 def split_videos(

@@ -3,12 +3,14 @@
 import logging
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
+from itertools import groupby
+from typing import Any
 
 from configs.pack import ClipConfig, DecodeLimits
-from packer.decoders.pool import DecodePool
+from packer.decoders.pool import DecodePool, SpooledClips
 from packer.video.catalog import Video
 from packer.video.clip import Clip
 from packer.video.container import VideoError
@@ -45,35 +47,53 @@ def open_pool(limits: DecodeLimits, workers: int, num_videos: int, cluster: str 
 def read_clips(pool: DecodePool, videos: Sequence[Video], clip: ClipConfig, window: int) -> Iterator[Clip | VideoError]:
     """Yields, for each video in order, its clip or the reason why it has none.
 
-    A video that fails for a reason that may be due to a busy machine is decoded once more, alone.
+    Segments of one file that follow one another are decoded in one pass, by one decoder. A file that fails for a
+    reason that may be due to a busy machine is decoded once more, alone.
 
     Args:
         pool: The decoders.
         videos: The videos.
         clip: What a clip is.
-        window: Most videos that are decoded, or wait in memory, at one time.
+        window: Most files that are decoded, or wait in memory or on disk, at one time.
 
     Raises:
         OSError: A video's storage fails, which is no property of the video.
     """
-    waiting = iter(videos)
-    pending: deque[tuple[Video, Future[Clip]]] = deque()
+    waiting = _tasks(videos)
+    pending: deque[tuple[list[Video], Future[Any]]] = deque()
     while True:
-        while len(pending) < window and (video := next(waiting, None)) is not None:
-            pending.append((video, pool.submit(video.path, clip)))
+        while len(pending) < window and (task := next(waiting, None)) is not None:
+            pending.append((task, _submit(pool, task, clip)))
         if not pending:
             return
-        video, future = pending.popleft()
-        outcome = _outcome(future)
-        if isinstance(outcome, VideoError) and outcome.reason in _LOAD_REASONS:
-            logger.warning("retry alone source=%s reason=%s", video.source, outcome.reason)
+        task, future = pending.popleft()
+        outcomes, reasons = _outcomes(task, future)
+        if reasons := reasons & _LOAD_REASONS:
+            logger.warning("retry alone source=%s reason=%s", task[0].file_source, ",".join(sorted(reasons)))
             wait([other for _, other in pending])
-            outcome = _outcome(pool.submit(video.path, clip))
-        yield outcome
+            outcomes, _ = _outcomes(task, _submit(pool, task, clip))
+        yield from outcomes
 
 
-def _outcome(future: Future[Clip]) -> Clip | VideoError:
+def _tasks(videos: Iterable[Video]) -> Iterator[list[Video]]:
+    """Yields whole videos one by one, and the segments of one file together."""
+    for (_, is_whole), group in groupby(videos, key=lambda video: (video.path, video.segment is None)):
+        if is_whole:
+            yield from ([video] for video in group)
+        else:
+            yield list(group)
+
+
+def _submit(pool: DecodePool, task: Sequence[Video], clip: ClipConfig) -> Future[Any]:
+    segments = [video.segment for video in task if video.segment is not None]
+    path = task[0].path
+    return pool.submit_segments(path, segments, clip) if segments else pool.submit(path, clip)
+
+
+def _outcomes(task: Sequence[Video], future: Future[Any]) -> tuple[Iterable[Clip | VideoError], set[str]]:
+    """Returns the outcome of each video of a task, and the reasons of those that have no clip."""
     try:
-        return future.result()
+        result: Clip | SpooledClips = future.result()
     except VideoError as error:
-        return error
+        return [error] * len(task), {error.reason}
+    return (result, result.reasons) if isinstance(result, SpooledClips) else ([result], set())

@@ -6,13 +6,17 @@ A thread drives each decoder: it hands over one video at a time and waits for th
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future
 from types import TracebackType
+from typing import Any
 
 from configs.pack import ClipConfig, DecodeLimits
 from packer.decoders.process import CLOSED, ClipDecoder, ProcessDecoder
 from packer.video.clip import Clip
+from packer.video.container import VideoError
+from packer.video.segment import Segment
+from packer.video.spool import Spool
 
 
 class ClipFuture(Future[Clip]):
@@ -26,7 +30,37 @@ class ClipFuture(Future[Clip]):
         return super().set_running_or_notify_cancel()
 
 
-_Task = tuple[ClipFuture, str | bytes, ClipConfig]
+class SpooledClips:
+    """The outcomes of the segments of one video, on disk, in order: each a clip or the reason why there is none.
+
+    They can be read once: the disk is freed when the last one has been read.
+    """
+
+    def __init__(self, outcomes: Generator[Clip | VideoError, None, None]) -> None:
+        """Takes all outcomes."""
+        self._spool = Spool()
+        self._places: list[int] = []
+        self.reasons: set[str] = set()
+        """Why segments have no clip."""
+        try:
+            for outcome in outcomes:
+                self._places.append(self._spool.add(outcome))
+                if isinstance(outcome, VideoError):
+                    self.reasons.add(outcome.reason)
+        except BaseException:
+            outcomes.close()
+            self._spool.close()
+            raise
+
+    def __iter__(self) -> Iterator[Clip | VideoError]:
+        """Yields the outcomes."""
+        with self._spool as spool:
+            for place in self._places:
+                outcome: Clip | VideoError = spool.read(place)
+                yield outcome
+
+
+_Task = tuple[Future[Any], Callable[[ClipDecoder], Any]]
 
 
 class DecodePool:
@@ -60,11 +94,28 @@ class DecodePool:
         Raises:
             RuntimeError: The pool is closed.
         """
+        future = ClipFuture()
+        self._put(future, lambda decoder: decoder.read_clip(source, clip))
+        return future
+
+    def submit_segments(
+        self, source: str | bytes, segments: Sequence[Segment], clip: ClipConfig
+    ) -> Future[SpooledClips]:
+        """Returns the future clips of the segments of one video, which one decoder reads in one pass.
+
+        It fails with VideoError only if the decoder takes too long or crashes, and with OSError if storage fails.
+
+        Raises:
+            RuntimeError: The pool is closed.
+        """
+        future: Future[SpooledClips] = Future()
+        self._put(future, lambda decoder: SpooledClips(decoder.read_segments(source, segments, clip)))
+        return future
+
+    def _put(self, future: Future[Any], work: Callable[[ClipDecoder], Any]) -> None:
         if self._closing:
             raise RuntimeError(CLOSED)
-        future = ClipFuture()
-        self._tasks.put((future, source, clip))
-        return future
+        self._tasks.put((future, work))
 
     def close(self) -> None:
         """Kills the decoders; videos that wait are cancelled, and videos that are being decoded fail."""
@@ -87,12 +138,12 @@ class DecodePool:
 
     def _drive(self, decoder: ClipDecoder) -> None:
         while (task := self._tasks.get()) is not None:
-            future, source, clip = task
+            future, work = task
             if self._closing:
                 future.cancel()
             if not future.set_running_or_notify_cancel():
                 continue
             try:
-                future.set_result(decoder.read_clip(source, clip))
+                future.set_result(work(decoder))
             except Exception as error:  # whatever happens, the caller that waits must get it
                 future.set_exception(error)

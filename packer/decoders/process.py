@@ -13,9 +13,10 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection, Pipe
-from typing import Protocol
+from typing import Any, Protocol
 
 import psutil
 
@@ -23,6 +24,8 @@ from configs.home import code_path
 from configs.pack import ClipConfig, DecodeLimits
 from packer.video.clip import Clip, read_clip
 from packer.video.container import VideoError
+from packer.video.segment import Segment
+from packer.video.segments import read_segments
 
 CLOSED = "the decode pool is closed: it takes no more videos"
 _START_SECONDS = 60.0
@@ -38,6 +41,12 @@ class ClipDecoder(Protocol):
 
     def read_clip(self, source: str | bytes, clip: ClipConfig) -> Clip:
         """Returns the clip of a video, or raises VideoError."""
+        ...
+
+    def read_segments(
+        self, source: str | bytes, segments: Sequence[Segment], clip: ClipConfig
+    ) -> Generator[Clip | VideoError, None, None]:
+        """Yields the clip of each segment of a video, or why it has none; raises VideoError if the decoder fails."""
         ...
 
     def close(self) -> None:
@@ -68,19 +77,48 @@ class ProcessDecoder:
             VideoError: The video gives no clip.
             OSError: The video's storage fails, or the process cannot be started.
         """
+        self._ask(source, clip, None)
+        answer: Clip | VideoError | OSError = self._answer()
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def read_segments(
+        self, source: str | bytes, segments: Sequence[Segment], clip: ClipConfig
+    ) -> Generator[Clip | VideoError, None, None]:
+        """Yields the clip of each segment of a video in order, or why it has none.
+
+        Raises:
+            VideoError: The video takes too long, or crashes the process.
+            OSError: The video's storage fails, or the process cannot be started.
+        """
+        self._ask(source, clip, segments)
+        for _ in segments:
+            answer: Clip | VideoError | OSError = self._answer()
+            if isinstance(answer, OSError):
+                raise answer
+            try:
+                yield answer
+            except GeneratorExit:  # the process goes on sending, and the next video must not get its answers
+                self._kill()
+                raise
+
+    def _ask(self, source: str | bytes, clip: ClipConfig, segments: Sequence[Segment] | None) -> None:
         if self._process is None or self._process.poll() is not None:
             self._start()
         self._wait_for_start()
         try:
-            self._connection.send((source, clip, self._limits))
+            self._connection.send((source, clip, self._limits, segments))
+        except OSError as error:
+            raise self._crash() from error
+
+    def _answer(self) -> Any:
+        try:
             if not self._connection.poll(self._limits.timeout_seconds):
                 raise self._too_slow()
-            answer: Clip | VideoError | OSError = self._connection.recv()
+            return self._connection.recv()
         except (EOFError, OSError) as error:
             raise self._crash() from error
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
 
     def close(self) -> None:
         """Ends the process."""
@@ -145,15 +183,45 @@ def _serve(connection: Connection, parent: int) -> None:
     connection.send(True)
     while True:
         try:
-            source, clip, limits = connection.recv()
+            source, clip, limits, segments = connection.recv()
         except EOFError:
             return
-        answer = _read_clip(source, clip, limits)
-        _limit(math.inf, math.inf)
-        connection.send(answer)
+        if segments is None:
+            answer = _answer(source, clip, limits)
+            _limit(math.inf, math.inf)
+            connection.send(answer)
+        else:
+            for answer in _answers(source, segments, clip, limits):
+                connection.send(answer)
+            _limit(math.inf, math.inf)
 
 
-def _read_clip(source: str | bytes, clip: ClipConfig, limits: DecodeLimits) -> Clip | VideoError | OSError:
+def _answer(source: str | bytes, clip: ClipConfig, limits: DecodeLimits) -> Clip | VideoError | OSError:
+    try:
+        return read_clip(source, clip, limits, _limit_to(limits))
+    except (VideoError, OSError) as error:
+        return _plain(error)
+
+
+def _answers(
+    source: str | bytes, segments: Sequence[Segment], clip: ClipConfig, limits: DecodeLimits
+) -> Iterator[Clip | VideoError | OSError]:
+    try:
+        for outcome in read_segments(source, segments, clip, limits, _limit_to(limits)):
+            yield _plain(outcome) if isinstance(outcome, VideoError) else outcome
+    except OSError as error:
+        yield _plain(error)
+
+
+def _plain(error: VideoError | OSError) -> VideoError | OSError:
+    """Returns an error without its cause, which may not pickle."""
+    if isinstance(error, VideoError):
+        return VideoError(error.reason, str(error))
+    return OSError(error.errno, error.strerror, error.filename)
+
+
+def _limit_to(limits: DecodeLimits) -> Callable[[int], None]:
+    """Limits this process to what reading a header may cost; returns what then limits it to what decoding may cost."""
     overhead_bytes = psutil.Process().memory_info().vms
     # The limit is for tables of a few bytes that claim millions of frames, compressed headers and endless metadata.
     # Real videos of 32 MiB were seen to need a third of it before their first frame.
@@ -167,12 +235,7 @@ def _read_clip(source: str | bytes, clip: ClipConfig, limits: DecodeLimits) -> C
         limit(survey_bytes + _DECODE_BYTES_PER_PIXEL * num_pixels, 2 * limits.timeout_seconds)
 
     limit(survey_bytes, limits.survey_share * limits.timeout_seconds)
-    try:
-        return read_clip(source, clip, limits, before_decode)
-    except VideoError as error:
-        return VideoError(error.reason, str(error))  # without its cause, which may not pickle
-    except OSError as error:
-        return OSError(error.errno, error.strerror, error.filename)
+    return before_decode
 
 
 def _limit(num_bytes: float, cpu_seconds: float) -> None:

@@ -7,7 +7,7 @@ machine of the cluster must have this version of clipstream and be able to read 
 import logging
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,6 +18,7 @@ from configs.section import UsageError
 from packer.decoders.process import ProcessDecoder
 from packer.video.clip import Clip, library_versions
 from packer.video.container import VideoError
+from packer.video.segment import Segment
 
 _HOST_AND_PORT = re.compile(r"([^:/]+):([0-9]+)")
 _CONNECT_SECONDS = 10
@@ -58,15 +59,35 @@ class ClusterDecoder:
             OSError: The video's storage fails, or no decoder process starts.
             UsageError: The machine has other versions of the libraries that decide the bytes.
         """
+        self._check()
+        answer: Clip | VideoError | OSError = ray.get(self._actor.read_clip.remote(source, clip))
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def read_segments(
+        self, source: str | bytes, segments: Sequence[Segment], clip: ClipConfig
+    ) -> Generator[Clip | VideoError, None, None]:
+        """Yields the clip of each segment of a video in order, or why it has none.
+
+        Raises:
+            VideoError: The video takes too long, or crashes its decoder.
+            OSError: The video's storage fails, or no decoder process starts.
+            UsageError: The machine has other versions of the libraries that decide the bytes.
+        """
+        self._check()
+        for reference in self._actor.read_segments.options(num_returns="streaming").remote(source, segments, clip):
+            is_outcome, answer = ray.get(reference)
+            if not is_outcome:
+                raise answer
+            yield answer
+
+    def _check(self) -> None:
         if not self._is_checked:
             there, here = ray.get(self._actor.versions.remote()), library_versions()
             if there != here:
                 raise UsageError(f"a machine of the cluster has {there}, this one {here}: install the same on all")
             self._is_checked = True
-        answer: Clip | VideoError | OSError = ray.get(self._actor.read_clip.remote(source, clip))
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
 
     def close(self) -> None:
         """Ends the actor and its decoder."""
@@ -83,7 +104,22 @@ class _Actor:
     def read_clip(self, source: str | bytes, clip: ClipConfig) -> Clip | VideoError | OSError:
         try:
             return self._decoder.read_clip(source, clip)
-        except VideoError as error:
-            return VideoError(error.reason, str(error))  # without its cause, which may not pickle
-        except OSError as error:
-            return OSError(*error.args, *([error.filename] if error.filename else []))
+        except (VideoError, OSError) as error:
+            return _plain(error)
+
+    def read_segments(
+        self, source: str | bytes, segments: Sequence[Segment], clip: ClipConfig
+    ) -> Iterator[tuple[bool, Clip | VideoError | OSError]]:
+        """Yields outcomes, each with True, or with False what the caller must raise."""
+        try:
+            for outcome in self._decoder.read_segments(source, segments, clip):
+                yield True, outcome
+        except (VideoError, OSError) as error:
+            yield False, _plain(error)
+
+
+def _plain(error: VideoError | OSError) -> VideoError | OSError:
+    """Returns an error without its cause, which may not pickle."""
+    if isinstance(error, VideoError):
+        return VideoError(error.reason, str(error))
+    return OSError(*error.args, *([error.filename] if error.filename else []))

@@ -8,13 +8,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Generic, Literal
+from typing import Any, Generic, Literal
 
 from configs.pack import ClipConfig, DecodeLimits
-from packer.video.container import kept_still, open_source, reachable, source_sha256, translated_errors
-from packer.video.decode import Decoded, Decoder, Keep, KeptT
+from packer.video.clock import FrameTimes
+from packer.video.container import VideoError, kept_still, open_source, reachable, source_sha256, translated_errors
+from packer.video.decode import Choose, Decoded, Decoder, Keep, KeptT
 from packer.video.frame_folder import FrameFolder
-from packer.video.jpeg import encode
+from packer.video.jpeg import encode, frame_size
 from packer.video.planes import Resizer, common_size
 from packer.video.sampling import frame_indices, time_indices
 
@@ -69,7 +70,8 @@ class Clip:
     num_segment_frames: int = 0
     """Frames of the video that lie in the segment; 0: the clip is of the whole video."""
     frame_times_seconds: tuple[float, ...] = ()
-    """When each frame of the clip is shown, from the start of the file; empty: the clip is of the whole video."""
+    """When each frame of the clip is shown, from the start of the file; empty: the clip is of the whole video, or the
+    video has neither times nor a rate."""
 
 
 @dataclass(frozen=True)
@@ -110,30 +112,56 @@ def read_clip(
         if (size := common_size(sizes)) != resizer.reference_size:  # known only now; such videos are rare
             resizer = Resizer(clip.short_side_px, size)
             picked = pick_frames(here, clip, limits, resizer)
-    video = picked.video
     with translated_errors():
         jpegs = [encode(planes, clip.jpeg_quality) for planes in picked.frames]
-    height_px, width_px = picked.frames[0][0].shape
+    return make_clip(clip, picked, jpegs, [resizer.sizes[0], *sizes], resizer.is_colour_approximate, sha256)
+
+
+def make_clip(
+    clip: ClipConfig,
+    picked: "Picked[Any]",
+    jpegs: Sequence[bytes],
+    sizes: Sequence[tuple[int, int]],
+    is_colour_approximate: bool,
+    source_sha256: str,
+) -> Clip:
+    """Returns a clip of the whole video from its parts.
+
+    Args:
+        clip: What a clip is.
+        picked: Which frames the clip holds, and what was learnt of the video.
+        jpegs: The frames.
+        sizes: Height and width, as decoded, of frame 0 and then of each frame of the clip.
+        is_colour_approximate: As in `Clip`.
+        source_sha256: As in `Clip`.
+    """
+    video = picked.video
+    height_px, width_px = frame_size(jpegs[:1])
     return Clip(
         jpegs=tuple(jpegs),
         height_px=height_px,
         width_px=width_px,
-        source_height_px=resizer.sizes[0][0],
-        source_width_px=resizer.sizes[0][1],
-        num_source_sizes=len(set(sizes)),
-        source_sha256=sha256,
-        is_colour_approximate=resizer.is_colour_approximate,
+        source_height_px=sizes[0][0],
+        source_width_px=sizes[0][1],
+        num_source_sizes=len(set(sizes[1:])),
+        source_sha256=source_sha256,
+        is_colour_approximate=is_colour_approximate,
         num_frames=video.num_frames,
         num_frames_claimed=video.num_frames_claimed,
         num_bad_packets=video.num_bad_packets,
         num_concealed_frames=video.num_concealed_frames,
         damage=video.damage,
         fps=video.fps,
-        duration_seconds=video.duration_seconds or (video.num_frames / video.fps if video.fps else 0.0),
+        duration_seconds=duration_of(video),
         frame_indices=picked.frame_indices,
         decode_road=video.decode_path,
         sampled_by=_sampled_by(clip, video),
     )
+
+
+def duration_of(video: Decoded[Any]) -> float:
+    """Returns how long a video lasts, in seconds; 0 if that is not known."""
+    return video.duration_seconds or (video.num_frames / video.fps if video.fps else 0.0)
 
 
 def pick_frames(
@@ -157,26 +185,62 @@ def pick_frames(
         VideoError: The video gives no clip.
     """
 
-    def choose(times: Sequence[int]) -> tuple[int, ...]:
-        if clip.sampling == "time":
-            return time_indices(times, clip.num_frames)
-        return frame_indices(len(times), clip.num_frames)
+    def choose(times: FrameTimes) -> tuple[int, ...]:
+        return sampled(times, clip)
 
-    decoded: Decoded[KeptT]
+    [decoded] = decode_choices(source, clip, limits, [choose], keep, before_decode)
+    if isinstance(decoded, VideoError):
+        raise decoded
+    indices = choose(decoded.times)
+    return Picked(tuple(decoded.kept[index] for index in indices), indices, decoded)
+
+
+def sampled(times: FrameTimes, clip: ClipConfig, within: range | None = None) -> tuple[int, ...]:
+    """Returns the indices of a clip's frames by its sampling rule.
+
+    Args:
+        times: When the video's frames are shown.
+        clip: The rule, and how many frames are wanted.
+        within: Indices that the clip is made of, with step 1 and at least one; None: all of the video.
+    """
+    within = range(len(times.ticks)) if within is None else within
+    if clip.sampling == "time":
+        return time_indices(times.ticks, clip.num_frames, within)
+    return tuple(within.start + index for index in frame_indices(len(within), clip.num_frames))
+
+
+def decode_choices(
+    source: str | Path | bytes | FrameFolder,
+    clip: ClipConfig,
+    limits: DecodeLimits,
+    choices: Sequence[Choose],
+    keep: Keep[KeptT],
+    before_decode: Callable[[int], None] | None = None,
+) -> list[Decoded[KeptT] | VideoError]:
+    """Returns, for each choice of frames, what the decode gave that holds them, or why there is none.
+
+    Args:
+        source: See `pick_frames`.
+        clip: Whether packets that no choice needs may be skipped.
+        limits: Frames and pixels that a video may have.
+        choices: They are decoded in one pass, and none depends on the others.
+        keep: See `pick_frames`.
+        before_decode: See `read_clip`.
+
+    Raises:
+        VideoError: The video gives no clip, whatever the choice.
+    """
+    may_skip = clip.decode == "auto"
     if isinstance(source, FrameFolder):
         from packer.video.pictures import PictureDecoder  # loads Pillow, which no video needs
 
         with translated_errors():
-            pictures = PictureDecoder(limits, choose, keep, before_decode)
-            decoded = pictures.decode(source, may_skip=clip.decode == "auto")
-    else:
-        with open_source(source) as file, translated_errors():
-            decoded = Decoder(limits, choose, keep, before_decode).decode(file, may_skip=clip.decode == "auto")
-    indices = choose(decoded.times.ticks)
-    return Picked(tuple(decoded.kept[index] for index in indices), indices, decoded)
+            return PictureDecoder(limits, choices, keep, before_decode).decode(source, may_skip)
+    with open_source(source) as file, translated_errors():
+        return Decoder(limits, choices, keep, before_decode).decode(file, may_skip)
 
 
-def _sampled_by(clip: ClipConfig, video: Decoded[KeptT]) -> Literal["index", "time", "rate"]:
+def _sampled_by(clip: ClipConfig, video: Decoded[Any]) -> Literal["index", "time", "rate"]:
     if clip.sampling == "frames":
         return "index"
     return "time" if video.times.are_own else "rate"

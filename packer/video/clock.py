@@ -1,17 +1,18 @@
 """The frames' own times, against the rate and the duration that a container states."""
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from itertools import pairwise
+from math import ceil
 from statistics import median
 from typing import Protocol
 
 import av
 from av.container import InputContainer
 from av.video.stream import VideoStream
-
-from packer.video.packets import Packet
 
 _TOLERANCE = 0.1
 """Share by which a stated rate may differ from the frames' own: roundings and a missing frame stay far below it."""
@@ -29,9 +30,29 @@ class FrameTimes:
     """When the frames of a video are shown, in display order."""
 
     ticks: Sequence[int]
-    """In units of the stream's time base; never falling."""
+    """In a unit of the video's own; never falling."""
     are_own: bool
     """False: the frames lack times, or their clock jumps back. They count as equally spaced then."""
+    seconds_per_tick: Fraction | None = None
+    """None: not known."""
+    start_tick: Fraction = Fraction(0)
+    """When the file starts, as players show it."""
+
+    def seconds_of(self, index: int) -> Fraction | None:
+        """Returns when a frame is shown, from the start of the file; None if the unit is not known."""
+        if self.seconds_per_tick is None:
+            return None
+        return (self.ticks[index] - self.start_tick) * self.seconds_per_tick
+
+    def first_at(self, seconds: Fraction) -> int:
+        """Returns the index of the first frame that is shown at a time or later; the number of frames if none is.
+
+        Raises:
+            ValueError: The unit of the times is not known.
+        """
+        if self.seconds_per_tick is None:
+            raise ValueError("seconds_per_tick (None) must be known to find a frame by its time")
+        return bisect_left(self.ticks, ceil(seconds / self.seconds_per_tick + self.start_tick))
 
 
 NO_TIMES = FrameTimes((), False)
@@ -45,37 +66,37 @@ class Timed(Protocol):
 
 
 class Clock:
-    """Reads the times of the packets of one stream."""
+    """Knows the times of the packets of one stream."""
 
-    def __init__(self, time_base: Fraction | None, container_format: str) -> None:
-        """Takes the unit of the stream's times, in seconds, and the name of the container's format."""
-        self._times: list[int] = []
-        self._packet_times: list[tuple[int | None, int | None]] = []
+    def __init__(
+        self, time_base: Fraction | None, container_format: str, start: Fraction | None, rate: Fraction | None
+    ) -> None:
+        """Takes what the container says of a stream.
+
+        Args:
+            time_base: Unit of the stream's times, in seconds.
+            container_format: Name of the container's format.
+            start: When the file starts, in seconds on the stream's clock; None: when its first frame is shown.
+            rate: Mean frames per second; None: not known.
+        """
+        self.packets: list[tuple[int | None, int | None, int | None]] = []
+        """PTS, DTS and duration of each packet that holds a frame, in decoding order; the survey appends them.
+
+        A plain list, because a call per packet cost a quarter of the survey.
+        """
         self._time_base = time_base or Fraction(0)
         self._counts_chunks = container_format == _COUNTS_CHUNKS
-        self._last_dts = -(2**63)
-        self._is_even = True
-        self._end = 0
-
-    def read(self, packet: Packet) -> None:
-        """Takes the next packet in decoding order."""
-        pts, dts = packet.pts, packet.dts
-        if not packet.size or packet.is_discard:
-            return
-        self._packet_times.append((pts, dts))
-        if pts is None:
-            self._is_even = False
-            return
-        self._times.append(pts)
-        self._end = max(self._end, pts + (packet.duration or 0))
-        if dts is not None:
-            self._is_even &= dts >= self._last_dts
-            self._last_dts = dts
+        self._start = start
+        self._rate = rate
 
     @property
     def packet_times(self) -> list[int | None]:
         """When the packets are shown, in decoding order; None: not stated."""
-        return [pts for pts, _ in self._packet_times]
+        return [pts for pts, _, _ in self.packets]
+
+    @cached_property
+    def _times(self) -> list[int]:
+        return [pts for pts, _, _ in self.packets if pts is not None]
 
     def frame_times(self, own: Sequence[int | None]) -> FrameTimes:
         """Returns the times of frames, given each frame's own time in display order; None: it has none.
@@ -84,14 +105,17 @@ class Clock:
         guessed and may fall.
         """
         num_frames = len(own)
-        if self._counts_chunks and num_frames == len(self._packet_times):
-            own = _sorted([dts for _, dts in self._packet_times])
+        if self._counts_chunks and num_frames == len(self.packets):
+            own = _sorted([dts for _, dts, _ in self.packets])
         elif self._counts_chunks:
             own = ()
         times = [time for time in own if time is not None]
         if len(times) == num_frames > 0 and times[0] < times[-1] and all(a <= b for a, b in pairwise(times)):
-            return FrameTimes(times, True)
-        return FrameTimes(range(num_frames), False)
+            start_tick = Fraction(times[0])
+            if self._start is not None and self._time_base and not self._counts_chunks:
+                start_tick = self._start / self._time_base
+            return FrameTimes(times, True, self._time_base or None, start_tick)
+        return FrameTimes(range(num_frames), False, 1 / self._rate if self._rate else None)
 
     def expected_times(self, num_frames: int) -> FrameTimes:
         """Returns the times that as many frames as this have if they are shown in the order of their times."""
@@ -118,12 +142,16 @@ class Clock:
             return False
         stated_seconds = container.duration / av.time_base
         start = min(self._times, default=0)
-        missing_seconds = stated_seconds - float((self._end - min(0, start)) * self._time_base)
+        end = max((pts + (duration or 0) for pts, _, duration in self.packets if pts is not None), default=0)
+        missing_seconds = stated_seconds - float((max(0, end) - min(0, start)) * self._time_base)
         return missing_seconds > max(_END_TOLERANCE_SECONDS, _TOLERANCE * stated_seconds)
 
     def _gaps(self) -> Sequence[int]:
         """Returns the gaps between the frames in display order; none if the clock jumps back or frames lack a time."""
-        if not self._is_even or not self._time_base:
+        if len(self._times) < len(self.packets) or not self._time_base:
+            return ()
+        decoded_at = [dts for _, dts, _ in self.packets if dts is not None]
+        if any(before > after for before, after in pairwise(decoded_at)):
             return ()
         gaps = [after - before for before, after in pairwise(sorted(self._times))]
         return gaps if gaps and min(gaps) > 0 else ()

@@ -10,6 +10,7 @@ import io
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from fractions import Fraction
 from pathlib import Path
 from typing import BinaryIO
 
@@ -272,6 +273,22 @@ def video_stream(container: InputContainer, index: int, limits: DecodeLimits) ->
     context.flags |= Flags.unaligned
     context.thread_count = 1  # one process per core decodes more videos per second than threads do
     return stream
+
+
+def start_seconds(container: InputContainer, stream: VideoStream) -> Fraction | None:
+    """Returns when the file starts on the clock of its streams, as players and the ffmpeg program take it.
+
+    FFmpeg rounds it to microseconds; it is returned exactly if the start of a stream rounds to the same.
+    """
+    if container.start_time is None:
+        return None
+    rounded = Fraction(container.start_time, av.time_base)
+    for candidate in (stream, *container.streams):
+        if candidate.start_time is not None and candidate.time_base:
+            exact = Fraction(candidate.start_time * candidate.time_base)
+            if abs(exact - rounded) < Fraction(1, av.time_base):
+                return exact
+    return rounded
 
 
 def is_picture(container: InputContainer, num_frames: int) -> bool:

@@ -6,8 +6,8 @@ decode (`NeedsFullDecode`). So both paths give the same frames. Damage in packet
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import chain, islice
 from typing import BinaryIO, Generic, Literal, TypeVar
 
 import av
@@ -24,18 +24,20 @@ from packer.video.container import (
     choose_stream,
     is_picture,
     open_container,
+    start_seconds,
     video_stream,
 )
 from packer.video.filters import Cropper
 from packer.video.headers import EVERY_TRACK, Header, read_header, track_key
-from packer.video.packets import NeedsFullDecode, Packet, Picture, Reader, spans_of
+from packer.video.needed import decode_needed
+from packer.video.packets import NeedsFullDecode, Packet, PacketPlan, Picture, Reader
 from packer.video.planes import PixelShape
 
 KeptT = TypeVar("KeptT")
 Keep = Callable[[av.VideoFrame, PixelShape, int], KeptT]
 """Returns what to keep of a frame, given its index; called in display order, for frame 0 and all that may be wanted."""
-Choose = Callable[[Sequence[int]], Sequence[int]]
-"""Returns the wanted frames' indices, given when each frame is shown, in display order; in any unit, never falling."""
+Choose = Callable[[FrameTimes], Sequence[int]]
+"""Returns the wanted frames' indices, given when each frame is shown."""
 
 _H264_TAGS = {("mov,mp4,m4a,3gp,3g2,mj2", "h264"): "avc1", ("matroska,webm", "h264"): "\0\0\0\0"}
 _MAX_CONCEALED_SHARE = 0.75
@@ -71,11 +73,15 @@ class _Survey:
     """What is known about a video before it is decoded."""
 
     clock: Clock
-    num_packets: int = 0
     pictures: list[Picture] = field(default_factory=list)
     """What the packets show; empty if that is not certain."""
     packets: list[Packet] | None = field(default_factory=list)
     """The packets themselves; None if they are too many to be held."""
+
+    @property
+    def num_packets(self) -> int:
+        """How many packets hold a frame."""
+        return len(self.clock.packets)
 
     def needed_times(self) -> FrameTimes:
         """Returns when the frames are shown, by the pictures."""
@@ -90,21 +96,24 @@ class _Survey:
 
 @dataclass(frozen=True)
 class Decoder(Generic[KeptT]):
-    """Gets the chosen frames of a video."""
+    """Gets the frames of a video that one or several choices name, in one pass."""
 
     limits: DecodeLimits
     """Frames and pixels that the video may have."""
-    choose: Choose
+    choices: Sequence[Choose]
+    """What each of them gives does not depend on the others."""
     keep: Keep[KeptT]
     """Called again, from frame 0 on, if the first decode was not the right one."""
     before_decode: Callable[[int], None] | None = None
     """Called once the packets are counted, with the number of pixels in a frame by the header."""
 
-    def decode(self, file: BinaryIO, may_skip: bool) -> Decoded[KeptT]:
-        """Returns the chosen frames; if `may_skip`, packets that they do not need are skipped where that is exact.
+    def decode(self, file: BinaryIO, may_skip: bool) -> list[Decoded[KeptT] | VideoError]:
+        """Returns, for each choice, what the decode gave that holds its frames, or why there is none.
+
+        Choices share a `Decoded`. If `may_skip`, packets that no choice needs are skipped where that is exact.
 
         Raises:
-            VideoError: The video gives no clip.
+            VideoError: The video gives no clip, whatever the choice.
         """
         header = read_header(file)
         try:
@@ -121,7 +130,7 @@ class Decoder(Generic[KeptT]):
 
     def _decode(
         self, file: BinaryIO, container: InputContainer, index: int, header: Header, may_skip: bool
-    ) -> Decoded[KeptT]:
+    ) -> list[Decoded[KeptT] | VideoError]:
         stream = video_stream(container, index, self.limits)
         if header.encrypted & {track_key(container, stream), EVERY_TRACK}:
             raise _encrypted()
@@ -131,62 +140,62 @@ class Decoder(Generic[KeptT]):
         if self.before_decode is not None:
             self.before_decode(stream.codec_context.width * stream.codec_context.height)
         cropper = Cropper(header.crops.get(track_key(container, stream)))
-        decoded = self._needed_or_none(file, container, stream, survey, cropper)
-        decoded = decoded or self._full(file, index, survey, cropper)
-        survey.clock.correct(decoded)
-        decoded.damage = damage_of(decoded, header, survey.clock.ends_early(container, stream))
-        if decoded.num_concealed_frames > _MAX_CONCEALED_SHARE * decoded.num_frames:
-            raise VideoError(
-                "damaged",
-                f"{decoded.num_concealed_frames} of the video's {decoded.num_frames} frames are damaged: it was cut, "
-                "overwritten or encrypted",
-            )
-        return decoded
-
-    def _needed_or_none(
-        self, file: BinaryIO, container: InputContainer, stream: VideoStream, survey: _Survey, cropper: Cropper
-    ) -> Decoded[KeptT] | None:
-        if not survey.pictures:
-            return None
-        if survey.packets is not None:
-            return self._needed(container, stream, survey.packets, survey, cropper)
-        with open_container(file) as again:
-            stream = video_stream(again, stream.index, self.limits)
-            packets = _packets(again.demux(stream), stream)
-            return self._needed(again, stream, packets, survey, cropper)
+        needed, succeeded = self._needed(file, container, stream, survey, cropper)
+        outcomes: list[Decoded[KeptT] | VideoError] = [needed] * len(self.choices)
+        left = [number for number in range(len(self.choices)) if number not in succeeded]
+        ends_early = survey.clock.ends_early(container, stream)
+        if succeeded:
+            _complete(needed, survey.clock, header, ends_early)
+        if left:
+            full: Decoded[KeptT] | VideoError
+            try:
+                full = self._full(file, index, survey, cropper, [self.choices[number] for number in left])
+                _complete(full, survey.clock, header, ends_early)
+            except VideoError as error:
+                if not succeeded:
+                    raise
+                full = error
+            for number in left:
+                outcomes[number] = full
+        return outcomes
 
     def _needed(
-        self,
-        container: InputContainer,
-        stream: VideoStream,
-        packets: Iterable[Packet],
-        survey: _Survey,
-        cropper: Cropper,
-    ) -> Decoded[KeptT] | None:
+        self, file: BinaryIO, container: InputContainer, stream: VideoStream, survey: _Survey, cropper: Cropper
+    ) -> tuple[Decoded[KeptT], set[int]]:
+        """Decodes the needed packets; returns the numbers of the choices that this was right for, too."""
         decoded: Decoded[KeptT] = _metadata("needed", container, stream)
+        if not survey.pictures:
+            return decoded, set()
         decoded.times = survey.needed_times()
         decoded.num_frames = len(decoded.times.ticks)
-        wanted = {0, *self.choose(decoded.times.ticks)}
-        try:
-            for frame in _needed_frames(stream, packets, survey.pictures, wanted):
-                check_pixels(frame.width, frame.height, self.limits)
-                if frame.pts in wanted:
-                    decoded.kept[frame.pts] = self.keep(cropper(frame), stream, frame.pts)
-        except av.error.MemoryError:
-            raise
-        except (NeedsFullDecode, av.FFmpegError):
-            return None  # a damaged frame too: a full decode counts them all
-        return decoded
 
-    def _full(self, file: BinaryIO, index: int, survey: _Survey, cropper: Cropper) -> Decoded[KeptT]:
+        @contextmanager
+        def packets() -> Iterator[tuple[VideoStream, Iterable[Packet]]]:
+            if survey.packets is not None:
+                yield stream, survey.packets
+                return
+            with open_container(file) as again:
+                stream_again = video_stream(again, stream.index, self.limits)
+                yield stream_again, _packets(again.demux(stream_again), stream_again)
+
+        def use(frame: av.VideoFrame, stream: VideoStream, index: int) -> None:
+            check_pixels(frame.width, frame.height, self.limits)
+            decoded.kept[index] = self.keep(cropper(frame), stream, index)
+
+        wanted = [frozenset({0, *choose(decoded.times)}) for choose in self.choices]
+        return decoded, decode_needed(PacketPlan(survey.pictures), wanted, packets, use)
+
+    def _full(
+        self, file: BinaryIO, index: int, survey: _Survey, cropper: Cropper, choices: Sequence[Choose]
+    ) -> Decoded[KeptT]:
         # Real files have as many frames as packets, or one fewer (DivX packed bitstreams). The frames of both guesses
         # are kept, all others are dropped at once; only other frames than these cost a second decode.
         expected = [survey.clock.expected_times(max(1, survey.num_packets - fewer)) for fewer in (0, 1)]
-        guessed = {0}.union(*(self.choose(times.ticks) for times in expected))
+        guessed = {0}.union(*(choose(times) for times in expected for choose in choices))
         decoded = self._all(file, index, guessed, survey.clock, cropper)
         if not decoded.num_frames:
             raise _no_frame()
-        chosen = {0, *self.choose(decoded.times.ticks)}
+        chosen = {0}.union(*(choose(decoded.times) for choose in choices))
         return decoded if decoded.kept.keys() >= chosen else self._all(file, index, chosen, survey.clock, cropper)
 
     def _all(self, file: BinaryIO, index: int, wanted: set[int], clock: Clock, cropper: Cropper) -> Decoded[KeptT]:
@@ -216,6 +225,22 @@ def _encrypted() -> VideoError:
     return VideoError("encrypted", "the video is encrypted: decrypt it first")
 
 
+def _complete(decoded: Decoded[KeptT], clock: Clock, header: Header, ends_early: bool) -> None:
+    """Sets what the whole decode says about the video.
+
+    Raises:
+        VideoError: Too much of the video is damaged.
+    """
+    clock.correct(decoded)
+    decoded.damage = damage_of(decoded, header, ends_early)
+    if decoded.num_concealed_frames > _MAX_CONCEALED_SHARE * decoded.num_frames:
+        raise VideoError(
+            "damaged",
+            f"{decoded.num_concealed_frames} of the video's {decoded.num_frames} frames are damaged: it was cut, "
+            "overwritten or encrypted",
+        )
+
+
 def damage_of(decoded: Decoded[KeptT], header: Header, ends_early: bool) -> tuple[str, ...]:
     """Returns what is wrong with a video that was decoded, as stable codes."""
     found = {
@@ -229,16 +254,19 @@ def damage_of(decoded: Decoded[KeptT], header: Header, ends_early: bool) -> tupl
 
 
 def _survey(container: InputContainer, stream: VideoStream, limits: DecodeLimits, may_skip: bool) -> _Survey:
-    survey = _Survey(Clock(stream.time_base, container.format.name))
+    survey = _Survey(
+        Clock(stream.time_base, container.format.name, start_seconds(container, stream), stream.average_rate)
+    )
+    times = survey.clock.packets
 
     def counted() -> Iterator[Packet]:
         for packet in container.demux(stream):
             if packet.size and not packet.is_discard:
-                if not survey.num_packets and packet.has_sidedata("encryption_info"):
+                if not times and packet.has_sidedata("encryption_info"):
                     raise _encrypted()
-                survey.num_packets += 1
-                check_num_frames(survey.num_packets, limits)
-                survey.clock.read(packet)
+                times.append((packet.pts, packet.dts, packet.duration))
+                if len(times) > limits.max_frames:
+                    check_num_frames(len(times), limits)
             yield packet
 
     raw = counted()
@@ -285,37 +313,6 @@ def _reader(container: InputContainer, stream: VideoStream) -> Reader:
 def _packets(raw: Iterable[Packet], stream: VideoStream) -> Iterator[Packet]:
     packets = (packet for packet in raw if packet.size)
     return mpeg4.unpacked(packets, stream) if stream.codec_context.name == "mpeg4" else packets
-
-
-def _needed_frames(
-    stream: VideoStream, packets: Iterable[Packet], pictures: Sequence[Picture], wanted: set[int]
-) -> Iterator[av.VideoFrame]:
-    """Yields frames in display order, all wanted ones among them; each has its index as `pts`."""
-    unread, num_read = iter(packets), 0
-    for span in spans_of(pictures, wanted):
-        part = islice(unread, span.start - num_read, span.stop - num_read)
-        num_read = span.stop
-        if span.start:
-            stream.codec_context.flush_buffers()
-        sent: list[int] = []
-        came: list[int] = []
-        for packet in chain(_stamped(zip(pictures[span.start : span.stop], part, strict=False), wanted, sent), (None,)):
-            for frame in stream.decode(packet):
-                if frame.is_corrupt or frame.pts is None:
-                    raise NeedsFullDecode("a frame is damaged")
-                came.append(frame.pts)
-                yield frame
-        if came != sorted(sent):
-            raise NeedsFullDecode("other frames came back than were sent")
-
-
-def _stamped(part: Iterable[tuple[Picture, Packet]], wanted: set[int], sent: list[int]) -> Iterator[Packet]:
-    for picture, packet in part:
-        if picture.is_reference or picture.position in wanted:
-            packet.pts = packet.dts = picture.position
-            if picture.position is not None:
-                sent.append(picture.position)
-            yield packet
 
 
 def _all_frames(container: InputContainer, stream: VideoStream, decoded: Decoded[KeptT]) -> Iterator[av.VideoFrame]:

@@ -1,12 +1,12 @@
 """What the packets of a video show, read before any of them is decoded.
 
-A reader of a codec's headers (`h264.py`, `mpeg4.py`) says which frame each packet holds; `spans_of` then says which
+A reader of a codec's headers (`h264.py`, `mpeg4.py`) says which frame each packet holds; `PacketPlan` then says which
 packets must be decoded for the wanted frames. If a header leaves a doubt, the reader raises `NeedsFullDecode` and all
 frames are decoded. So a reader needs to know only the common part of its format.
 """
 
 from bisect import bisect
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple, Protocol, TypeAlias
 
 import av  # named in the alias below
@@ -56,32 +56,50 @@ class Span(NamedTuple):
     """Number of the last packet, plus one."""
 
 
-def spans_of(pictures: Sequence[Picture], wanted: Iterable[int]) -> list[Span]:
-    """Returns which packets are needed for the frames at the wanted positions.
+class PacketPlan:
+    """Knows which packets are needed for a choice of frames."""
 
-    Inside a span, pictures that are neither wanted nor a reference are not needed.
+    def __init__(self, pictures: Sequence[Picture]) -> None:
+        """Takes what the packets show, in decoding order."""
+        self.pictures = pictures
+        self._number_at = {picture.position: number for number, picture in enumerate(pictures)}
+        self._starts = [number for number, picture in enumerate(pictures) if picture.is_start]
 
-    Raises:
-        NeedsFullDecode: A wanted frame is shown before every frame at which decoding can begin.
-    """
-    number_at = {picture.position: number for number, picture in enumerate(pictures)}
-    starts = [number for number, picture in enumerate(pictures) if picture.is_start]
-    spans: list[Span] = []
-    for number in sorted(number_at[position] for position in wanted):
-        start = _start_before(pictures, starts, number)
-        # A B picture shown before its open group's I picture, but decoded after it, needs the group before.
-        while spans and start < spans[-1].stop:
-            start = min(start, spans.pop().start)
-        spans.append(Span(start, number + 1))
-    return spans
+    def spans_of(self, wanted: Iterable[int]) -> list[Span]:
+        """Returns which packets are needed for the frames at the wanted positions.
 
+        Inside a span, pictures that are neither wanted nor a reference are not needed.
 
-def _start_before(pictures: Sequence[Picture], starts: Sequence[int], number: int) -> int:
-    position = pictures[number].position or 0
-    for start in reversed(starts[: bisect(starts, number)]):
-        if (pictures[start].position or 0) <= position:
-            return start
-    raise NeedsFullDecode("a frame is shown before all frames that decoding can begin with")
+        Raises:
+            NeedsFullDecode: A wanted frame is shown before every frame at which decoding can begin.
+        """
+        spans: list[Span] = []
+        for number in sorted(self._number_at[position] for position in wanted):
+            start = self._start_before(number)
+            # A B picture shown before its open group's I picture, but decoded after it, needs the group before.
+            while spans and start < spans[-1].stop:
+                start = min(start, spans.pop().start)
+            spans.append(Span(start, number + 1))
+        return spans
+
+    def _start_before(self, number: int) -> int:
+        position = self.pictures[number].position or 0
+        for place in range(bisect(self._starts, number) - 1, -1, -1):
+            start = self._starts[place]
+            if (self.pictures[start].position or 0) <= position:
+                return start
+        raise NeedsFullDecode("a frame is shown before all frames that decoding can begin with")
+
+    def number_of(self, position: int) -> int:
+        """Returns the number of the packet that holds a frame."""
+        return self._number_at[position]
+
+    def needs(self, wanted: Collection[int], number: int) -> bool:
+        """Tells whether the frames at the wanted positions need a packet."""
+        picture = self.pictures[number]
+        if not picture.is_reference:
+            return picture.position in wanted
+        return any(span.start <= number < span.stop for span in self.spans_of(wanted))
 
 
 class Bits:

@@ -41,41 +41,71 @@ class PictureDecoder(Generic[KeptT]):
     """Gets the chosen frames of a folder of pictures; its fields are those of `Decoder`."""
 
     limits: DecodeLimits
-    choose: Choose
+    choices: Sequence[Choose]
     keep: Keep[KeptT]
     before_decode: Callable[[int], None] | None = None
 
-    def decode(self, folder: FrameFolder, may_skip: bool) -> Decoded[KeptT]:
-        """Returns the chosen frames; if `may_skip`, pictures that are not chosen are not read.
+    def decode(self, folder: FrameFolder, may_skip: bool) -> list[Decoded[KeptT] | VideoError]:
+        """Returns, for each choice, what the decode gave that holds its frames, or why there is none.
+
+        Choices share a `Decoded`. If `may_skip`, pictures that no choice needs are not read.
 
         Raises:
-            VideoError: The folder gives no clip.
+            VideoError: The folder gives no clip, whatever the choice.
             OSError: A picture cannot be read.
         """
         check_num_frames(len(folder.files), self.limits)
         begin = _once(self.before_decode)
-        decoded = self._needed_or_none(folder, begin) if may_skip else None
-        decoded = decoded or self._full(folder, begin)
-        decoded.num_frames_claimed = folder.num_expected
-        decoded.damage = damage_of(decoded, Header(), ends_early=False)
-        return decoded
+        needed, succeeded = self._needed(folder, begin, self.choices if may_skip else ())
+        outcomes: list[Decoded[KeptT] | VideoError] = [needed] * len(self.choices)
+        left = [number for number in range(len(self.choices)) if number not in succeeded]
+        complete: list[Decoded[KeptT]] = [needed]
+        if left:
+            full: Decoded[KeptT] | VideoError
+            try:
+                full = self._full(folder, begin, [self.choices[number] for number in left])
+                complete.append(full)
+            except VideoError as error:
+                if not succeeded:
+                    raise
+                full = error
+            for number in left:
+                outcomes[number] = full
+        for decoded in complete:
+            decoded.num_frames_claimed = folder.num_expected
+            decoded.damage = damage_of(decoded, Header(), ends_early=False)
+        return outcomes
 
-    def _needed_or_none(self, folder: FrameFolder, begin: Callable[[int], None]) -> Decoded[KeptT] | None:
+    def _needed(
+        self, folder: FrameFolder, begin: Callable[[int], None], choices: Sequence[Choose]
+    ) -> tuple[Decoded[KeptT], set[int]]:
+        """Decodes the chosen pictures; returns the numbers of the choices none of whose pictures is damaged, too."""
         times = frame_times(folder.numbers)
         decoded: Decoded[KeptT] = Decoded("needed", 0, 0.0, 0.0, len(folder.files), times=times)
-        wanted = sorted({0, *self.choose(times.ticks)})
-        for index, data in zip(wanted, folder.read(wanted), strict=True):
-            frame = picture_frame(data, self.limits, begin)
-            if frame is None:
-                return None
-            decoded.kept[index] = self.keep(frame, SquarePixels(), index)
-        return decoded
+        wanted = [{0, *choose(times)} for choose in choices]
+        indices = sorted(set().union(*wanted))
+        damaged: set[int] = set()
+        for index, data in zip(indices, folder.read(indices), strict=True):
+            frame = self._frame_or_none(data, begin)
+            if frame is not None:
+                decoded.kept[index] = self.keep(frame, SquarePixels(), index)
+                continue
+            damaged.add(index)
+            if index == 0 or len(choices) == 1:
+                return decoded, set()
+        return decoded, {number for number, needs in enumerate(wanted) if damaged.isdisjoint(needs)}
 
-    def _full(self, folder: FrameFolder, begin: Callable[[int], None]) -> Decoded[KeptT]:
+    def _frame_or_none(self, data: bytes, begin: Callable[[int], None]) -> av.VideoFrame | None:
+        try:
+            return picture_frame(data, self.limits, begin)
+        except VideoError:  # too large: only the choices that need it fail, in the full decode
+            return None
+
+    def _full(self, folder: FrameFolder, begin: Callable[[int], None], choices: Sequence[Choose]) -> Decoded[KeptT]:
         pictures = folder.read(range(len(folder.files)))
         whole = [index for index, data in enumerate(pictures) if picture_frame(data, self.limits, begin) is not None]
-        decoded = self._needed_or_none(folder.only(whole), begin) if whole else None
-        if decoded is None:
+        decoded, succeeded = self._needed(folder.only(whole), begin, choices) if whole else (None, set())
+        if decoded is None or len(succeeded) < len(choices):
             raise VideoError("undecodable", "not one picture of the folder can be decoded")
         decoded.decode_path = "full"
         decoded.num_bad_packets = len(folder.files) - len(whole)

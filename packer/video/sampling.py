@@ -34,7 +34,7 @@ def frame_indices(num_frames_available: int, num_frames: int) -> tuple[int, ...]
     return tuple((2 * i * last + gaps) // (2 * gaps) for i in range(num_frames))
 
 
-def time_indices(times: Sequence[int], num_frames: int) -> tuple[int, ...]:
+def time_indices(times: Sequence[int], num_frames: int, within: range | None = None) -> tuple[int, ...]:
     """Returns the indices of the frames on screen at equally spaced times, from the first frame's to the last's.
 
     Integer arithmetic, so that nothing rounds. Of frames at the times (0, 1, 2, 3, 30), a clip of 4 holds (0, 3, 3, 4)
@@ -43,12 +43,15 @@ def time_indices(times: Sequence[int], num_frames: int) -> tuple[int, ...]:
     Args:
         times: When each frame is shown, in any unit; never falling.
         num_frames: Frames in the clip, T.
+        within: The frames that count, with step 1; None: all.
 
     Raises:
         ValueError: There are no times, or `num_frames` is below 1.
     """
-    if not times or num_frames < 1:
-        raise ValueError(f"times (of {len(times)} frames) and num_frames ({num_frames}) must be at least 1")
-    first, span = times[0], times[-1] - times[0]
+    within = range(len(times)) if within is None else within
+    if not within or num_frames < 1:
+        raise ValueError(f"times (of {len(within)} frames) and num_frames ({num_frames}) must be at least 1")
+    first, span = times[within[0]], times[within[-1]] - times[within[0]]
     parts = [(1, 2)] if num_frames == 1 else [(number, num_frames - 1) for number in range(num_frames)]
-    return tuple(bisect_right(times, first + part * span // whole) - 1 for part, whole in parts)
+    start, stop = within.start, within.stop
+    return tuple(bisect_right(times, first + part * span // whole, start, stop) - 1 for part, whole in parts)

@@ -64,7 +64,7 @@ def limit() -> Work:
 
     from configs.pack import DecodeLimits
     from packer.video import decode
-    from packer.video.packets import spans_of
+    from packer.video.packets import PacketPlan
 
     known: dict[str, list[list[int]]] = {}
 
@@ -73,7 +73,7 @@ def limit() -> Work:
         wanted = {0, *indices}
         return [
             [number for number in range(*span) if pictures[number].is_reference or pictures[number].position in wanted]
-            for span in spans_of(pictures, wanted)
+            for span in PacketPlan(pictures).spans_of(wanted)
         ]
 
     def work(path: str, indices: Sequence[int]) -> None:

@@ -14,7 +14,7 @@ from configs.pack import ClipConfig, DecodeLimits
 from packer.video import decode
 from packer.video.clip import pick_frames, read_clip
 from packer.video.container import VideoError
-from packer.video.packets import Bits, NeedsFullDecode, Picture, spans_of
+from packer.video.packets import Bits, NeedsFullDecode, PacketPlan, Picture
 from packer.video.sampling import frame_indices
 from tests.support.videos import full_decode, moving_pictures, write_video
 
@@ -206,12 +206,12 @@ OPEN_GROUPS = [picture(*pair) for pair in [(0, "I"), (2, "P"), (1, "B"), (4, "I"
     ],
 )
 def test_spans(wanted: list[int], spans: list[tuple[int, int]]) -> None:
-    assert spans_of(OPEN_GROUPS, wanted) == spans
+    assert PacketPlan(OPEN_GROUPS).spans_of(wanted) == spans
 
 
 def test_spans_need_a_start() -> None:
     with pytest.raises(NeedsFullDecode, match="before all frames that decoding can begin with"):
-        spans_of([picture(1, "I"), picture(0, "B")], [0])
+        PacketPlan([picture(1, "I"), picture(0, "B")]).spans_of([0])
 
 
 def test_bits() -> None:

@@ -62,10 +62,11 @@ class DecodeLimits(Section):
 class SplitConfig(Section):
     """How videos are divided into train, val and test; groups and videos of equal content always stay together."""
 
-    method: Literal["stratified", "folders", "csv", "labels"] = "stratified"
-    """stratified: every class is divided by the fractions below; folders: the data folder holds the folders train, val
-    and test (or training, validation, testing ...), each with one folder per class; csv: the file of `--lists` has the
-    columns source and split; labels: the labels of `--labels` state it, which is the default if they do."""
+    method: Literal["auto", "stratified", "folders", "csv", "labels"] = "auto"
+    """auto: labels if those of `--labels` state splits, otherwise stratified; stratified: every class is divided by the
+    fractions below; folders: the data folder holds the folders train, val and test (or training, validation, testing
+    ...), each with one folder per class; csv: the file of `--lists` has the columns source and split; labels: the
+    labels of `--labels` state it."""
     hmdb51: int = Field(0, ge=0, le=3)
     """Official split of HMDB51 to use, 1 to 3; `--lists` is the folder of its lists."""
     ucf101: int = Field(0, ge=0, le=3)
@@ -91,12 +92,14 @@ class SplitConfig(Section):
     @property
     def is_stratified(self) -> bool:
         """Whether the fractions or folds alone decide."""
-        return self.method == "stratified" and not self.is_official
+        return self.method in ("auto", "stratified") and not self.is_official
 
     @model_validator(mode="after")
     def _is_consistent(self) -> "SplitConfig":
         chosen = [name for name in ("hmdb51", "ucf101") if getattr(self, name)]
-        chosen += [f"method {self.method}"] * (self.method != "stratified") + ["num_folds"] * bool(self.num_folds)
+        chosen += [f"method {self.method}"] * (self.method not in ("auto", "stratified")) + ["num_folds"] * bool(
+            self.num_folds
+        )
         if len(chosen) > 1:
             raise ValueError(f"{' and '.join(chosen)} exclude each other: give one of them")
         if self.num_folds == 1:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from typing import Literal
 
 from configs.home import resolve
 from configs.pack import PackConfig
@@ -27,7 +28,7 @@ class Candidates:
     notes: tuple[tuple[str, str], ...]
     """What the user should know about files that are not packed, labels and classes, as (label, text)."""
     config: PackConfig
-    """The configuration. If labels state splits and no option says otherwise, it says that labels decide them."""
+    """The configuration, with the method that divides the videos: no longer auto."""
 
 
 def find_candidates(source: Location, target: Location, config: PackConfig) -> Candidates:
@@ -43,6 +44,8 @@ def find_candidates(source: Location, target: Location, config: PackConfig) -> C
     """
     found = _of_labels(source, target, config) if config.labels else _of_folders(source, config)
     catalog, given, config = found.catalog, found.given, found.config
+    if config.split.method == "auto":
+        config = _with_method(config, "stratified")
     notes = [*found.notes, *(("skipped", f"{what}: {count}") for what, count in sorted(catalog.num_skipped.items()))]
     notes += catalog_notes(catalog, config.split, has_class_folders=not config.labels)
     given = given or read_given_splits(catalog, config.split, resolve(config.lists))
@@ -83,14 +86,17 @@ def _of_labels(source: Location, target: Location, config: PackConfig) -> Candid
             class_names=tuple(sorted({*catalog.class_names, *(video.class_name for video in videos)})),
         )
         notes.append(("background", f"{len(videos)} segments without a label, as {config.labels_background!r}"))
-    method = config.split.method
-    if labels.has_splits and "method" not in config.split.model_fields_set:
-        method = "labels"
-        config = config.model_copy(update={"split": config.split.model_copy(update={"method": method})})
-    elif labels.has_splits and method != "labels":
-        notes.append(("splits", f"those of the labels are not used, because split.method is {method}"))
-    given = given_by_labels(split_of, config.split) if method == "labels" else None
+    if labels.has_splits and config.split.method == "auto" and not config.split.num_folds:
+        config = _with_method(config, "labels")
+    is_given = config.split.method == "labels"
+    if labels.has_splits and not is_given:
+        notes.append(("splits", "those of the labels are not used, because the options say otherwise"))
+    given = given_by_labels(split_of, config.split) if is_given else None
     return Candidates(catalog, given, tuple(notes), config)
+
+
+def _with_method(config: PackConfig, method: Literal["labels", "stratified"]) -> PackConfig:
+    return config.model_copy(update={"split": config.split.model_copy(update={"method": method})})
 
 
 def _background(videos: Sequence[Video], target: Location, config: PackConfig) -> list[Video]:

@@ -4,6 +4,7 @@ import os
 import random
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from fractions import Fraction
@@ -269,7 +270,7 @@ def test_segments_of_a_frame_folder(tmp_path: Path) -> None:
 
 def test_a_damaged_picture_costs_only_the_segments_that_need_it(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "frames", range(60))
-    (folder / "img_00025.png").write_bytes(b"\x89PNG no more")
+    (folder / "img_00024.png").write_bytes(b"\x89PNG no more")
     segments = [frames(start, start + 9) for start in range(0, 60, 4)]
     clips = outcomes(f"{folder}/", segments)
     paths = [clip.decode_road for clip in clips if isinstance(clip, Clip)]
@@ -304,27 +305,47 @@ def damaged(path: Path, target: Path, is_victim: Callable[["av.Packet"], bool], 
     return target
 
 
-@pytest.mark.parametrize("is_disposable", [False, True], ids=["reference", "disposable"])
+def is_reference(packet: "av.Packet") -> bool:
+    """Tells whether a packet of H.264 in MP4's form holds a picture that others are predicted from."""
+    data, start = bytes(packet), 0
+    while data[start + 4] & 31 not in (1, 5):
+        start += 4 + int.from_bytes(data[start : start + 4], "big")
+    return bool(data[start + 4] & 96)
+
+
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("name", ["h264.mp4", "open_groups.mp4", "mpeg4.avi"])
+@pytest.mark.parametrize(
+    ("name", "is_victim"),
+    [
+        ("h264.mp4", is_reference),
+        ("h264.mp4", lambda packet: not is_reference(packet)),
+        ("open_groups.mp4", is_reference),
+        ("open_groups.mp4", lambda packet: not is_reference(packet)),
+        ("mpeg4.avi", lambda packet: True),
+    ],
+    ids=["reference", "other", "open reference", "open other", "mpeg4"],
+)
 def test_damage_costs_only_the_segments_that_need_it(
-    videos: Callable[[str], Path], tmp_path: Path, name: str, seed: int, is_disposable: bool
+    videos: Callable[[str], Path], tmp_path: Path, name: str, seed: int, is_victim: Callable[["av.Packet"], bool]
 ) -> None:
-    whole = videos(name)
-    if is_disposable and name == "mpeg4.avi":
-        is_disposable = False  # its pictures are all references
-    path = damaged(whole, tmp_path / name, lambda packet: packet.is_disposable == is_disposable, seed)
+    path = damaged(videos(name), tmp_path / name, is_victim, seed)
     chosen = random.Random(seed)
     segments = [frames(start, start + chosen.choice([1, 5, 20])) for start in chosen.sample(range(NUM_FRAMES), 24)]
     assert_independent(path, segments)
-    expected = outcomes(whole, segments)
-    for clip, undamaged in zip(outcomes(path, segments), expected, strict=True):
+    full = outcomes(path, segments, CLIP.model_copy(update={"decode": "full"}))
+    for clip, expected in zip(outcomes(path, segments), full, strict=True):
         assert isinstance(clip, Clip)
-        assert isinstance(undamaged, Clip)
-        if clip.decode_road == "needed":
-            assert clip.jpegs == undamaged.jpegs
-        else:
-            assert clip.damage
+        assert isinstance(expected, Clip)
+        assert clip.jpegs == expected.jpegs
+        assert clip.damage == (() if clip.decode_road == "needed" else expected.damage)
+
+
+def test_some_segments_of_a_damaged_video_are_decoded_in_full(videos: Callable[[str], Path], tmp_path: Path) -> None:
+    path = damaged(videos("mpeg4.avi"), tmp_path / "a.avi", lambda _: True, 0)
+    clips = outcomes(path, [frames(start, start + 5) for start in range(0, NUM_FRAMES, 5)])
+    paths = [clip.decode_road for clip in clips if isinstance(clip, Clip)]
+    assert 0 < paths.count("full") <= 3
+    assert len(paths) == NUM_FRAMES // 5
 
 
 def test_damage_without_a_needed_path(videos: Callable[[str], Path], tmp_path: Path) -> None:
@@ -403,9 +424,10 @@ def test_a_decoder_that_dies_costs_the_file_that_it_read(videos: Callable[[str],
     others = set(psutil.Process().children())
     with DecodePool(1, LIMITS) as pool:
         (process,) = set(psutil.Process().children()) - others
+        pool.submit_segments(str(videos("h264.mp4")), [seconds(0)], CLIP).result(60)
         doomed = pool.submit_segments(str(endless), [seconds(1, 2)], CLIP)
         while not doomed.running():
-            pass
+            time.sleep(0.01)
         os.kill(process.pid, signal.SIGKILL)
         with pytest.raises(VideoError, match="the decoder crashed"):
             doomed.result(60)

@@ -169,21 +169,35 @@ class Decoder(Generic[KeptT]):
         decoded.times = survey.needed_times()
         decoded.num_frames = len(decoded.times.ticks)
 
+        unused = [stream] if survey.packets is not None else []
+
         @contextmanager
-        def packets() -> Iterator[tuple[VideoStream, Iterable[Packet]]]:
+        def packets() -> Iterator[Iterable[Packet]]:
             if survey.packets is not None:
-                yield stream, survey.packets
+                yield survey.packets
                 return
             with open_container(file) as again:
-                stream_again = video_stream(again, stream.index, self.limits)
-                yield stream_again, _packets(again.demux(stream_again), stream_again)
+                again_stream = video_stream(again, stream.index, self.limits)
+                unused[:] = [again_stream]
+                yield _packets(again.demux(again_stream), again_stream)
+
+        @contextmanager
+        def fresh_stream() -> Iterator[VideoStream]:
+            if unused:
+                yield unused.pop()
+                return
+            place = file.tell()  # another container may be reading the file
+            with open_container(file) as another:
+                another_stream = video_stream(another, stream.index, self.limits)
+                file.seek(place)
+                yield another_stream
 
         def use(frame: av.VideoFrame, stream: VideoStream, index: int) -> None:
             check_pixels(frame.width, frame.height, self.limits)
             decoded.kept[index] = self.keep(cropper(frame), stream, index)
 
         wanted = [frozenset({0, *choose(decoded.times)}) for choose in self.choices]
-        return decoded, decode_needed(PacketPlan(survey.pictures), wanted, packets, use)
+        return decoded, decode_needed(PacketPlan(survey.pictures), wanted, packets, fresh_stream, use)
 
     def _full(
         self, file: BinaryIO, index: int, survey: _Survey, cropper: Cropper, choices: Sequence[Choose]

@@ -5,8 +5,9 @@ decoded with it. So if a picture turns out damaged, only the choices that need i
 made doubtful are decoded once more for the others.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from itertools import chain, islice
 
 import av
@@ -16,32 +17,41 @@ from packer.video.packets import NeedsFullDecode, Packet, PacketPlan, Span
 
 Use = Callable[[av.VideoFrame, VideoStream, int], None]
 """Takes a wanted frame and its index."""
-OpenPackets = Callable[[], AbstractContextManager[tuple[VideoStream, Iterable[Packet]]]]
-"""Gives the stream and all its packets, from the first on; called once for each round."""
+OpenPackets = Callable[[], AbstractContextManager[Iterable[Packet]]]
+"""Gives all packets, from the first on."""
+OpenStream = Callable[[], AbstractContextManager[VideoStream]]
+"""Gives the stream with a decoder that has decoded nothing yet."""
 _UNKNOWN = -1
 """The number of a damaged packet if it is not known which one is damaged."""
 
 
-def decode_needed(plan: PacketPlan, wanted: Sequence[frozenset[int]], open_packets: OpenPackets, use: Use) -> set[int]:
+def decode_needed(
+    plan: PacketPlan,
+    wanted: Sequence[frozenset[int]],
+    open_packets: OpenPackets,
+    open_stream: OpenStream,
+    use: Use,
+) -> set[int]:
     """Decodes what the choices need, and returns the numbers of the choices that succeeded.
 
     Args:
         plan: What the packets show.
         wanted: Indices of the frames of each choice; all of them hold 0.
-        open_packets: Gives the packets.
+        open_packets: Gives the packets; called once for each round.
+        open_stream: Gives the stream; called for each round, and after each damaged packet: damage may leave its mark
+            on a decoder even if its buffers are flushed.
         use: Called for each wanted frame, in display order within a span of packets; in any case for frame 0 first. If
             a span is decoded again, its frames come again.
     """
     waiting = {number: positions for number, positions in enumerate(wanted) if _can_be_decoded(plan, positions)}
     alone: set[int] = set()
     positions = set().union(*waiting.values())
-    is_first = True
     while positions:
         num_waiting = len(waiting)
         doubtful: set[int] = set()
         suspects: set[int] = set()
-        with open_packets() as (stream, packets):
-            for span, damaged in _decoded_spans(plan, positions, stream, packets, use, is_first):
+        with open_packets() as packets:
+            for span, damaged in _decoded_spans(plan, positions, packets, open_stream, use):
                 if damaged is None:
                     continue
                 inside = {position for position in positions if span.start <= plan.number_of(position) < span.stop}
@@ -59,10 +69,11 @@ def decode_needed(plan: PacketPlan, wanted: Sequence[frozenset[int]], open_packe
             alone |= suspects
             waiting = {number: needs for number, needs in waiting.items() if number not in suspects}
         positions = doubtful.intersection(set().union(*waiting.values()))
-        is_first = False
     succeeded = set(waiting)
     if len(wanted) > 1:
-        succeeded |= {number for number in alone if decode_needed(plan, [wanted[number]], open_packets, use)}
+        succeeded |= {
+            number for number in alone if decode_needed(plan, [wanted[number]], open_packets, open_stream, use)
+        }
     return succeeded
 
 
@@ -75,16 +86,25 @@ def _can_be_decoded(plan: PacketPlan, positions: Iterable[int]) -> bool:
 
 
 def _decoded_spans(
-    plan: PacketPlan, wanted: set[int], stream: VideoStream, packets: Iterable[Packet], use: Use, is_first: bool
+    plan: PacketPlan, wanted: set[int], packets: Iterable[Packet], open_stream: OpenStream, use: Use
 ) -> Iterator[tuple[Span, int | None]]:
     """Yields each span once it has been decoded, with the number of a damaged packet in it, or None."""
     unread, num_read = iter(packets), 0
-    for span in plan.spans_of(wanted):
-        part = islice(unread, span.start - num_read, span.stop - num_read)
-        num_read = span.stop
-        if span.start or not is_first:
-            stream.codec_context.flush_buffers()
-        yield span, _damaged_in(plan, span, wanted, stream, part, use)
+    with ExitStack() as opened:
+        stream: VideoStream | None = None
+        for span in plan.spans_of(wanted):
+            part = islice(unread, span.start - num_read, span.stop - num_read)
+            num_read = span.stop
+            if stream is None:
+                stream = opened.enter_context(open_stream())
+            else:
+                stream.codec_context.flush_buffers()
+            damaged = _damaged_in(plan, span, wanted, stream, part, use)
+            yield span, damaged
+            if damaged is not None:
+                deque(part, 0)  # the next span is counted from the end of this one
+                opened.close()
+                stream = None
 
 
 def _damaged_in(

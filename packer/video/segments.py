@@ -179,21 +179,27 @@ def _clip(segment: Segment, cut: _Cut, clip: ClipConfig, spool: Spool, sha256: s
         any(frame.is_colour_approximate for frame in (cut.first, *cut.frames)),
         sha256,
     )
-    start, end = _bounds(segment, cut.within, times)
+    start, end = _bounds(segment, cut)
     shown_at = [times.seconds_of(index) for index in indices]
     return replace(
         whole,
         sampled_by=whole.sampled_by if times.are_own or segment.unit == "frames" else "rate",
-        start_seconds=None if start is None else float(start),
-        end_seconds=None if end is None else float(end),
+        start_seconds=start,
+        end_seconds=end,
         num_segment_frames=len(cut.within),
         frame_times_seconds=tuple(float(time) for time in shown_at if time is not None),
     )
 
 
-def _bounds(segment: Segment, within: range, times: FrameTimes) -> tuple[Fraction | None, Fraction | None]:
+def _bounds(segment: Segment, cut: _Cut) -> tuple[float | None, float | None]:
     """Returns when a segment starts and ends, in seconds; None: not known, or at the end of the video."""
     if segment.unit == "seconds":
-        return segment.start, segment.end
-    is_open = segment.end is None or within.stop == len(times.ticks)
-    return times.seconds_of(within.start), None if is_open else times.seconds_of(within.stop)
+        return float(segment.start), None if segment.end is None else float(segment.end)
+    video, within = cut.picked.video, cut.within
+    start, last = video.times.seconds_of(within.start), video.times.seconds_of(within[-1])
+    if start is None or last is None:
+        return None, None
+    if segment.end is None:
+        return float(start), None
+    after = video.times.seconds_of(within.stop) if within.stop < video.num_frames else None
+    return float(start), float(after) if after is not None else float(last) + (1 / video.fps if video.fps else 0.0)

@@ -2,6 +2,7 @@
 
 import pickle
 import tempfile
+import weakref
 from types import TracebackType
 from typing import Any
 
@@ -16,6 +17,7 @@ class Spool:
 
     def __init__(self) -> None:
         self._file = tempfile.SpooledTemporaryFile(max_size=_MEMORY_BYTES)  # noqa: SIM115 - closed by `close`
+        self._close = weakref.finalize(self, self._file.close)  # clips that nobody asks for any more are not read
 
     def add(self, item: object) -> int:
         """Takes an object and returns its place.
@@ -34,7 +36,7 @@ class Spool:
 
     def close(self) -> None:
         """Deletes the objects."""
-        self._file.close()
+        self._close()
 
     def __enter__(self) -> "Spool":
         """Returns the spool, which is closed when the block ends."""

@@ -8,7 +8,7 @@ from contextlib import suppress
 
 from configs.home import resolve
 from configs.load import EXIT_USAGE, ConfigT, fail, parse
-from configs.pack import InspectConfig, PackConfig, RepairConfig, VerifyConfig
+from configs.pack import InspectConfig, PackConfig, RelabelConfig, RepairConfig, VerifyConfig
 from configs.section import UsageError
 
 PROG = "python -m packer"
@@ -19,6 +19,7 @@ python -m packer data shards --dry-run  shows what a pack would do, and writes n
 python -m packer data shards --append   adds the videos that are new in data
 python -m packer verify shards          checks a pack byte by byte
 python -m packer repair shards data     packs its damaged shards again
+python -m packer relabel shards --labels fixed.csv  gives its samples new labels; no video is read
 python -m packer inspect shards         shows what a pack holds; --sheet sheet.png draws its clips
 """
 
@@ -27,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns 0 (good), 1 (failed), 2 (wrong command or target) or 130 (stopped by Ctrl-C)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s %(message)s")
-    commands = {"verify": _verify, "repair": _repair, "inspect": _inspect}
+    commands = {"verify": _verify, "repair": _repair, "relabel": _relabel, "inspect": _inspect}
     try:
         if arguments and arguments[0] in commands:
             return commands[arguments[0]](arguments[1:])
@@ -110,6 +111,27 @@ def _repair(arguments: Sequence[str]) -> int:
     except (PackError, OSError) as error:
         return _failed(error)
     print(f"{locate(config.target)}: " + (f"repaired {', '.join(repaired)}" if repaired else "nothing was damaged"))
+    return 0
+
+
+def _relabel(arguments: Sequence[str]) -> int:
+    config = _parse(RelabelConfig, arguments, " relabel")
+    from packer.labels.read import read_labels  # type: ignore[import-not-found, unused-ignore]
+    from packer.relabel.rewrite import relabel
+    from packer.report import format_relabelling
+    from packer.storage.location import locate
+
+    try:
+        target = locate(config.target)
+        labels = read_labels(
+            locate(config.labels),
+            config.labels_format,
+            classes=locate(config.labels_classes) if config.labels_classes else None,
+            frame_rate=config.labels_frame_rate,
+        )
+        print(format_relabelling(relabel(target, labels, dry_run=config.dry_run), config.dry_run))
+    except OSError as error:
+        return _failed(error)
     return 0
 
 

@@ -15,6 +15,7 @@ from packer.planning.plan import Plan, extend_plan, make_plan
 from packer.retry import as_they_are_now, find_retries, plan_again, rejected_rows
 from packer.shards.manifest import SAMPLES, ManifestError, read_manifest
 from packer.shards.stored_plan import plan_sha256, read_plan
+from packer.storage.commit import current
 from packer.storage.files import file_sha256, local_copy
 from packer.storage.location import Location, is_inside, locate
 from packer.storage.target_lock import RECORDS
@@ -161,8 +162,8 @@ def _differing_settings(plan: Plan, recipe: PackRecipe) -> list[str]:
 def _is_complete(target: Location) -> bool:
     """Tells whether the manifest is there and agrees with the index and the plan; if not, packing writes it again."""
     try:
-        manifest = read_manifest(target)
-        return (manifest.samples_sha256, manifest.plan_sha256) == (file_sha256(target / SAMPLES), plan_sha256(target))
+        manifest, samples_sha256 = read_manifest(target), file_sha256(current(target, SAMPLES))
+        return (manifest.samples_sha256, manifest.plan_sha256) == (samples_sha256, plan_sha256(target))
     except (ManifestError, FileNotFoundError):
         return False
 
@@ -170,7 +171,7 @@ def _is_complete(target: Location) -> bool:
 def _known_sha256(target: Location) -> dict[str, str]:
     """Returns the sha256 of the packed videos by source; empty if the index cannot be read."""
     try:
-        with local_copy(target / SAMPLES) as file:
+        with local_copy(current(target, SAMPLES)) as file:
             table = pq.read_table(file, columns=["source", "source_sha256"])
     except (OSError, pa.ArrowInvalid):
         return {}  # then the videos are read again

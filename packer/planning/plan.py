@@ -92,7 +92,7 @@ def make_plan(
     shards = _shards(new, earlier.shards if earlier else (), recipe)
     copies = dict(earlier.copies) if earlier else {}
     if recipe.duplicates == "reject":
-        copies |= {s: other for s, other in _copies(catalog.videos, digests, old).items() if s not in old}
+        copies |= {s: other for s, other in find_copies(catalog.videos, digests, old).items() if s not in old}
     contradictions = find_contradictions(catalog.videos, digests)
     return Plan(recipe, library_versions(), catalog.class_names, shards, leaks, copies, contradictions)
 
@@ -180,7 +180,7 @@ def _cut(videos: Sequence[Video], split: str, config: ShardConfig, num_earlier: 
     ]
 
 
-def _copies(videos: Sequence[Video], digests: Mapping[str, str], packed: Container[str]) -> dict[str, str]:
+def find_copies(videos: Sequence[Video], digests: Mapping[str, str], packed: Container[str]) -> dict[str, str]:
     """Returns, by the source of each copy, the source of its original: a packed video, or the first by path.
 
     Contents with several classes have no original: each such video names one of another class.

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from configs.pack import ClipConfig, PackRecipe
 from configs.section import Section, describe
 from packer.shards.sample import SampleRow
+from packer.storage.commit import current
 from packer.storage.files import file_sha256, local_copy, open_sha256, write_atomically
 from packer.storage.location import Location
 
@@ -139,7 +140,7 @@ def read_manifest(folder: Location) -> Manifest:
     Raises:
         ManifestError: There is no manifest, it is damaged, or a newer version wrote it.
     """
-    path = folder / MANIFEST
+    path = current(folder, MANIFEST)
     try:
         values = json.loads(path.read_bytes())
         version = values["format_version"]
@@ -162,7 +163,7 @@ def read_manifest(folder: Location) -> Manifest:
 
 def manifest_sha256(folder: Location) -> str:
     """Returns the sha256 of the manifest's bytes: equal digests mean equal packs."""
-    return file_sha256(folder / MANIFEST)
+    return file_sha256(current(folder, MANIFEST))
 
 
 def read_samples(folder: Location, split: str, columns: Sequence[str] | None = None) -> pa.Table:
@@ -177,7 +178,7 @@ def read_samples(folder: Location, split: str, columns: Sequence[str] | None = N
     Raises:
         ManifestError: The index is missing or damaged.
     """
-    path = folder / SAMPLES
+    path = current(folder, SAMPLES)
     try:
         with local_copy(path) as file:
             held = pq.read_schema(file).names
@@ -212,7 +213,7 @@ def rejected_row(video: "Video", split: str, error: "VideoError", sha256: str = 
 def read_rejected(folder: Location) -> list[RejectedRow]:
     """Returns the rejected videos of a complete pack; none if their list is missing or damaged."""
     try:
-        with local_copy(folder / f"{REJECTED}.parquet") as file:
+        with local_copy(current(folder, f"{REJECTED}.parquet")) as file:
             return [RejectedRow.model_validate(row) for row in pq.read_table(file).to_pylist()]
     except (OSError, pa.ArrowInvalid, ValidationError):
         return []

@@ -1,7 +1,7 @@
 """Decides what a command does, before anything is written: begin a pack, continue one, or append to one."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -88,7 +88,8 @@ def _plan(
         if config.append:
             raise UsageError(f"{target} holds no pack to append to: leave --append out to begin one")
         return make_plan(catalog, config.recipe, given), {}
-    found = {video.source: video for video in catalog.videos}
+    class_of = {video.source: video.class_name for video in earlier.videos}
+    found = {v.source: replace(v, class_name=class_of.get(v.source, v.class_name)) for v in catalog.videos}
     earlier = as_they_are_now(earlier, target, found)
     is_complete = _is_complete(target)
     rows = rejected_rows(target, earlier, is_complete)
@@ -98,7 +99,7 @@ def _plan(
         retries = find_retries(rows, earlier, found, with_replaced=False, with_machine=False)
     if retries:
         earlier = plan_again(earlier, retries, _known_sha256(target))
-    differing = _differing_videos(earlier, catalog, given)
+    differing = _differing_videos(earlier, catalog, given, has_labels=bool(config.labels))
     waiting = may_work.keys() - retries.keys()
     no_matter = {"changed": waiting, "gone": {row.source for row in rows}}
     for how, sources in no_matter.items():
@@ -126,11 +127,14 @@ def _plan(
     return extend_plan(earlier, catalog, given, _known_sha256(target)), differing
 
 
-def _differing_videos(plan: Plan, catalog: Catalog, given: Mapping[str, str] | None) -> dict[str, list[str]]:
+def _differing_videos(
+    plan: Plan, catalog: Catalog, given: Mapping[str, str] | None, has_labels: bool
+) -> dict[str, list[str]]:
     """Returns the sources that differ between a plan and a data folder, by how: new, gone, changed, other split."""
     found = {video.source for video in catalog.videos}
     old = {video.source: (video, shard.split) for shard in plan.shards for video in shard.videos}
-    class_of = {video.source: video.class_name for video in catalog.videos}
+    # Without labels, a class that differs from the folder's can only come from `relabel`.
+    class_of = {video.source: video.class_name for video in catalog.videos if has_labels}
     differing = {
         "new": sorted(found - old.keys()),
         "gone": sorted(old.keys() - found),

@@ -110,13 +110,16 @@ def extend_plan(
     """
     if earlier.recipe.split.num_folds:
         raise UsageError("a pack with split.num_folds takes no more videos, because its folds would change: pack again")
-    old = [video for shard in earlier.shards for video in shard.videos]
+    old = list(earlier.videos)
     sources = {video.source for video in old}
-    videos = sorted(
-        [*old, *(video for video in catalog.videos if video.source not in sources)], key=lambda video: video.source
+    new = [video for video in catalog.videos if video.source not in sources]
+    # Videos of a class folder may have been relabelled, all of them: then it is no class any more.
+    new_names = sorted({video.class_name for video in new} - set(earlier.class_names))
+    both = replace(
+        catalog,
+        videos=tuple(sorted([*old, *new], key=lambda video: video.source)),
+        class_names=(*earlier.class_names, *new_names),
     )
-    new_names = [name for name in catalog.class_names if name not in earlier.class_names]
-    both = replace(catalog, videos=tuple(videos), class_names=(*earlier.class_names, *new_names))
     return make_plan(both, earlier.recipe, given, earlier, known_sha256)
 
 

@@ -75,7 +75,7 @@ def relabel(target: Location, labels: Labels, *, dry_run: bool = False) -> Relab
 
 
 def _write(target: Location, decision: Decision) -> None:
-    num_samples = sum(v.source in decision.held.sha256_of for _, new in decision.rewritten for v in new.videos)
+    num_samples = sum(video.source in decision.held.sha256_of for _, new in decision.rewritten for video in new.videos)
     with waiting_folder(target) as waiting, Progress(num_samples, "sample", "relabel") as progress:
         writer = _Writer(target, waiting, decision, progress)
         for old, new in zip(decision.held.plan.shards, decision.plan.shards, strict=True):

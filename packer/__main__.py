@@ -137,16 +137,17 @@ def _relabel(arguments: Sequence[str]) -> int:
 
 def _inspect(arguments: Sequence[str]) -> int:
     config = _parse(InspectConfig, arguments, " inspect")
-    from packer.inspection import draw_sheet, format_inspection
+    from packer.inspection.sheet import draw_sheet
+    from packer.inspection.summary import format_inspection
     from packer.shards.manifest import ManifestError
     from packer.storage.location import locate
 
     target = locate(config.target)
     try:
-        print(format_inspection(target))
+        print(format_inspection(target, config.all))
         if config.sheet:
             sheet = resolve(config.sheet)
-            draw_sheet(target, config.clips_per_class).save(sheet)
+            draw_sheet(target, config.clips_per_class, config.all).save(sheet)
             print(f"sheet     {sheet}")
     except ManifestError as error:
         raise UsageError(str(error)) from error

@@ -166,12 +166,12 @@ def manifest_sha256(folder: Location) -> str:
     return file_sha256(current(folder, MANIFEST))
 
 
-def read_samples(folder: Location, split: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """Returns the index rows of one split, in the order of shards and, within a shard, of the tar.
+def read_samples(folder: Location, split: str | None, columns: Sequence[str] | None = None) -> pa.Table:
+    """Returns the index rows of one split or of all, in the order of shards and, within a shard, of the tar.
 
     Args:
         folder: A complete pack.
-        split: Name of the split; a split that the pack lacks has no rows.
+        split: Name of the split; a split that the pack lacks has no rows. None: all splits.
         columns: Only these columns, such as `("shard", "offset", "num_bytes")`; columns that the pack lacks are left
             out (older packs have no `crc32`); by default all columns.
 
@@ -183,7 +183,8 @@ def read_samples(folder: Location, split: str, columns: Sequence[str] | None = N
         with local_copy(path) as file:
             held = pq.read_schema(file).names
             names = [name for name in columns or held if name in held]
-            return pq.read_table(file, columns=names, filters=[("split", "==", split)], memory_map=True)
+            filters = None if split is None else [("split", "==", split)]
+            return pq.read_table(file, columns=names, filters=filters, memory_map=True)
     except (OSError, pa.ArrowInvalid) as error:
         raise ManifestError(f"{path} cannot be read: run the packer again, it rebuilds the index") from error
 
@@ -217,6 +218,15 @@ def read_rejected(folder: Location) -> list[RejectedRow]:
             return [RejectedRow.model_validate(row) for row in pq.read_table(file).to_pylist()]
     except (OSError, pa.ArrowInvalid, ValidationError):
         return []
+
+
+def read_rejected_columns(folder: Location, columns: Sequence[str]) -> pa.Table | None:
+    """Returns columns of the list of rejected videos of a complete pack; None if the list is missing or damaged."""
+    try:
+        with local_copy(current(folder, f"{REJECTED}.parquet")) as file:
+            return pq.read_table(file, columns=list(columns))
+    except (OSError, pa.ArrowInvalid):
+        return None
 
 
 def write_rejected(folder: Location, rows: Iterable[RejectedRow]) -> None:

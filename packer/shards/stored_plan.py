@@ -53,6 +53,15 @@ class _StoredPlan(Section):
     """By source, of the videos whose labels state a group; left out likewise."""
 
 
+class PlanNotes(Section, extra="ignore"):
+    """The part of a stored plan that says what its videos have in common; of 100,000 videos, it is read in no time."""
+
+    groups: dict[str, str] = Field(default_factory=dict)
+    """The groups that labels state, by source."""
+    contradictions: tuple[str, ...] = ()
+    """See `Plan.contradictions`."""
+
+
 def plan_sha256(target: Location) -> str:
     """Returns the sha256 of the stored plan; empty if there is none."""
     try:
@@ -85,6 +94,14 @@ def write_plan(target: Location, plan: Plan) -> None:
     absent = {name for name in ("segments", "groups") if not getattr(stored, name)}
     with write_atomically(target / PLAN) as file:
         file.write(stored.model_dump_json(exclude=absent).encode())
+
+
+def read_plan_notes(target: Location) -> PlanNotes:
+    """Returns what the stored plan says about its videos; nothing if the plan is missing or damaged."""
+    try:
+        return PlanNotes.model_validate_json(current(target, PLAN).read_bytes())
+    except (FileNotFoundError, NotADirectoryError, ValidationError):
+        return PlanNotes()
 
 
 def read_plan(target: Location, videos: Sequence[Video]) -> Plan | None:

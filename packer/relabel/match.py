@@ -27,7 +27,10 @@ def match_rows(videos: Sequence[Video], rows: Iterable[LabelRow]) -> Match:
     Raises:
         UsageError: A row may mean several files, or two rows give one video different labels.
     """
-    files = {video.file_source: replace(video, source=video.file_source, segment=None) for video in videos}
+    files: dict[str, Video] = {}
+    for video in videos:
+        if (path := video.file_source) not in files:
+            files[path] = replace(video, source=path, segment=None)
     finder = Finder(files.values())
     matched = [finder.match(row) for row in rows]
     check_names(matched)

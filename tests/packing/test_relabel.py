@@ -1,11 +1,14 @@
 """New labels give the pack that packing with them gives, from the stored frames, and a kill leaves no mixture."""
 
 import json
+import os
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from fractions import Fraction
@@ -65,7 +68,7 @@ for target in targets:
     if code:
         os.write(1, f"{code}\\n".encode())
 """
-"""Relabels targets, each named as TARGET:STEPS, and kills itself before so many steps in the target; 0: never. Prints
+"""Relabels targets, each named as TARGET:STEPS, and kills itself before so many steps in the target; -1: never. Prints
 how many steps there were, or the exit code."""
 
 
@@ -331,7 +334,7 @@ def kill(targets: Iterable[tuple[Path, int]], label_of: Mapping[str, str]) -> li
 
 def test_a_kill_leaves_the_old_pack_or_the_new_one(data: Path, whole: Path, tmp_path: Path) -> None:
     new = shutil.copytree(whole, tmp_path / "new")
-    (num_steps,) = kill([(new, 0)], RENAMED)
+    (num_steps,) = kill([(new, -1)], RENAMED)
     assert num_steps > 60
     moments = {*random.Random(14).sample(range(1, num_steps), 6), *range(num_steps - 80, num_steps, 9)}
     targets = [shutil.copytree(whole, tmp_path / f"killed at {moment}") for moment in moments]
@@ -365,6 +368,50 @@ def test_a_pack_in_a_store_is_relabelled(whole: Path, target: Path, bucket: str,
     got = get_folder(f"{bucket}/shards", tmp_path / "got")
     (got / ".pack/lock").touch()  # the lock of a local pack is a file that stays
     assert_same_pack(got, target)
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("awaited", ["undo.json", "commit.json"])
+def test_a_kill_leaves_no_mixture_in_a_store(
+    data: Path, whole: Path, target: Path, bucket: str, tmp_path: Path, awaited: str
+) -> None:
+    relabel(target, labels_of(RENAMED))
+    put_folder(whole, f"{bucket}/shards")
+    remote = RemotePath(f"{bucket}/shards")
+    code = KILLED.replace("Path(target)", "locate(target)").replace("import relabel", "import relabel; {IMPORT}")
+    code = code.replace("{IMPORT}", "from packer.storage.location import locate")
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, json.dumps(RENAMED), f"{remote}:-1"], stdout=subprocess.PIPE, start_new_session=True
+    )
+    deadline = time.monotonic() + 120
+    while not (remote / f".pack/next/{awaited}").exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert not list(find_faults(remote))
+    is_new = read_manifest(remote).class_names == ("a", "c", "jump")
+    assert is_new or awaited == "undo.json"
+    assert rows_of(remote) == rows_of(target if is_new else whole)
+    (remote / ".pack/owner.json").unlink()  # its process may not be known as dead yet
+    relabel(remote, labels_of(RENAMED))
+    got = get_folder(str(remote), tmp_path / "got")
+    (got / ".pack/lock").touch()
+    assert_same_pack(got, target)
+
+
+def test_the_trainer_reads_the_new_labels(target: Path) -> None:
+    from trainer.schedule.schedule import Schedule
+    from trainer.stream.index import SampleIndex
+    from trainer.stream.loader import make_loader
+
+    relabel(target, labels_of(RENAMED))
+    for split in ("train", "val", "test"):
+        index = SampleIndex.open(target, split)
+        assert index.labels.tolist() == [row["class_index"] for row in rows_of(target) if row["split"] == split]
+        batches = list(make_loader(index, Schedule(index.shard_sizes, 4), lambda frames, _: frames, 16))
+        assert not [error for batch in batches for error in batch.errors]
+        assert sum(len(batch.rows) for batch in batches) >= index.num_samples
 
 
 def matched(sources: Iterable[str | Video], *rows: LabelRow) -> dict[str, str]:

@@ -116,7 +116,7 @@ def _repair(arguments: Sequence[str]) -> int:
 
 def _relabel(arguments: Sequence[str]) -> int:
     config = _parse(RelabelConfig, arguments, " relabel")
-    from packer.labels.read import read_labels  # type: ignore[import-not-found, unused-ignore]
+    from packer.labels.read import read_labels
     from packer.relabel.rewrite import relabel
     from packer.report import format_relabelling
     from packer.storage.location import locate

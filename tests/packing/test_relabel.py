@@ -1,5 +1,6 @@
 """New labels give the pack that packing with them gives, from the stored frames, and a kill leaves no mixture."""
 
+import itertools
 import json
 import os
 import random
@@ -161,6 +162,49 @@ def test_the_pack_is_the_one_that_the_labels_give(data: Path, whole: Path, targe
     assert manifest.class_names == ("a", "c", "jump")
     assert {row.class_name for row in read_rejected(target)} == {"jump", "b"}  # the text is in no class
     assert read_manifest(whole).class_names == ("a", "b", "c")
+
+
+def write_table(path: Path, classes: Iterable[str]) -> Path:
+    """Writes labels of segments of three videos and of one whole video, with these classes in turn."""
+    path.parent.mkdir()
+    lines = ["path,label,start,end,split"]
+    turn = itertools.cycle(classes)
+    for number in range(3):
+        for split, start in (("train", 0), ("train", 1), ("val", 2), ("test", 3)):
+            lines.append(f"{split}/long {number}.mp4,{next(turn)},{start},{start + 1},{split}")
+    path.write_text("\n".join([*lines, f"train/whole.mp4,{next(turn)},,,train", f"train/no.mp4,{next(turn)},,,train"]))
+    return path
+
+
+def test_a_table_of_segments_gives_the_pack_of_that_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for split, number in itertools.product(("train", "val", "test"), range(3)):
+        path = tmp_path / "data" / split / f"long {number}.mp4"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_numbered_video(path, 50, fps=10, first_number=1000 * number + 100 * ("train", "val", "test").index(split))
+    write_numbered_video(tmp_path / "data/train/whole.mp4", 20, first_number=900)
+    options = [*FAST, "--labels"]
+    old = write_table(tmp_path / "old/labels.csv", ["jump", "run", "sit"])
+    fixed = write_table(tmp_path / "fixed/labels.csv", ["walk", "jump", "zoom"])
+    target, fresh = tmp_path / "shards", tmp_path / "fresh"
+    assert run(tmp_path / "data", target, *options, old, ALL_REJECTED) == 0
+    assert run(tmp_path / "data", fresh, *options, fixed, ALL_REJECTED) == 0
+    assert "labelled otherwise now" in refused([tmp_path / "data", target, *options, fixed], capsys)
+    assert run("relabel", target, "--labels", fixed, "--dry-run") == 0
+    assert run("relabel", target, "--labels", fixed) == 0
+    printed = capsys.readouterr().out
+    assert "new       2 classes (walk, zoom)" in printed
+    assert "dropped   2 classes (run, sit)" in printed
+    assert_alike(target, fresh)
+    assert run("verify", target) == 0
+    next(target.glob("val*.tar")).unlink()
+    assert run("repair", target, tmp_path / "data") == 0
+    assert_alike(target, fresh)
+    assert run(tmp_path / "data", target, *options, fixed, ALL_REJECTED, "--append") == 0
+    assert_alike(target, fresh)
+    assert run("inspect", target, "--sheet", tmp_path / "sheet.png") == 0
+    assert "segments  12 of 9 files" in capsys.readouterr().out
+    assert "labels_frame_rate" in refused(["relabel", target, "--labels", fixed, "--labels-frame-rate=-1"], capsys)
+    assert "none.csv" in refused(["relabel", target, "--labels", tmp_path / "none.csv"], capsys)
 
 
 def test_other_shards_stay_and_equal_labels_give_equal_bytes(whole: Path, target: Path, tmp_path: Path) -> None:
@@ -381,7 +425,9 @@ def test_a_kill_leaves_no_mixture_in_a_store(
     code = KILLED.replace("Path(target)", "locate(target)").replace("import relabel", "import relabel; {IMPORT}")
     code = code.replace("{IMPORT}", "from packer.storage.location import locate")
     process = subprocess.Popen(
-        [sys.executable, "-c", code, json.dumps(RENAMED), f"{remote}:-1"], stdout=subprocess.PIPE, start_new_session=True
+        [sys.executable, "-c", code, json.dumps(RENAMED), f"{remote}:-1"],
+        stdout=subprocess.PIPE,
+        start_new_session=True,
     )
     deadline = time.monotonic() + 120
     while not (remote / f".pack/next/{awaited}").exists():

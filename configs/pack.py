@@ -148,6 +148,16 @@ class PackRecipe(Section):
     """Seed of the split and of the order of samples."""
 
 
+def _checked_rate(value: str) -> str:
+    try:
+        is_rate = not value or Fraction(value) > 0
+    except (ValueError, ZeroDivisionError):
+        is_rate = False
+    if not is_rate:
+        raise ValueError("must be a number above 0, such as 25, 29.97 or 30000/1001")
+    return value
+
+
 class PackConfig(PackRecipe):
     """The options of `python -m packer`."""
 
@@ -210,16 +220,7 @@ class PackConfig(PackRecipe):
             raise ValueError(f"{what} is for labels from a file: give --labels PATH too")
         return self
 
-    @field_validator("labels_frame_rate")
-    @classmethod
-    def _is_rate(cls, value: str) -> str:
-        try:
-            is_rate = not value or Fraction(value) > 0
-        except (ValueError, ZeroDivisionError):
-            is_rate = False
-        if not is_rate:
-            raise ValueError("must be a number above 0, such as 25, 29.97 or 30000/1001")
-        return value
+    _is_rate = field_validator("labels_frame_rate")(_checked_rate)
 
     @property
     def recipe(self) -> PackRecipe:
@@ -252,11 +253,13 @@ class RelabelConfig(Section):
     """What wrote the file of `--labels`; auto: told by its content."""
     labels_classes: str = ""
     """File with the class names, one per line, if the labels are numbers from 0."""
-    labels_frame_rate: Fraction | None = Field(None, gt=0)
+    labels_frame_rate: str = ""
     """Frames per second at which the labels count frames, such as 25 or 30000/1001, if their tool counted at a rate of
-    its own. Unset: it did not."""
+    its own; needed for label-studio."""
     dry_run: bool = False
     """Shows what the command would do, and writes nothing."""
+
+    _is_rate = field_validator("labels_frame_rate")(_checked_rate)
 
 
 class InspectConfig(Section):

@@ -116,22 +116,16 @@ def _repair(arguments: Sequence[str]) -> int:
 
 def _relabel(arguments: Sequence[str]) -> int:
     config = _parse(RelabelConfig, arguments, " relabel")
-    from packer.labels.read import read_labels
+    from packer.candidates import labels_of
     from packer.relabel.rewrite import relabel
     from packer.report import format_relabelling
     from packer.storage.location import locate
 
     try:
-        target = locate(config.target)
-        labels = read_labels(
-            locate(config.labels),
-            config.labels_format,
-            classes=locate(config.labels_classes) if config.labels_classes else None,
-            frame_rate=config.labels_frame_rate,
-        )
-        print(format_relabelling(relabel(target, labels, dry_run=config.dry_run), config.dry_run))
+        result = relabel(locate(config.target), labels_of(config), dry_run=config.dry_run)
     except OSError as error:
         return _failed(error)
+    print(format_relabelling(result, config.dry_run))
     return 0
 
 

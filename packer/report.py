@@ -76,8 +76,8 @@ def format_relabelling(result: RelabelResult, is_dry_run: bool) -> str:
     lines = [
         *class_table(class_names, counts, decision.held.manifest.config.split),
         "",
-        f"labels    {decision.num_relabelled} of {num_samples} samples get another one; no row is about "
-        f"{decision.num_unlisted} samples, which keep theirs",
+        f"samples   {decision.num_relabelled} of {num_samples} get another label; no row is about "
+        f"{decision.num_unlisted}, which keep theirs",
         *(f"{label:<9} {note}" for label, note in decision.notes),
         *_lacking_lines(class_names, counts),
         *_contradiction_lines(decision.plan),

@@ -84,7 +84,9 @@ def make_plan(
     digests = content_digests(catalog.videos, known_sha256 or {})
     groups = video_groups(catalog.videos, recipe.split.group_regex, digests)
     decided = {source: split for source, split in (given or {}).items() if split} | old
-    split_of = split_videos(catalog, groups, recipe.split, recipe.seed, decided)
+    of_new = {video.class_name for video in catalog.videos if video.source not in old}
+    settled = set(earlier.class_names) - of_new if earlier else ()
+    split_of = split_videos(catalog, groups, recipe.split, recipe.seed, decided, settled)
     leaks = find_leaks(catalog.videos, groups, split_of)
     if not recipe.split.is_official:
         _check_leaks(catalog.videos, groups, split_of, old)

@@ -113,7 +113,7 @@ def decide(target: Location, labels: Labels) -> Decision:
             for old, new in zip(planned, relabelled, strict=True)
         ),
         num_unlisted=len(held.sha256_of.keys() - match.row_of.keys()),
-        notes=tuple([*labels.notes, *_notes(held, plan, match, labels)]),
+        notes=(_read(labels), *labels.notes, *_notes(held, plan, match, labels)),
     )
 
 
@@ -251,6 +251,10 @@ def _new_rejected(held: Held, plan: Plan, class_of: Mapping[str, str]) -> Iterat
         else:
             error = copy_error(videos[row.source], other, videos[other].class_name)
         yield rejected_row(videos[row.source], row.split, error)
+
+
+def _read(labels: Labels) -> tuple[str, str]:
+    return "labels", f"{len(labels.rows)} rows, read as {labels.format_name}"
 
 
 def _notes(held: Held, plan: Plan, match: Match, labels: Labels) -> Iterator[tuple[str, str]]:

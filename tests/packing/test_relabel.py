@@ -151,7 +151,7 @@ def test_the_pack_is_the_one_that_the_labels_give(data: Path, whole: Path, targe
     label_of = RENAMED | {"c/copy of a video.mp4": "a", "a/video 3.mp4": "c"}
     lines = printed(target, labels_of(label_of))
     found = {line[:9].strip(): line[10:] for line in lines[6:]}
-    assert found["labels"] == "10 of 25 samples get another one; no row is about 15 samples, which keep theirs"
+    assert found["samples"] == "10 of 25 get another label; no row is about 15, which keep theirs"
     assert found["new"] == "1 class (jump): last in the order of classes"
     assert found["dropped"] == "1 class (b) without a video: the classes after it have new indices"
     assert [line.split()[0] for line in lines[1:4]] == ["a", "c", "jump"]
@@ -222,7 +222,7 @@ def test_other_shards_stay_and_equal_labels_give_equal_bytes(whole: Path, target
     relabel(other, labels_of({row["source"]: "b"}))
     assert_same_pack(target, other)
     times = {path: path.stat().st_mtime_ns for path in target.rglob("*")}
-    assert "labels    0 of 25 samples" in "\n".join(printed(target, labels_of({row["source"]: "b"})))
+    assert "samples   0 of 25 get" in "\n".join(printed(target, labels_of({row["source"]: "b"})))
     assert {path: path.stat().st_mtime_ns for path in target.rglob("*")} == times
     relabel(target, labels_of({row["source"]: "a"}))
     assert (target / changed.replace("r1", "r2")).read_bytes() == (whole / row["shard"]).read_bytes()
@@ -232,7 +232,7 @@ def test_other_shards_stay_and_equal_labels_give_equal_bytes(whole: Path, target
 def test_a_dry_run_writes_nothing(whole: Path, target: Path) -> None:
     lines = printed(target, labels_of(RENAMED), dry_run=True)
     assert lines[-1] == "dry run   nothing was written"
-    assert "labels    8 of 25 samples get another one; no row is about 17 samples, which keep theirs" in lines
+    assert "samples   8 of 25 get another label; no row is about 17, which keep theirs" in lines
     assert_same_pack(target, whole)
 
 
@@ -254,7 +254,7 @@ def test_what_the_labels_say_more_is_told(target: Path) -> None:
     assert "absent    2 rows (a/new.mp4, a/newer.mp4) of the labels: the pack lacks them" in lines
     assert f"splits    1 row ({of_train}) with another split than the pack: every sample stays in its split" in lines
     assert "groups    1 group (camera 1) of the labels in several splits of the pack: pack again to mend it" in lines
-    assert "labels    0 of 25 samples get another one; no row is about 0 samples" in lines
+    assert "samples   0 of 25 get another label; no row is about 0, which keep theirs" in lines
     of_a = [row["source"] for row in rows if row["class_name"] == "a"]
     lines = "\n".join(printed(target, labels_of(dict.fromkeys(of_a, "B")), dry_run=True))
     assert "classes   'b' and 'B' differ in case, spaces or accents only" in lines
@@ -340,6 +340,16 @@ def test_a_relabelled_pack_lives_on(
     relabel(target, labels_of({row["source"]: "b" for row in rows if row["class_name"] == "jump"}))
     assert read_manifest(target).class_names == ("a", "c", "d", "b")
     assert run("verify", target) == 0
+
+
+def test_a_class_that_labels_made_small_does_not_stand_in_the_way(data: Path, target: Path, tmp_path: Path) -> None:
+    of_train = next(row for row in rows_of(target) if row["split"] == "train" and row["class_name"] == "b")
+    relabel(target, labels_of({of_train["source"]: "rare"}))
+    more = shutil.copytree(data, tmp_path / "data")
+    write_numbered_video(more / "a/new.mp4", 7, first_number=800)
+    assert run(more, target, *FAST, ALL_REJECTED, "--append") == 0
+    assert read_manifest(target).class_names == ("a", "b", "c", "rare")
+    assert "a/new.mp4" in {row["source"] for row in rows_of(target)}
 
 
 def test_labels_that_agree_let_a_contradiction_in(data: Path, tmp_path: Path) -> None:

@@ -148,6 +148,16 @@ class PackRecipe(Section):
     """Seed of the split and of the order of samples."""
 
 
+def _checked_rate(value: str) -> str:
+    try:
+        is_rate = not value or Fraction(value) > 0
+    except (ValueError, ZeroDivisionError):
+        is_rate = False
+    if not is_rate:
+        raise ValueError("must be a number above 0, such as 25, 29.97 or 30000/1001")
+    return value
+
+
 class PackConfig(PackRecipe):
     """The options of `python -m packer`."""
 
@@ -210,16 +220,7 @@ class PackConfig(PackRecipe):
             raise ValueError(f"{what} is for labels from a file: give --labels PATH too")
         return self
 
-    @field_validator("labels_frame_rate")
-    @classmethod
-    def _is_rate(cls, value: str) -> str:
-        try:
-            is_rate = not value or Fraction(value) > 0
-        except (ValueError, ZeroDivisionError):
-            is_rate = False
-        if not is_rate:
-            raise ValueError("must be a number above 0, such as 25, 29.97 or 30000/1001")
-        return value
+    _is_rate = field_validator("labels_frame_rate")(_checked_rate)
 
     @property
     def recipe(self) -> PackRecipe:
@@ -242,11 +243,32 @@ class RepairConfig(Section):
     """Processes that decode videos; 0: one per core."""
 
 
+class RelabelConfig(Section):
+    """Gives the samples of a pack new labels, from the stored frames; no video is read, and none changes its split."""
+
+    target: CliPositionalArg[str] = Field(description="folder of a complete pack, or its address")
+    labels: str = Field(min_length=1)
+    """File with a label per video or segment, or its address, as for packing. What it does not name keeps its label."""
+    labels_format: LabelsFormat = "auto"
+    """What wrote the file of `--labels`; auto: told by its content."""
+    labels_classes: str = ""
+    """File with the class names, one per line, if the labels are numbers from 0."""
+    labels_frame_rate: str = ""
+    """Frames per second at which the labels count frames, such as 25 or 30000/1001, if their tool counted at a rate of
+    its own; needed for label-studio."""
+    dry_run: bool = False
+    """Shows what the command would do, and writes nothing."""
+
+    _is_rate = field_validator("labels_frame_rate")(_checked_rate)
+
+
 class InspectConfig(Section):
-    """Shows what a pack holds: samples per class and split, sizes, how videos were decoded, what was rejected."""
+    """Shows what a pack holds: samples, labels, segments, groups, sizes, damage, and what was rejected or set aside."""
 
     target: CliPositionalArg[str] = Field(description="folder of a complete pack")
     sheet: str = ""
     """Picture file, such as sheet.png, into which clips of every class are drawn."""
     clips_per_class: int = Field(6, ge=1, le=100)
     """Most clips of a class on the sheet."""
+    all: bool = False
+    """Shows every class; otherwise, of more than 40 classes, the largest and the smallest ones."""

@@ -8,7 +8,7 @@ from contextlib import suppress
 
 from configs.home import resolve
 from configs.load import EXIT_USAGE, ConfigT, fail, parse
-from configs.pack import InspectConfig, PackConfig, RepairConfig, VerifyConfig
+from configs.pack import InspectConfig, PackConfig, RelabelConfig, RepairConfig, VerifyConfig
 from configs.section import UsageError
 
 PROG = "python -m packer"
@@ -19,6 +19,7 @@ python -m packer data shards --dry-run  shows what a pack would do, and writes n
 python -m packer data shards --append   adds the videos that are new in data
 python -m packer verify shards          checks a pack byte by byte
 python -m packer repair shards data     packs its damaged shards again
+python -m packer relabel shards --labels fixed.csv  gives its samples new labels; no video is read
 python -m packer inspect shards         shows what a pack holds; --sheet sheet.png draws its clips
 """
 
@@ -27,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns 0 (good), 1 (failed), 2 (wrong command or target) or 130 (stopped by Ctrl-C)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s %(message)s")
-    commands = {"verify": _verify, "repair": _repair, "inspect": _inspect}
+    commands = {"verify": _verify, "repair": _repair, "relabel": _relabel, "inspect": _inspect}
     try:
         if arguments and arguments[0] in commands:
             return commands[arguments[0]](arguments[1:])
@@ -113,18 +114,34 @@ def _repair(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _relabel(arguments: Sequence[str]) -> int:
+    config = _parse(RelabelConfig, arguments, " relabel")
+    from packer.candidates import labels_of
+    from packer.relabel.rewrite import relabel
+    from packer.report import format_relabelling
+    from packer.storage.location import locate
+
+    try:
+        result = relabel(locate(config.target), labels_of(config), dry_run=config.dry_run)
+    except OSError as error:
+        return _failed(error)
+    print(format_relabelling(result, config.dry_run))
+    return 0
+
+
 def _inspect(arguments: Sequence[str]) -> int:
     config = _parse(InspectConfig, arguments, " inspect")
-    from packer.inspection import draw_sheet, format_inspection
+    from packer.inspection.sheet import draw_sheet
+    from packer.inspection.summary import format_inspection
     from packer.shards.manifest import ManifestError
     from packer.storage.location import locate
 
     target = locate(config.target)
     try:
-        print(format_inspection(target))
+        print(format_inspection(target, config.all))
         if config.sheet:
             sheet = resolve(config.sheet)
-            draw_sheet(target, config.clips_per_class).save(sheet)
+            draw_sheet(target, config.clips_per_class, config.all).save(sheet)
             print(f"sheet     {sheet}")
     except ManifestError as error:
         raise UsageError(str(error)) from error

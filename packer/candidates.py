@@ -6,9 +6,10 @@ from fractions import Fraction
 from typing import Literal
 
 from configs.home import resolve
-from configs.pack import PackConfig
+from configs.pack import PackConfig, RelabelConfig
 from packer.labels.match import match_labels
 from packer.labels.read import read_labels
+from packer.labels.rows import Labels
 from packer.labels.splits import SPLIT_OF_FOLDER
 from packer.planning.background import background_segments
 from packer.planning.layout import catalog_notes, check_layout
@@ -59,6 +60,20 @@ def find_candidates(source: Location, target: Location, config: PackConfig) -> C
     return Candidates(catalog, given, tuple(notes), config)
 
 
+def labels_of(config: PackConfig | RelabelConfig) -> Labels:
+    """Returns the labels that a command names.
+
+    Raises:
+        UsageError: Their file cannot be read as it is.
+    """
+    return read_labels(
+        locate(config.labels),
+        config.labels_format,
+        classes=locate(config.labels_classes) if config.labels_classes else None,
+        frame_rate=Fraction(config.labels_frame_rate) if config.labels_frame_rate else None,
+    )
+
+
 def _of_folders(source: Location, config: PackConfig) -> Candidates:
     has_split_folders = config.split.method == "folders"
     catalog = find_videos(source, SPLIT_OF_FOLDER if has_split_folders else ())
@@ -67,12 +82,7 @@ def _of_folders(source: Location, config: PackConfig) -> Candidates:
 
 
 def _of_labels(source: Location, target: Location, config: PackConfig) -> Candidates:
-    labels = read_labels(
-        locate(config.labels),
-        config.labels_format,
-        classes=locate(config.labels_classes) if config.labels_classes else None,
-        frame_rate=Fraction(config.labels_frame_rate) if config.labels_frame_rate else None,
-    )
+    labels = labels_of(config)
     found = match_labels(source, find_unlabelled(source), labels)
     catalog, split_of = found.catalog, found.split_of
     notes = [("labels", f"{len(labels.rows)} rows, read as {labels.format_name}"), *labels.notes, *found.notes]

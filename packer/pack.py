@@ -41,6 +41,7 @@ from packer.shards.manifest import (
 from packer.shards.sample import SampleRow
 from packer.shards.shard import ShardRecord, ShardWriter, has_record, stored_record, verified_record
 from packer.shards.stored_plan import plan_sha256, write_plan
+from packer.storage.commit import recover
 from packer.storage.location import Location, is_url
 from packer.storage.target_lock import locked
 from packer.video.catalog import Video
@@ -118,6 +119,7 @@ def pack(prepared: Preparation, workers: int = 0, strict: bool = False, cluster:
         raise _strict_error(misnamed[0][0].source, str(misnamed[0][1]))
     started = time.monotonic()
     with locked(target):
+        recover(target)
         if plan_sha256(target) != prepared.bound_sha256:
             raise UsageError(f"another process has just changed {target}: give the same command again")
         write_plan(target, plan)
@@ -213,7 +215,7 @@ class _Packer:
             with ShardWriter(self._target, shard, plan.recipe.shards.max_bytes) as writer:
                 for video in shard.videos:
                     if original := plan.copies.get(video.source):
-                        self._add(writer, video, _duplicate(video, original, class_of[original]))
+                        self._add(writer, video, copy_error(video, original, class_of[original]))
                     else:
                         self._add(writer, video, _GONE if video.source in gone else _checked(video, next(clips)))
             records[shard.name] = _Packed.of(writer.record)
@@ -283,7 +285,8 @@ def _is_damaged(row: SampleRow) -> bool:
     return bool(row.damage) or row.num_bad_packets > 0 or row.num_frames < WHOLE_SHARE * row.num_frames_claimed
 
 
-def _duplicate(video: Video, original: str, class_name: str) -> VideoError:
+def copy_error(video: Video, original: str, class_name: str) -> VideoError:
+    """Returns why a video is not packed that is a copy of `original`, a video of class `class_name`."""
     if class_name == video.class_name:
         return VideoError("duplicate", f"its content is that of {original}, which is packed (duplicates reject)")
     return VideoError(

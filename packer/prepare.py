@@ -1,7 +1,7 @@
 """Decides what a command does, before anything is written: begin a pack, continue one, or append to one."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,6 +15,7 @@ from packer.planning.plan import Plan, extend_plan, make_plan
 from packer.retry import as_they_are_now, find_retries, plan_again, rejected_rows
 from packer.shards.manifest import SAMPLES, ManifestError, read_manifest
 from packer.shards.stored_plan import plan_sha256, read_plan
+from packer.storage.commit import current
 from packer.storage.files import file_sha256, local_copy
 from packer.storage.location import Location, is_inside, locate
 from packer.storage.target_lock import RECORDS
@@ -87,7 +88,8 @@ def _plan(
         if config.append:
             raise UsageError(f"{target} holds no pack to append to: leave --append out to begin one")
         return make_plan(catalog, config.recipe, given), {}
-    found = {video.source: video for video in catalog.videos}
+    class_of = {video.source: video.class_name for video in earlier.videos}
+    found = {v.source: replace(v, class_name=class_of.get(v.source, v.class_name)) for v in catalog.videos}
     earlier = as_they_are_now(earlier, target, found)
     is_complete = _is_complete(target)
     rows = rejected_rows(target, earlier, is_complete)
@@ -97,7 +99,7 @@ def _plan(
         retries = find_retries(rows, earlier, found, with_replaced=False, with_machine=False)
     if retries:
         earlier = plan_again(earlier, retries, _known_sha256(target))
-    differing = _differing_videos(earlier, catalog, given)
+    differing = _differing_videos(earlier, catalog, given, has_labels=bool(config.labels))
     waiting = may_work.keys() - retries.keys()
     no_matter = {"changed": waiting, "gone": {row.source for row in rows}}
     for how, sources in no_matter.items():
@@ -125,11 +127,14 @@ def _plan(
     return extend_plan(earlier, catalog, given, _known_sha256(target)), differing
 
 
-def _differing_videos(plan: Plan, catalog: Catalog, given: Mapping[str, str] | None) -> dict[str, list[str]]:
+def _differing_videos(
+    plan: Plan, catalog: Catalog, given: Mapping[str, str] | None, has_labels: bool
+) -> dict[str, list[str]]:
     """Returns the sources that differ between a plan and a data folder, by how: new, gone, changed, other split."""
     found = {video.source for video in catalog.videos}
     old = {video.source: (video, shard.split) for shard in plan.shards for video in shard.videos}
-    class_of = {video.source: video.class_name for video in catalog.videos}
+    # Without labels, a class that differs from the folder's can only come from `relabel`.
+    class_of = {video.source: video.class_name for video in catalog.videos if has_labels}
     differing = {
         "new": sorted(found - old.keys()),
         "gone": sorted(old.keys() - found),
@@ -161,8 +166,8 @@ def _differing_settings(plan: Plan, recipe: PackRecipe) -> list[str]:
 def _is_complete(target: Location) -> bool:
     """Tells whether the manifest is there and agrees with the index and the plan; if not, packing writes it again."""
     try:
-        manifest = read_manifest(target)
-        return (manifest.samples_sha256, manifest.plan_sha256) == (file_sha256(target / SAMPLES), plan_sha256(target))
+        manifest, samples_sha256 = read_manifest(target), file_sha256(current(target, SAMPLES))
+        return (manifest.samples_sha256, manifest.plan_sha256) == (samples_sha256, plan_sha256(target))
     except (ManifestError, FileNotFoundError):
         return False
 
@@ -170,7 +175,7 @@ def _is_complete(target: Location) -> bool:
 def _known_sha256(target: Location) -> dict[str, str]:
     """Returns the sha256 of the packed videos by source; empty if the index cannot be read."""
     try:
-        with local_copy(target / SAMPLES) as file:
+        with local_copy(current(target, SAMPLES)) as file:
             table = pq.read_table(file, columns=["source", "source_sha256"])
     except (OSError, pa.ArrowInvalid):
         return {}  # then the videos are read again

@@ -5,6 +5,7 @@ from packer.pack import PackError, pack_shards
 from packer.shards.manifest import SAMPLES, ManifestError, read_manifest, write_samples
 from packer.shards.shard import stored_record, verified_record
 from packer.shards.stored_plan import plan_sha256, read_plan
+from packer.storage.commit import recover
 from packer.storage.location import Location
 from packer.storage.target_lock import locked
 from packer.verify import find_faults
@@ -31,6 +32,7 @@ def repair(target: Location, source: Location, workers: int) -> list[str]:
     if plan is None:
         raise UsageError(f"{target} has lost the plan that its manifest names: delete it and pack again")
     with locked(target):
+        recover(target)
         damaged = {fault.file for fault in find_faults(target)}
         if not damaged:
             return []

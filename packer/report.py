@@ -8,6 +8,7 @@ from packer.labels.splits import SPLITS
 from packer.pack import PackResult
 from packer.planning.plan import Plan
 from packer.prepare import Preparation
+from packer.relabel.rewrite import RelabelResult
 
 _NUM_NAMED = 5
 
@@ -62,6 +63,26 @@ def format_plan(prepared: Preparation) -> str:
         *_leak_lines(plan.leaks),
         *_contradiction_lines(plan),
         "dry run   nothing was written",
+    ]
+    return "\n".join(lines)
+
+
+def format_relabelling(result: RelabelResult, is_dry_run: bool) -> str:
+    """Returns what new labels changed, or would change, as the user reads it."""
+    decision = result.decision
+    counts, class_names = decision.num_per_class, decision.plan.class_names
+    num_samples = sum(sum(of_split.values()) for of_split in counts.values())
+    num_shards = len(decision.rewritten)
+    lines = [
+        *class_table(class_names, counts, decision.held.manifest.config.split),
+        "",
+        f"samples   {decision.num_relabelled} of {num_samples} get another label; no row is about "
+        f"{decision.num_unlisted}, which keep theirs",
+        *(f"{label:<9} {note}" for label, note in decision.notes),
+        *_lacking_lines(class_names, counts),
+        *_contradiction_lines(decision.plan),
+        f"shards    {num_shards} of {len(decision.plan.shards)} with other labels or class indices, under new names",
+        "dry run   nothing was written" if is_dry_run else f"took      {result.seconds:.1f} s; no video was read",
     ]
     return "\n".join(lines)
 

@@ -86,8 +86,13 @@ def plan_again(plan: Plan, retries: Mapping[str, Video], known_sha256: Mapping[s
         retries: The videos, by source; of those that are no copies.
         known_sha256: Digests by source, of packed videos.
     """
-    # A copy of a video with other bytes is no copy any more.
-    freed = {source for source, other in plan.copies.items() if other in retries}
+    readable_of = {video.source: video for video in plan.videos if video.path}
+    freed = {  # a copy of a video with other bytes is no copy any more
+        source
+        for source, other in plan.copies.items()
+        if other in retries
+        and (source not in readable_of or content_digest(readable_of[source]) != content_digest(retries[other]))
+    }
     old = [(video, shard.split) for shard in plan.shards for video in shard.videos]
     moved = {video.source for video, _ in old if video.source in retries or (video.source in freed and video.path)}
     videos = [retries.get(video.source, video) for video, _ in old]
@@ -103,7 +108,9 @@ def plan_again(plan: Plan, retries: Mapping[str, Video], known_sha256: Mapping[s
         if video.source in moved:
             others = splits_of_group[group]
             places[video.source] = (video, min(others) if others and split not in others else split)
-    return replace(move_videos(plan, places), contradictions=find_contradictions(videos, digests))
+    again = move_videos(plan, places)
+    still = {source: other for source, other in plan.copies.items() if other in retries and source not in freed}
+    return replace(again, copies={**again.copies, **still}, contradictions=find_contradictions(videos, digests))
 
 
 def _rejected_of(target: Location, shard: PlannedShard) -> Iterator[RejectedRow]:

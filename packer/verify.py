@@ -14,6 +14,7 @@ from packer.progress import Progress
 from packer.shards.manifest import SAMPLES, ManifestError, ShardSummary, read_manifest, read_samples
 from packer.shards.sample import StoredSample, members_crc32, read_members
 from packer.shards.stored_plan import plan_sha256
+from packer.storage.commit import current
 from packer.storage.files import file_sha256, local_copy
 from packer.storage.location import Location
 
@@ -39,7 +40,7 @@ def find_faults(folder: Location) -> Iterator[Fault]:
     manifest = read_manifest(folder)
     if plan_sha256(folder) not in {"", manifest.plan_sha256}:  # a pack without its .pack can still be read
         yield Fault(".pack/plan.json", "its sha256 differs from the manifest's")
-    yield from _faults_of_file(folder / SAMPLES, manifest.samples_sha256)
+    yield from _faults_of_file(current(folder, SAMPLES), manifest.samples_sha256)
     with Progress(sum(len(split.shards) for split in manifest.splits.values()), "shard", "verify") as progress:
         for name, split in manifest.splits.items():
             rows = None

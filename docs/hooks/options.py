@@ -14,7 +14,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic.fields import FieldInfo
 from pydantic_settings import CliPositionalArg
 
-from configs.pack import InspectConfig, PackConfig, RepairConfig, VerifyConfig
+from configs.pack import InspectConfig, PackConfig, RelabelConfig, RepairConfig, VerifyConfig
 from configs.score import ScoreConfig
 from configs.section import Section
 from configs.serve import ServeCommand
@@ -42,6 +42,7 @@ class Command:
 COMMANDS = {
     "python -m packer": Command(PackConfig, "CLIPSTREAM_PACK_"),
     "python -m packer inspect": Command(InspectConfig, "CLIPSTREAM_PACK_"),
+    "python -m packer relabel": Command(RelabelConfig, "CLIPSTREAM_PACK_"),
     "python -m packer verify": Command(VerifyConfig, "CLIPSTREAM_PACK_"),
     "python -m packer repair": Command(RepairConfig, "CLIPSTREAM_PACK_"),
     "python -m trainer": Command(TrainConfig, "CLIPSTREAM_TRAIN_"),

@@ -6,7 +6,7 @@ below the data folder must be the end of the row's. Only a name alone may lie in
 
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from urllib.parse import unquote
@@ -46,10 +46,10 @@ def match_labels(folder: Location, files: Catalog, labels: Labels) -> Labelled:
     Raises:
         UsageError: No row has a file, a row may mean two files, two names mean one file, or a video has two splits.
     """
-    finder = _Finder(folder, [*files.videos, *(video for video, _ in files.non_videos)])
-    matched = [_match(finder, row) for row in labels.rows]
+    finder = Finder([*files.videos, *(video for video, _ in files.non_videos)], folder)
+    matched = [finder.match(row) for row in labels.rows]
     _check_any(folder, files, matched)
-    _check_names(matched)
+    check_names(matched)
     errors_of_files = {video.source: error for video, error in files.non_videos}
     rows_of: dict[str, list[LabelRow]] = defaultdict(list)
     videos: dict[str, Video] = {}
@@ -81,18 +81,12 @@ def match_labels(folder: Location, files: Catalog, labels: Labels) -> Labelled:
     return Labelled(catalog, split_of, tuple(_notes(files, matched, catalog, rows_of)))
 
 
-def _match(finder: "_Finder", row: LabelRow) -> tuple[LabelRow, Video | None]:
-    """Returns the row and its file; if the file holds nothing but the segment, the row is about all of it."""
-    if trimmed := finder.find_trimmed(row):
-        return replace(row, segment=None), trimmed
-    return row, finder.find(row)
-
-
-class _Finder:
+class Finder:
     """The files of a data folder, by all that a row may call them."""
 
-    def __init__(self, folder: Location, files: Sequence[Video]) -> None:
-        self._root = f"{str(folder).rstrip('/')}/"
+    def __init__(self, files: Collection[Video], folder: Location | None = None) -> None:
+        """Takes the files, and their folder if it is known."""
+        self._root = f"{str(folder).rstrip('/')}/" if folder else ""
         self._by_source = {_nfc(file.source): file for file in files}
         self._by_name: dict[str, list[Video]] = defaultdict(list)
         self._by_stem: dict[str, list[Video]] = defaultdict(list)
@@ -102,21 +96,15 @@ class _Finder:
             stem = "" if file.is_frame_folder else name.rpartition(".")[0]
             self._by_stem[stem or name].append(file)
 
-    def find(self, row: LabelRow) -> Video | None:
-        """Returns the file of a row; None if there is none.
+    def match(self, row: LabelRow) -> tuple[LabelRow, Video | None]:
+        """Returns the row and its file; if the file holds nothing but the segment, the row is about all of it.
 
         Raises:
             UsageError: The row may mean several files.
         """
-        return self._named(row, row.path) or (self._named(row, row.other_path) if row.other_path else None)
-
-    def find_trimmed(self, row: LabelRow) -> Video | None:
-        """Returns the file that holds nothing but the row's segment; None if there is none.
-
-        Raises:
-            UsageError: The row may mean several files.
-        """
-        return self._named(row, row.trimmed_path) if row.trimmed_path else None
+        if row.trimmed_path and (trimmed := self._named(row, row.trimmed_path)):
+            return replace(row, segment=None), trimmed
+        return row, self._named(row, row.path) or (self._named(row, row.other_path) if row.other_path else None)
 
     def _named(self, row: LabelRow, name: str) -> Video | None:
         if row.is_id:
@@ -181,7 +169,7 @@ def _check_any(folder: Location, files: Catalog, matched: Sequence[tuple[LabelRo
         )
 
 
-def _check_names(matched: Iterable[tuple[LabelRow, Video | None]]) -> None:
+def check_names(matched: Iterable[tuple[LabelRow, Video | None]]) -> None:
     """Refuses two paths that differ in their folders and yet found one file: one of them is about another file."""
     first: dict[str, LabelRow] = {}
     for row, file in matched:

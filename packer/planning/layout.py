@@ -49,16 +49,7 @@ def catalog_notes(catalog: Catalog, config: SplitConfig, has_class_folders: bool
             f"there is one class only, {catalog.class_names[0]!r}: if it holds several, give each a "
             + ("folder of its own" if has_class_folders else "name of its own"),
         )
-    spellings: dict[str, list[str]] = defaultdict(list)
-    for name in catalog.class_names:
-        spellings[spelling(name)].append(name)
-    for names in spellings.values():
-        if len(names) > 1:
-            yield (
-                "classes",
-                f"{' and '.join(map(ascii, names))} differ in case, spaces or accents only: if they are one class, "
-                "give them one name",
-            )
+    yield from alike_names(catalog.class_names)
     if misnamed := [
         video.source
         for video, error in catalog.non_videos
@@ -91,6 +82,20 @@ def counts_as_failed(video: Video, error: VideoError, has_labels: bool) -> bool:
     if error.reason in {"not_a_video", "no_video_stream"}:
         return has_labels or has_video_extension(video.source)
     return error.reason == "bad_segment"
+
+
+def alike_names(class_names: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yields the names that may mean one class, as (label, text)."""
+    spellings: dict[str, list[str]] = defaultdict(list)
+    for name in class_names:
+        spellings[spelling(name)].append(name)
+    for names in spellings.values():
+        if len(names) > 1:
+            yield (
+                "classes",
+                f"{' and '.join(map(ascii, names))} differ in case, spaces or accents only: if they are one class, "
+                "give them one name",
+            )
 
 
 def count_and_name(sources: Sequence[str]) -> str:

@@ -84,7 +84,9 @@ def make_plan(
     digests = content_digests(catalog.videos, known_sha256 or {})
     groups = video_groups(catalog.videos, recipe.split.group_regex, digests)
     decided = {source: split for source, split in (given or {}).items() if split} | old
-    split_of = split_videos(catalog, groups, recipe.split, recipe.seed, decided)
+    of_new = {video.class_name for video in catalog.videos if video.source not in old}
+    settled = set(earlier.class_names) - of_new if earlier else ()
+    split_of = split_videos(catalog, groups, recipe.split, recipe.seed, decided, settled)
     leaks = find_leaks(catalog.videos, groups, split_of)
     if not recipe.split.is_official:
         _check_leaks(catalog.videos, groups, split_of, old)
@@ -92,7 +94,7 @@ def make_plan(
     shards = _shards(new, earlier.shards if earlier else (), recipe)
     copies = dict(earlier.copies) if earlier else {}
     if recipe.duplicates == "reject":
-        copies |= {s: other for s, other in _copies(catalog.videos, digests, old).items() if s not in old}
+        copies |= {s: other for s, other in find_copies(catalog.videos, digests, old).items() if s not in old}
     contradictions = find_contradictions(catalog.videos, digests)
     return Plan(recipe, library_versions(), catalog.class_names, shards, leaks, copies, contradictions)
 
@@ -110,13 +112,16 @@ def extend_plan(
     """
     if earlier.recipe.split.num_folds:
         raise UsageError("a pack with split.num_folds takes no more videos, because its folds would change: pack again")
-    old = [video for shard in earlier.shards for video in shard.videos]
+    old = list(earlier.videos)
     sources = {video.source for video in old}
-    videos = sorted(
-        [*old, *(video for video in catalog.videos if video.source not in sources)], key=lambda video: video.source
+    new = [video for video in catalog.videos if video.source not in sources]
+    # Videos of a class folder may have been relabelled, all of them: then it is no class any more.
+    new_names = sorted({video.class_name for video in new} - set(earlier.class_names))
+    both = replace(
+        catalog,
+        videos=tuple(sorted([*old, *new], key=lambda video: video.source)),
+        class_names=(*earlier.class_names, *new_names),
     )
-    new_names = [name for name in catalog.class_names if name not in earlier.class_names]
-    both = replace(catalog, videos=tuple(videos), class_names=(*earlier.class_names, *new_names))
     return make_plan(both, earlier.recipe, given, earlier, known_sha256)
 
 
@@ -180,7 +185,7 @@ def _cut(videos: Sequence[Video], split: str, config: ShardConfig, num_earlier: 
     ]
 
 
-def _copies(videos: Sequence[Video], digests: Mapping[str, str], packed: Container[str]) -> dict[str, str]:
+def find_copies(videos: Sequence[Video], digests: Mapping[str, str], packed: Container[str]) -> dict[str, str]:
     """Returns, by the source of each copy, the source of its original: a packed video, or the first by path.
 
     Contents with several classes have no original: each such video names one of another class.

@@ -8,7 +8,7 @@ import hashlib
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from configs.pack import SplitConfig
 from configs.section import UsageError
@@ -17,7 +17,12 @@ from packer.video.catalog import Catalog, Video
 
 
 def split_videos(
-    catalog: Catalog, groups: Sequence[int], config: SplitConfig, seed: int, decided: Mapping[str, str]
+    catalog: Catalog,
+    groups: Sequence[int],
+    config: SplitConfig,
+    seed: int,
+    decided: Mapping[str, str],
+    settled: Collection[str] = (),
 ) -> list[str]:
     """Returns the split (`train`, `val` or `test`) of each video of the catalog; a pure function of its arguments.
 
@@ -27,13 +32,14 @@ def split_videos(
         config: Which splits there are, and their shares.
         seed: Decides which groups go where.
         decided: Splits by source that stay. Any other video joins its group's split, or is divided by the fractions.
+        settled: Classes that may lack in a split, because an earlier pack has them so and none of their videos is new.
 
     Raises:
         UsageError: A class has too few videos for all splits, or, if lists or folders decide, none to train on.
     """
     videos = catalog.videos
     if config.is_stratified:
-        _check_sizes(catalog, groups, config)
+        _check_sizes(catalog, groups, config, settled)
     parts: Sequence[str | None] = [decided.get(video.source) for video in videos]
     if config.num_folds:
         num_per_class = Counter(video.class_name for video in videos)
@@ -43,7 +49,7 @@ def split_videos(
     if None in parts:
         parts = _divide(videos, groups, parts, _wanted_counts(videos, parts, config), seed)
     splits = [part or "train" for part in parts]
-    _check_classes(catalog, splits, _wanted_splits(config) if config.is_stratified else ("train",))
+    _check_classes(catalog, splits, _wanted_splits(config) if config.is_stratified else ("train",), settled)
     return splits
 
 
@@ -156,13 +162,13 @@ def _wanted_splits(config: SplitConfig) -> tuple[str, ...]:
     return tuple(split for split in SPLITS if wanted[split])
 
 
-def _check_sizes(catalog: Catalog, groups: Sequence[int], config: SplitConfig) -> None:
+def _check_sizes(catalog: Catalog, groups: Sequence[int], config: SplitConfig, settled: Collection[str]) -> None:
     pairs = {(video.class_name, group) for video, group in zip(catalog.videos, groups, strict=True)}
     num_groups = Counter(name for name, _ in pairs)
     splits = _wanted_splits(config)
     needed = max(len(splits), config.num_folds)
     for name in catalog.class_names:
-        if num_groups[name] < needed:
+        if num_groups[name] < needed and name not in settled:
             what = f"{config.num_folds} folds" if config.num_folds >= len(splits) else " and ".join(splits)
             raise UsageError(
                 f"class {name!r} has too few videos ({num_groups[name]}; copies, and videos of one recording, count as "
@@ -170,11 +176,11 @@ def _check_sizes(catalog: Catalog, groups: Sequence[int], config: SplitConfig) -
             )
 
 
-def _check_classes(catalog: Catalog, splits: Sequence[str], wanted: Sequence[str]) -> None:
+def _check_classes(catalog: Catalog, splits: Sequence[str], wanted: Sequence[str], settled: Collection[str]) -> None:
     got = {(video.class_name, split) for video, split in zip(catalog.videos, splits, strict=True)}
     for name in catalog.class_names:
         for split in wanted:
-            if (name, split) not in got:
+            if (name, split) not in got and name not in settled:
                 alike = [other for other in catalog.class_names if other != name and spelling(other) == spelling(name)]
                 hint = ""
                 if alike:  # in ASCII: names whose accents are coded in two ways look the same

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from configs.pack import ClipConfig, PackRecipe
 from configs.section import Section, describe
 from packer.shards.sample import SampleRow
+from packer.storage.commit import current
 from packer.storage.files import file_sha256, local_copy, open_sha256, write_atomically
 from packer.storage.location import Location
 
@@ -139,7 +140,7 @@ def read_manifest(folder: Location) -> Manifest:
     Raises:
         ManifestError: There is no manifest, it is damaged, or a newer version wrote it.
     """
-    path = folder / MANIFEST
+    path = current(folder, MANIFEST)
     try:
         values = json.loads(path.read_bytes())
         version = values["format_version"]
@@ -162,27 +163,28 @@ def read_manifest(folder: Location) -> Manifest:
 
 def manifest_sha256(folder: Location) -> str:
     """Returns the sha256 of the manifest's bytes: equal digests mean equal packs."""
-    return file_sha256(folder / MANIFEST)
+    return file_sha256(current(folder, MANIFEST))
 
 
-def read_samples(folder: Location, split: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """Returns the index rows of one split, in the order of shards and, within a shard, of the tar.
+def read_samples(folder: Location, split: str | None, columns: Sequence[str] | None = None) -> pa.Table:
+    """Returns the index rows of one split or of all, in the order of shards and, within a shard, of the tar.
 
     Args:
         folder: A complete pack.
-        split: Name of the split; a split that the pack lacks has no rows.
+        split: Name of the split; a split that the pack lacks has no rows. None: all splits.
         columns: Only these columns, such as `("shard", "offset", "num_bytes")`; columns that the pack lacks are left
             out (older packs have no `crc32`); by default all columns.
 
     Raises:
         ManifestError: The index is missing or damaged.
     """
-    path = folder / SAMPLES
+    path = current(folder, SAMPLES)
     try:
         with local_copy(path) as file:
             held = pq.read_schema(file).names
             names = [name for name in columns or held if name in held]
-            return pq.read_table(file, columns=names, filters=[("split", "==", split)], memory_map=True)
+            filters = None if split is None else [("split", "==", split)]
+            return pq.read_table(file, columns=names, filters=filters, memory_map=True)
     except (OSError, pa.ArrowInvalid) as error:
         raise ManifestError(f"{path} cannot be read: run the packer again, it rebuilds the index") from error
 
@@ -212,10 +214,19 @@ def rejected_row(video: "Video", split: str, error: "VideoError", sha256: str = 
 def read_rejected(folder: Location) -> list[RejectedRow]:
     """Returns the rejected videos of a complete pack; none if their list is missing or damaged."""
     try:
-        with local_copy(folder / f"{REJECTED}.parquet") as file:
+        with local_copy(current(folder, f"{REJECTED}.parquet")) as file:
             return [RejectedRow.model_validate(row) for row in pq.read_table(file).to_pylist()]
     except (OSError, pa.ArrowInvalid, ValidationError):
         return []
+
+
+def read_rejected_columns(folder: Location, columns: Sequence[str]) -> pa.Table | None:
+    """Returns columns of the list of rejected videos of a complete pack; None if the list is missing or damaged."""
+    try:
+        with local_copy(current(folder, f"{REJECTED}.parquet")) as file:
+            return pq.read_table(file, columns=list(columns))
+    except (OSError, pa.ArrowInvalid):
+        return None
 
 
 def write_rejected(folder: Location, rows: Iterable[RejectedRow]) -> None:

@@ -95,6 +95,14 @@ def sample_members(video: "Video", class_index: int, clip: "Clip") -> list[tuple
     return [*frames, ("cls", str(class_index).encode()), ("json", text.encode())]
 
 
+def relabelled_members(stored: StoredSample, class_name: str, class_index: int) -> list[tuple[str, bytes]]:
+    """Returns what a sample holds once its class is another one, as `sample_members` gives it for that class."""
+    text = json.dumps(
+        {**json.loads(stored.members["json"]), "class_name": class_name}, sort_keys=True, ensure_ascii=False
+    )
+    return [*(stored.members | {"cls": str(class_index).encode(), "json": text.encode()}).items()]
+
+
 def clip_metadata(clip: "Clip") -> dict[str, object]:
     """Returns what is known about a clip and its video, without the JPEGs.
 

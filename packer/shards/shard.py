@@ -1,9 +1,11 @@
 """Writes one shard: its tar files, each whole or absent, then the record that says that the shard is done."""
 
 import tarfile
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from io import BufferedRandom
 from types import TracebackType
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -51,32 +53,41 @@ class ShardWriter:
 
     def add(self, video: Video, class_index: int, clip: Clip) -> None:
         """Appends a sample."""
-        members = sample_members(video, class_index, clip)
+        known = {
+            "key": video.key,
+            "class_index": class_index,
+            "class_name": video.class_name,
+            "source": video.source,
+            **clip_metadata(clip),
+        }
+        self._append(known, sample_members(video, class_index, clip))
+
+    def add_stored(self, row: SampleRow, members: Sequence[tuple[str, bytes]]) -> None:
+        """Appends a sample that another shard holds; all of its row stays but where the sample lies."""
+        self._append(row.model_dump(), members)
+
+    def _append(self, known: Mapping[str, Any], members: Sequence[tuple[str, bytes]]) -> None:
         tar = self._tar_with_room(stored_bytes(members))
         offset = tar.offset
-        member_offsets = write_members(tar, video.key, members)
-        self._tar_rows.append(
-            SampleRow.model_validate(
-                {
-                    "key": video.key,
-                    "split": self._planned.split,
-                    "shard": self._tar_name,
-                    "offset": offset,
-                    "num_bytes": tar.offset - offset,
-                    "member_offsets": member_offsets,
-                    "member_sizes": [len(data) for _, data in members],
-                    "crc32": members_crc32(data for _, data in members),
-                    "class_index": class_index,
-                    "class_name": video.class_name,
-                    "source": video.source,
-                    **clip_metadata(clip),
-                }
-            )
-        )
+        member_offsets = write_members(tar, known["key"], members)
+        place = {
+            "split": self._planned.split,
+            "shard": self._tar_name,
+            "offset": offset,
+            "num_bytes": tar.offset - offset,
+            "member_offsets": member_offsets,
+            "member_sizes": [len(data) for _, data in members],
+            "crc32": members_crc32(data for _, data in members),
+        }
+        self._tar_rows.append(SampleRow.model_validate({**known, **place}))
+
+    def add_rejected(self, row: RejectedRow) -> None:
+        """Lists a video that gave no clip."""
+        self._rejected.append(row)
 
     def reject(self, video: Video, error: VideoError, sha256: str = "") -> None:
         """Lists a video that gave no clip, with the digest of its file if that is known."""
-        self._rejected.append(rejected_row(video, self._planned.split, error, sha256))
+        self.add_rejected(rejected_row(video, self._planned.split, error, sha256))
 
     def __enter__(self) -> "ShardWriter":
         """Returns the writer."""
@@ -91,8 +102,7 @@ class ShardWriter:
             return
         self._close_tar()
         self.record = ShardRecord(shards=tuple(self._shards), rows=tuple(self._rows), rejected=tuple(self._rejected))
-        with write_atomically(_record_path(self._folder, self._planned)) as file:
-            file.write(self.record.model_dump_json().encode())
+        write_record(self._folder, self._planned, self.record)
 
     @property
     def _tar_name(self) -> str:
@@ -123,6 +133,12 @@ class ShardWriter:
         self._tar, self._tar_rows = None, []
 
 
+def write_record(folder: Location, planned: PlannedShard, record: ShardRecord) -> None:
+    """Writes the record of a shard, whose tars must be whole."""
+    with write_atomically(folder / record_name(planned)) as file:
+        file.write(record.model_dump_json().encode())
+
+
 def verified_record(folder: Location, planned: PlannedShard) -> ShardRecord | None:
     """Returns the record of a shard whose tars are all as recorded; None if one is not, or the record is missing."""
     try:
@@ -139,7 +155,7 @@ def verified_record(folder: Location, planned: PlannedShard) -> ShardRecord | No
 
 def has_record(folder: Location, planned: PlannedShard) -> bool:
     """Tells whether a shard has been written; it may have been damaged since."""
-    return _record_path(folder, planned).exists()
+    return (folder / record_name(planned)).exists()
 
 
 def stored_record(folder: Location, planned: PlannedShard) -> ShardRecord:
@@ -149,8 +165,9 @@ def stored_record(folder: Location, planned: PlannedShard) -> ShardRecord:
         FileNotFoundError: There is no record.
         ValidationError: The record is damaged.
     """
-    return ShardRecord.model_validate_json(_record_path(folder, planned).read_bytes())
+    return ShardRecord.model_validate_json((folder / record_name(planned)).read_bytes())
 
 
-def _record_path(folder: Location, planned: PlannedShard) -> Location:
-    return folder / RECORDS / f"{planned.name}.json"
+def record_name(planned: PlannedShard) -> str:
+    """Returns the name of a shard's record, below the pack's folder."""
+    return f"{RECORDS}/{planned.name}.json"

@@ -158,6 +158,10 @@ class RemotePath:
         """Copies a local file to this address; large files go up in parts."""
         self._try("put_file", str(path), local_first=True)
 
+    def copy(self, url: str) -> None:
+        """Copies the file to another address of the same store, inside the store if it can."""
+        self._try("cp_file", str(_file_system(url)[1]))
+
     def _entry(self, item: dict[str, Any]) -> Entry:
         name = item["name"].rstrip("/").rpartition("/")[2]
         path = self / name

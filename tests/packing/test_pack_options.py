@@ -80,7 +80,8 @@ def test_inspect_says_what_a_pack_holds(shards: Path, tmp_path: Path, capsys: py
     assert found["stored"] == "14 of 16 x 16"
     assert found["sources"] == "14 of 64 x 64"
     assert found["frames"] == "4 to 4 in a video, median 4"
-    assert found["rejected"] == "2 not_a_video"
+    assert found["rejected"] == "1 not_a_video"
+    assert found["set aside"] == "1 not_a_video, which nobody took for videos"
     assert sum(int(part.split()[0]) for part in found["decoded"].split(", ")) == 14
     with Image.open(tmp_path / "sheet.png") as sheet:
         colours = sheet.convert("L").getcolors()

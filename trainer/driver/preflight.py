@@ -19,6 +19,7 @@ from configs.home import resolve, tracking_uri
 from configs.section import UsageError
 from configs.train import TrainConfig
 from packer.shards.manifest import SAMPLES, Manifest, ManifestError, read_manifest
+from packer.storage.commit import current
 from packer.storage.files import file_sha256
 from packer.storage.location import Location, is_url, locate
 
@@ -177,7 +178,7 @@ def _pack_problems(config: TrainConfig, manifest: Manifest, shards: Location) ->
             "leave them off, or give more frames (--view.num-frames, and the packer's --clip.num-frames)"
         )
     try:
-        is_bound = file_sha256(shards / SAMPLES) == manifest.samples_sha256
+        is_bound = file_sha256(current(shards, SAMPLES)) == manifest.samples_sha256
     except OSError as error:
         yield f"{shards / SAMPLES} cannot be read ({error.strerror}): run the packer again, which rebuilds the index"
     else:

@@ -1,0 +1,1 @@
+"""What a complete pack holds, as text and as a picture."""

@@ -1,0 +1,1 @@
+"""New labels for the samples of a pack, without decoding a video."""

@@ -40,7 +40,7 @@ def read(file: LabelFile) -> Labels:
     rows = RowList(file.name)
     unlabelled = (_read_labels if _is_labels(file.json) else _read_samples)(file, rows)
     if unlabelled:
-        rows.note("unlabelled", f"{len(unlabelled)} videos without labels are left out ({named(unlabelled)})")
+        rows.note("unlabelled", f"left out: {len(unlabelled)} without labels ({named(unlabelled)})")
     return rows.finish("fiftyone")
 
 

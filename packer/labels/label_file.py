@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from configs.section import UsageError
+from packer.labels.path_list import Line, parse_lines
 from packer.storage.location import Location
 
 _MARKS = (
@@ -90,6 +91,11 @@ class LabelFile:
             return json.loads(self.text, parse_float=Decimal)
         except RecursionError as error:
             raise UsageError(f"{self.name} is JSON that is nested too deeply to hold labels") from error
+
+    @cached_property
+    def path_lines(self) -> tuple[Line, ...]:
+        """Its lines, read as a list of paths and numbers."""
+        return parse_lines(self.lines())
 
     def lines(self) -> Iterator[tuple[str, str]]:
         """Yields the place (`list.txt:17`) and the text of each line that is not blank, spaces at the ends removed."""

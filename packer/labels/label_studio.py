@@ -141,15 +141,17 @@ class _Reader:
 
     def finish(self) -> Labels:
         if self._unlabelled:
-            self._rows.note("unlabelled", f"{len(self._unlabelled)} tasks without labels ({named(self._unlabelled)})")
+            self._rows.note(
+                "unlabelled", f"left out: {len(self._unlabelled)} without labels ({named(self._unlabelled)})"
+            )
         if self._several:
             self._rows.note(
                 "annotators",
-                f"{len(self._several)} tasks have several annotations, and all count ({named(self._several)}); mark "
-                "one as ground truth to choose it",
+                f"all annotations count where there are several ({named(self._several)}); mark one as ground truth to "
+                "choose it",
             )
         if self._num_ignored:
-            self._rows.note("regions", f"{self._num_ignored} regions are neither segments nor choices: left out")
+            self._rows.note("regions", f"left out: {self._num_ignored} that are neither segments nor choices")
         return self._rows.finish("label-studio")
 
 

@@ -7,6 +7,8 @@ from fractions import Fraction
 
 from packer.video.segment import Segment
 
+_PLAIN = re.compile(r"(\d{1,9})(?:\.(\d{1,30}))?")
+"""Nearly every time in a table: faster than by `Decimal`."""
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?")
 _CLOCK = re.compile(r"(?:(\d+):)?(\d+):(\d+(?:[.,]\d*)?)")
 _EXACT = r"(-?\d{1,15}(?:[./]\d{1,40})?)"
@@ -98,6 +100,9 @@ def split_fragment(path: object) -> tuple[object, Segment | None]:
 
 
 def _text_to_seconds(text: str) -> Fraction:
+    if plain := _PLAIN.fullmatch(text):
+        whole, part = plain[1], plain[2] or ""
+        return Fraction(int(whole + part), 10 ** len(part))
     if _NUMBER.fullmatch(text):
         return _number_to_seconds(text)
     if (clock := _CLOCK.fullmatch(text)) is None:

@@ -75,9 +75,9 @@ def read(file: LabelFile) -> Labels:
         label = _label(region, chosen, attributes)
         rows.add(region.where, region.files[0], label, segment=bounds)
     if num_left := len(regions) - len(used):
-        rows.note("regions", f"{num_left} regions are no temporal segments (boxes, still frames, files): left out")
-    if chosen and not attributes:
-        rows.note("classes", "this export holds numbers for options: save the project as JSON to have their names")
+        rows.note("regions", f"left out: {num_left} without two times (boxes, still frames, files)")
+    if chosen and not attributes and all(str(region.values.get(chosen, "")).isdigit() for region in used):
+        rows.note("classes", "the labels are numbers of options: save the project as JSON to have their names")
     return rows.finish("via")
 
 

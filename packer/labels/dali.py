@@ -20,12 +20,16 @@ _MOST_NUMBERS = 3
 
 def fits(file: LabelFile) -> bool:
     """Tells whether every line of a text is a video, a label and at most two bounds."""
-    return file.kind == "text" and all(
-        has_video_extension(line.path)
-        and not any(map(str.isspace, line.path))
-        and 1 <= len(line.numbers) <= _MOST_NUMBERS
-        and line.numbers[0].isdigit()
-        for line in file.path_lines
+    return (
+        file.kind == "text"
+        and file.ends_with_numbers
+        and all(
+            has_video_extension(line.path)
+            and not any(map(str.isspace, line.path))
+            and 1 <= len(line.numbers) <= _MOST_NUMBERS
+            and line.numbers[0].isdigit()
+            for line in file.path_lines
+        )
     )
 
 

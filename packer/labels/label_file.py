@@ -97,6 +97,12 @@ class LabelFile:
         """Its lines, read as a list of paths and numbers."""
         return parse_lines(self.lines())
 
+    @property
+    def ends_with_numbers(self) -> bool:
+        """Whether the first line of a text ends with a number, as in a list of paths; a table has a header there."""
+        first = next(iter(self.lines()), None)
+        return first is not None and first[1][-1].isdigit()
+
     def lines(self) -> Iterator[tuple[str, str]]:
         """Yields the place (`list.txt:17`) and the text of each line that is not blank, spaces at the ends removed."""
         for number, line in enumerate(io.StringIO(self.text, newline=None), start=1):

@@ -15,6 +15,7 @@ from configs.section import UsageError
 from packer.labels.label_file import LabelFile
 from packer.labels.row_list import RowList, named
 from packer.labels.rows import Labels
+from packer.labels.shape import list_at, object_at
 from packer.labels.times import frames_segment, to_frame
 from packer.video.catalog import has_video_extension
 from packer.video.segment import Segment
@@ -71,15 +72,18 @@ class _Reader:
         data = task.get("data")
         if not isinstance(data, dict):
             raise UsageError(f"{where} has no data: export the project as JSON or JSON-MIN")
-        annotations = [item for item in _annotations_of(task) or () if not item.get("was_cancelled")]
+        annotations = [object_at(item, f"{where}.annotations") for item in _annotations_of(task) or ()]
+        annotations = [item for item in annotations if not item.get("was_cancelled")]
         annotations = [item for item in annotations if item.get("ground_truth")] or annotations
         if len(annotations) > 1:
             self._several.append(where)
         num_found = 0
         for number, annotation in enumerate(annotations):
-            for place, region in enumerate(annotation.get("result") or ()):
-                region_where = f"{where}.annotations[{number}].result[{place}]"
-                num_found += self._read_region(data, region.get("value") or {}, region_where)
+            of_annotation = f"{where}.annotations[{number}].result"
+            for place, region in enumerate(list_at(annotation.get("result"), of_annotation)):
+                of_region = f"{of_annotation}[{place}]"
+                value = object_at(object_at(region, of_region).get("value"), of_region)
+                num_found += self._read_region(data, value, of_region)
         if not num_found:
             self._unlabelled.append(where)
 
@@ -108,7 +112,8 @@ class _Reader:
         ranges, choices = value.get("ranges"), value.get("choices")
         if isinstance(ranges, list):
             for span in ranges:
-                self._add(data, value.get("timelinelabels"), self._segment(data, span, where), where)
+                segment = self._segment(data, object_at(span, where), where)
+                self._add(data, value.get("timelinelabels"), segment, where)
             return bool(ranges)
         if isinstance(choices, list):
             self._add(data, choices, None, where)
@@ -162,7 +167,7 @@ def _tasks(file: LabelFile) -> list[dict[str, Any]]:
     return []
 
 
-def _annotations_of(task: Mapping[str, Any]) -> Sequence[dict[str, Any]] | None:
+def _annotations_of(task: Mapping[str, Any]) -> Sequence[object] | None:
     if not isinstance(task.get("data"), dict):
         return None
     return next((task[name] for name in _ANNOTATIONS if isinstance(task.get(name), list)), None)

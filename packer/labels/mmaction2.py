@@ -21,7 +21,7 @@ _WITH_DELIMITER = re.compile(r"(.*\S)\s*[,;]\s*(\d+)")
 
 def fits(file: LabelFile) -> bool:
     """Tells whether every line of a text is a path with one number, or a folder with more; `read` refuses some."""
-    if file.kind != "text":
+    if file.kind != "text" or not file.ends_with_numbers:
         return False
     lines = [_without_delimiter(line) for line in file.path_lines]
     if not all(line.numbers and line.numbers[-1].isdigit() for line in lines):

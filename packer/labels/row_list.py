@@ -109,6 +109,8 @@ def to_text(value: object, where: str, what: str) -> str:
 
 def clean_path(text: str) -> str:
     """Returns a path with / between folders: Windows has another sign, and tools write `file://` and `./` before it."""
+    if not text.startswith(("file://", "./")) and "\\" not in text:
+        return text
     if text.startswith("file://"):
         text = unquote(urlsplit(text).path)
     if "\\" in text and "/" not in text:

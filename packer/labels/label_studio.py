@@ -90,19 +90,17 @@ class _Reader:
     def read_min(self, task: Mapping[str, Any], where: str) -> None:
         """Reads a task of a JSON-MIN export, whose fields are its data and the tags' values."""
         num_found = 0
-        video = _video_of(task, where)
-        for name, value in task.items():
-            if isinstance(value, list):
-                regions = [region for region in value if isinstance(region, dict)]
-                for place, region in enumerate(regions):
-                    num_found += self._read_region(task, region, f"{where}.{name}[{place}]")
-        choices = [name for name in task if _is_choice(name, task[name], video)]
+        outputs = _outputs_of(task)
+        for name, value in outputs.items():
+            for place, region in enumerate(value if isinstance(value, list) else ()):
+                num_found += self._read_region(task, object_at(region, f"{where}.{name}"), f"{where}.{name}[{place}]")
+        choices = [name for name, value in outputs.items() if isinstance(value, str | dict)]
         if len(choices) > 1:
             raise UsageError(
                 f"{where} has several fields that may be its label ({', '.join(choices)}): export the project as JSON"
             )
         if choices and not num_found:
-            self._add(task, task[choices[0]], None, f"{where}.{choices[0]}")
+            self._add(task, outputs[choices[0]], None, f"{where}.{choices[0]}")
             num_found = 1
         if not num_found:
             self._unlabelled.append(where)
@@ -173,12 +171,15 @@ def _annotations_of(task: Mapping[str, Any]) -> Sequence[object] | None:
     return next((task[name] for name in _ANNOTATIONS if isinstance(task.get(name), list)), None)
 
 
-def _is_choice(name: str, value: object, video: str) -> bool:
-    """Tells whether a field of JSON-MIN is the value of `Choices`: text, or an object for several."""
-    if isinstance(value, dict) and "choices" in value:
-        return True
-    plain = {"id", "annotator", "annotation_id", "created_at", "updated_at", "lead_time", "fps"}
-    return isinstance(value, str) and value != video and name not in plain and not _is_path(value)
+def _outputs_of(task: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the annotations of a JSON-MIN task; its other data come before `id`, and its bookkeeping after them.
+
+    Source: `convert_to_json_min` in src/label_studio_sdk/converter/converter.py of label-studio-sdk 2.1.3.
+    """
+    names = list(task)
+    if "id" not in names or "annotator" not in names:
+        return {}
+    return {name: task[name] for name in names[names.index("id") + 1 : names.index("annotator")]}
 
 
 def _video_of(data: Mapping[str, Any], where: str) -> str:

@@ -89,8 +89,10 @@ class LabelFile:
         """The JSON value that the text is; numbers with a decimal point are exact (`Decimal`)."""
         try:
             return json.loads(self.text, parse_float=Decimal)
-        except RecursionError as error:
-            raise UsageError(f"{self.name} is JSON that is nested too deeply to hold labels") from error
+        except json.JSONDecodeError:
+            raise
+        except (RecursionError, ValueError) as error:  # nested too deeply, or a number of thousands of digits
+            raise UsageError(f"{self.name} is no JSON of labels: {error}") from error
 
     @cached_property
     def path_lines(self) -> tuple[Line, ...]:

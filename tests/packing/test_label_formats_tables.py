@@ -178,6 +178,22 @@ def test_numbers_as_labels_are_text(folder: Path) -> None:
     assert [row.label for row in read_text(folder, lines, "labels.jsonl").rows] == ["3", "3", "2.5", "true", "3.0"]
 
 
+def test_huge_numbers_do_no_harm(folder: Path) -> None:
+    lines = "".join(
+        f'{{"path": "a.mp4", "label": {label}}}\n' for label in ("1e999999999", "Infinity", "1e-999999999", "9" * 400)
+    )
+    assert [row.label[:9] for row in read_text(folder, lines, "labels.jsonl").rows] == [
+        "1E+999999",
+        "inf",
+        "1E-999999",
+        "999999999",
+    ]
+    text = '[{"path": "a.mp4", "label": "x", "start": 1e999999999}]'
+    assert "1E+999999999 is no time" in refusal(folder, text, "labels.json")
+    assert "is no JSON of labels" in refusal(folder, f'[{{"path": {"9" * 5000}}}]', "labels.json")
+    assert "is no JSON of labels" in refusal(folder, "[" * 100_000, "labels.json")
+
+
 def test_class_files_name_numbers_in_tables(folder: Path) -> None:
     names = write(folder, "walk\nrun\n", "names.txt")
     labels = read(write(folder, "path,label\na.mp4,1\nb.mp4,walk\n"), classes=names)

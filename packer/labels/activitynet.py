@@ -44,7 +44,7 @@ def read(file: LabelFile) -> Labels:
         for index, annotation in enumerate(annotations):
             _add(rows, f"{place}{video_id}.annotations[{index}]", video_id, entry.get("subset"), annotation)
     for subset, ids in unlabelled.items():
-        rows.note("unlabelled", f"{len(ids)} {subset} videos without annotations are left out ({named(ids)})")
+        rows.note("unlabelled", f"left out: {len(ids)} of {subset or 'no subset'} without annotations ({named(ids)})")
     return rows.finish("activitynet")
 
 

@@ -9,7 +9,7 @@ from configs.section import UsageError
 from packer.labels.label_file import LabelFile
 from packer.storage.location import Location
 
-_NUMBERED = re.compile(r"(\d+)(?:[ \t]*[,;\t][ \t]*|[ \t]+)(.+)")
+_NUMBERED = re.compile(r"(\d{1,9})(?:[ \t]*[,;\t][ \t]*|[ \t]+)(.+)")
 _HEADER = re.compile(r"(id|index|label|class_id|class)\s*[,;\t ]\s*(name|label|class|class_name)", re.IGNORECASE)
 
 
@@ -26,7 +26,7 @@ class ClassNames:
         Raises:
             UsageError: The class file has no such number or name.
         """
-        if re.fullmatch(r"\d+", label):
+        if re.fullmatch(r"\d{1,9}", label):
             if (name := self.name_of.get(int(label))) is not None:
                 return name
             first, last = min(self.name_of), max(self.name_of)
@@ -86,4 +86,4 @@ def _of_json(file: LabelFile) -> Iterable[tuple[int, str]]:
 
 
 def _is_number(value: object) -> bool:
-    return re.fullmatch(r"\d+", str(value)) is not None
+    return re.fullmatch(r"\d{1,9}", str(value)) is not None

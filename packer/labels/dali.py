@@ -8,7 +8,7 @@ dali/operators/reader/loader/video_loader.cc, and the arguments of `fn.readers.v
 from configs.section import UsageError
 from packer.labels.class_file import ClassNames
 from packer.labels.label_file import LabelFile
-from packer.labels.path_list import Line, lines_of
+from packer.labels.path_list import Line
 from packer.labels.row_list import RowList
 from packer.labels.rows import Labels
 from packer.labels.times import frames_segment, seconds_segment
@@ -20,13 +20,23 @@ _MOST_NUMBERS = 3
 
 def fits(file: LabelFile) -> bool:
     """Tells whether every line of a text is a video, a label and at most two bounds."""
-    return file.kind == "text" and all(
-        has_video_extension(line.path)
-        and not any(map(str.isspace, line.path))
-        and 1 <= len(line.numbers) <= _MOST_NUMBERS
-        and line.numbers[0].isdigit()
-        for line in lines_of(file)
+    return (
+        file.kind == "text"
+        and file.ends_with_numbers
+        and all(
+            has_video_extension(line.path)
+            and not any(map(str.isspace, line.path))
+            and 1 <= len(line.numbers) <= _MOST_NUMBERS
+            and line.numbers[0].isdigit()
+            for line in file.path_lines
+        )
     )
+
+
+def fits_frames(file: LabelFile) -> bool:
+    """Tells whether a list has bounds that may be frames as well."""
+    bounds = [bound for line in file.path_lines for bound in line.numbers[1:]] if fits(file) else []
+    return bool(bounds) and all(map(str.isdigit, bounds))
 
 
 def read(file: LabelFile, classes: ClassNames | None, *, in_frames: bool) -> Labels:
@@ -41,8 +51,7 @@ def read(file: LabelFile, classes: ClassNames | None, *, in_frames: bool) -> Lab
         UsageError: A line is not of this form, or has a bound that counts from the end.
     """
     rows = RowList(file.name)
-    lines = list(lines_of(file))
-    for line in lines:
+    for line in file.path_lines:
         if not line.numbers or len(line.numbers) > _MOST_NUMBERS or not line.numbers[0].isdigit():
             raise UsageError(
                 f"{line.where} is {line.text!r}: it must be a file, a label (a whole number) and, for a part of the "
@@ -52,9 +61,6 @@ def read(file: LabelFile, classes: ClassNames | None, *, in_frames: bool) -> Lab
         rows.add(line.where, line.path, label, segment=_segment(line, in_frames))
     if classes is None:
         rows.note("classes", "the labels are numbers: --labels-classes FILE gives the classes their names")
-    bounds = [bound for line in lines for bound in line.numbers[1:]]
-    if not in_frames and bounds and all(map(str.isdigit, bounds)):
-        rows.note("segments", "start and end count as seconds: if they are frames, give --labels-format dali-frames")
     return rows.finish("dali-frames" if in_frames else "dali")
 
 

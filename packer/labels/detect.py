@@ -27,6 +27,7 @@ _FITS: Mapping[str, Callable[[LabelFile], bool]] = {
     "table": table.fits,
     "mmaction2": mmaction2.fits,
     "dali": dali.fits,
+    "dali-frames": dali.fits_frames,
 }
 _SPECIAL_TABLES = frozenset({"kinetics", "something-something", "createml", "label-studio", "via"})
 """Formats that may look like a table too, but state more."""

@@ -11,6 +11,7 @@ from configs.section import UsageError
 from packer.labels.label_file import LabelFile
 from packer.labels.row_list import RowList, named
 from packer.labels.rows import Labels
+from packer.labels.shape import list_at, object_at
 from packer.labels.splits import SPLIT_OF_FOLDER
 from packer.labels.times import frames_segment, seconds_segment, to_frame
 from packer.video.catalog import has_video_extension
@@ -40,7 +41,7 @@ def read(file: LabelFile) -> Labels:
     rows = RowList(file.name)
     unlabelled = (_read_labels if _is_labels(file.json) else _read_samples)(file, rows)
     if unlabelled:
-        rows.note("unlabelled", f"{len(unlabelled)} videos without labels are left out ({named(unlabelled)})")
+        rows.note("unlabelled", f"left out: {len(unlabelled)} without labels ({named(unlabelled)})")
     return rows.finish("fiftyone")
 
 
@@ -55,7 +56,7 @@ def _is_samples(content: Mapping[str, Any]) -> bool:
 
 def _read_labels(file: LabelFile, rows: RowList) -> list[str]:
     """Adds the rows of labels.json; returns the videos without labels."""
-    class_names = file.json["classes"] or []
+    class_names = list_at(file.json["classes"], f"{file.name}: classes")
     unlabelled = []
     for video, entry in file.json["labels"].items():
         where = f"{file.name}: labels.{video}"
@@ -92,28 +93,30 @@ def _read_samples(file: LabelFile, rows: RowList) -> list[str]:
     unlabelled = []
     for index, sample in enumerate(samples):
         video = str(sample["filepath"])
-        found = list(_labels_of(sample.get(fields[0]))) if fields else []
+        place = f"{file.name}: samples[{index}]"
+        found = list(_labels_of(sample.get(fields[0]), f"{place}.{fields[0]}")) if fields else []
         if not found:
             unlabelled.append(video)
-        splits = {tag for tag in sample.get("tags") or () if str(tag).casefold() in SPLIT_OF_FOLDER}
-        for place, label in found:
-            where = f"{file.name}: samples[{index}].{fields[0]}{place}"
-            split = next(iter(splits)) if len(splits) == 1 else ""
+        tags = map(str, list_at(sample.get("tags"), f"{place}.tags"))
+        splits = {tag for tag in tags if tag.casefold() in SPLIT_OF_FOLDER}
+        split = next(iter(splits)) if len(splits) == 1 else ""
+        for where, label in found:
             rows.add(where, video, label.get("label"), split=split, segment=_segment(label, where))
     return unlabelled
 
 
 def _is_label(value: object) -> bool:
-    return isinstance(value, dict) and value.get("_cls") in _LABEL_TYPES
+    return isinstance(value, dict) and str(value.get("_cls")) in _LABEL_TYPES
 
 
-def _labels_of(value: Mapping[str, Any] | None) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    if value is None:
-        return
-    if value["_cls"] == "TemporalDetections":
-        yield from ((f".detections[{index}]", item) for index, item in enumerate(value.get("detections") or ()))
-    else:
-        yield "", value
+def _labels_of(value: object, where: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yields the place and the content of each label of a field."""
+    field = object_at(value, where)
+    if field.get("_cls") == "TemporalDetections":
+        for index, item in enumerate(list_at(field.get("detections"), f"{where}.detections")):
+            yield f"{where}.detections[{index}]", object_at(item, f"{where}.detections[{index}]")
+    elif field:
+        yield where, field
 
 
 def _segment(detection: Mapping[str, Any], where: str) -> Segment | None:

@@ -6,8 +6,6 @@ Columns differ between the editions and are read by name. Source: Crawler/Kineti
 """
 
 from collections.abc import Iterable, Iterator
-from decimal import Decimal
-from fractions import Fraction
 from typing import Any
 
 from configs.section import UsageError
@@ -91,9 +89,4 @@ def _of_json(file: LabelFile) -> Iterable[tuple[str, list[object]]]:
                 f"{where} has no label: it is the list of a test set whose labels are not given; take the list of "
                 "train or val"
             )
-        yield where, [video_id, *map(_whole, segment), annotations["label"], entry.get("subset")]
-
-
-def _whole(value: object) -> object:
-    """Returns 10 for 10.0."""
-    return Fraction(value).numerator if isinstance(value, Decimal) and value == int(value) else value
+        yield where, [video_id, *segment, annotations["label"], entry.get("subset")]

@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from configs.section import UsageError
+from packer.labels.path_list import Line, parse_lines
 from packer.storage.location import Location
 
 _MARKS = (
@@ -88,8 +89,21 @@ class LabelFile:
         """The JSON value that the text is; numbers with a decimal point are exact (`Decimal`)."""
         try:
             return json.loads(self.text, parse_float=Decimal)
-        except RecursionError as error:
-            raise UsageError(f"{self.name} is JSON that is nested too deeply to hold labels") from error
+        except json.JSONDecodeError:
+            raise
+        except (RecursionError, ValueError) as error:  # nested too deeply, or a number of thousands of digits
+            raise UsageError(f"{self.name} is no JSON of labels: {error}") from error
+
+    @cached_property
+    def path_lines(self) -> tuple[Line, ...]:
+        """Its lines, read as a list of paths and numbers."""
+        return parse_lines(self.lines())
+
+    @property
+    def ends_with_numbers(self) -> bool:
+        """Whether the first line of a text ends with a number, as in a list of paths; a table has a header there."""
+        first = next(iter(self.lines()), None)
+        return first is not None and first[1][-1].isdigit()
 
     def lines(self) -> Iterator[tuple[str, str]]:
         """Yields the place (`list.txt:17`) and the text of each line that is not blank, spaces at the ends removed."""

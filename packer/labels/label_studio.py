@@ -15,6 +15,7 @@ from configs.section import UsageError
 from packer.labels.label_file import LabelFile
 from packer.labels.row_list import RowList, named
 from packer.labels.rows import Labels
+from packer.labels.shape import list_at, object_at
 from packer.labels.times import frames_segment, to_frame
 from packer.video.catalog import has_video_extension
 from packer.video.segment import Segment
@@ -71,34 +72,35 @@ class _Reader:
         data = task.get("data")
         if not isinstance(data, dict):
             raise UsageError(f"{where} has no data: export the project as JSON or JSON-MIN")
-        annotations = [item for item in _annotations_of(task) or () if not item.get("was_cancelled")]
+        annotations = [object_at(item, f"{where}.annotations") for item in _annotations_of(task) or ()]
+        annotations = [item for item in annotations if not item.get("was_cancelled")]
         annotations = [item for item in annotations if item.get("ground_truth")] or annotations
         if len(annotations) > 1:
             self._several.append(where)
         num_found = 0
         for number, annotation in enumerate(annotations):
-            for place, region in enumerate(annotation.get("result") or ()):
-                region_where = f"{where}.annotations[{number}].result[{place}]"
-                num_found += self._read_region(data, region.get("value") or {}, region_where)
+            of_annotation = f"{where}.annotations[{number}].result"
+            for place, region in enumerate(list_at(annotation.get("result"), of_annotation)):
+                of_region = f"{of_annotation}[{place}]"
+                value = object_at(object_at(region, of_region).get("value"), of_region)
+                num_found += self._read_region(data, value, of_region)
         if not num_found:
             self._unlabelled.append(where)
 
     def read_min(self, task: Mapping[str, Any], where: str) -> None:
         """Reads a task of a JSON-MIN export, whose fields are its data and the tags' values."""
         num_found = 0
-        video = _video_of(task, where)
-        for name, value in task.items():
-            if isinstance(value, list):
-                regions = [region for region in value if isinstance(region, dict)]
-                for place, region in enumerate(regions):
-                    num_found += self._read_region(task, region, f"{where}.{name}[{place}]")
-        choices = [name for name in task if _is_choice(name, task[name], video)]
+        outputs = _outputs_of(task)
+        for name, value in outputs.items():
+            for place, region in enumerate(value if isinstance(value, list) else ()):
+                num_found += self._read_region(task, object_at(region, f"{where}.{name}"), f"{where}.{name}[{place}]")
+        choices = [name for name, value in outputs.items() if isinstance(value, str | dict)]
         if len(choices) > 1:
             raise UsageError(
                 f"{where} has several fields that may be its label ({', '.join(choices)}): export the project as JSON"
             )
         if choices and not num_found:
-            self._add(task, task[choices[0]], None, f"{where}.{choices[0]}")
+            self._add(task, outputs[choices[0]], None, f"{where}.{choices[0]}")
             num_found = 1
         if not num_found:
             self._unlabelled.append(where)
@@ -108,7 +110,8 @@ class _Reader:
         ranges, choices = value.get("ranges"), value.get("choices")
         if isinstance(ranges, list):
             for span in ranges:
-                self._add(data, value.get("timelinelabels"), self._segment(data, span, where), where)
+                segment = self._segment(data, object_at(span, where), where)
+                self._add(data, value.get("timelinelabels"), segment, where)
             return bool(ranges)
         if isinstance(choices, list):
             self._add(data, choices, None, where)
@@ -141,15 +144,17 @@ class _Reader:
 
     def finish(self) -> Labels:
         if self._unlabelled:
-            self._rows.note("unlabelled", f"{len(self._unlabelled)} tasks without labels ({named(self._unlabelled)})")
+            self._rows.note(
+                "unlabelled", f"left out: {len(self._unlabelled)} without labels ({named(self._unlabelled)})"
+            )
         if self._several:
             self._rows.note(
                 "annotators",
-                f"{len(self._several)} tasks have several annotations, and all count ({named(self._several)}); mark "
-                "one as ground truth to choose it",
+                f"all annotations count where there are several ({named(self._several)}); mark one as ground truth to "
+                "choose it",
             )
         if self._num_ignored:
-            self._rows.note("regions", f"{self._num_ignored} regions are neither segments nor choices: left out")
+            self._rows.note("regions", f"left out: {self._num_ignored} that are neither segments nor choices")
         return self._rows.finish("label-studio")
 
 
@@ -160,18 +165,21 @@ def _tasks(file: LabelFile) -> list[dict[str, Any]]:
     return []
 
 
-def _annotations_of(task: Mapping[str, Any]) -> Sequence[dict[str, Any]] | None:
+def _annotations_of(task: Mapping[str, Any]) -> Sequence[object] | None:
     if not isinstance(task.get("data"), dict):
         return None
     return next((task[name] for name in _ANNOTATIONS if isinstance(task.get(name), list)), None)
 
 
-def _is_choice(name: str, value: object, video: str) -> bool:
-    """Tells whether a field of JSON-MIN is the value of `Choices`: text, or an object for several."""
-    if isinstance(value, dict) and "choices" in value:
-        return True
-    plain = {"id", "annotator", "annotation_id", "created_at", "updated_at", "lead_time", "fps"}
-    return isinstance(value, str) and value != video and name not in plain and not _is_path(value)
+def _outputs_of(task: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the annotations of a JSON-MIN task; its other data come before `id`, and its bookkeeping after them.
+
+    Source: `convert_to_json_min` in src/label_studio_sdk/converter/converter.py of label-studio-sdk 2.1.3.
+    """
+    names = list(task)
+    if "id" not in names or "annotator" not in names:
+        return {}
+    return {name: task[name] for name in names[names.index("id") + 1 : names.index("annotator")]}
 
 
 def _video_of(data: Mapping[str, Any], where: str) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from configs.section import UsageError
 from packer.labels.class_file import ClassNames
 from packer.labels.label_file import LabelFile
-from packer.labels.path_list import Line, lines_of
+from packer.labels.path_list import Line
 from packer.labels.row_list import RowList
 from packer.labels.rows import Labels
 from packer.video.catalog import has_video_extension
@@ -20,14 +20,15 @@ _WITH_DELIMITER = re.compile(r"(.*\S)\s*[,;]\s*(\d+)")
 
 
 def fits(file: LabelFile) -> bool:
-    """Tells whether every line of a text ends with one number, or is a folder with two."""
-    if file.kind != "text":
+    """Tells whether every line of a text is a path with one number, or a folder with more; `read` refuses some."""
+    if file.kind != "text" or not file.ends_with_numbers:
         return False
-    lines = [_without_delimiter(line) for line in lines_of(file)]
+    lines = [_without_delimiter(line) for line in file.path_lines]
     if not all(line.numbers and line.numbers[-1].isdigit() for line in lines):
         return False
+    has_videos = any(has_video_extension(line.path) for line in lines)
     counts = {len(line.numbers) for line in lines}
-    return counts == {1} or (counts == {2} and not any(has_video_extension(line.path) for line in lines))
+    return counts == {1} or (1 not in counts and not has_videos)
 
 
 def read(file: LabelFile, classes: ClassNames | None) -> Labels:
@@ -37,7 +38,7 @@ def read(file: LabelFile, classes: ClassNames | None) -> Labels:
         UsageError: A line has no label or several, or the class file does not name its number.
     """
     rows = RowList(file.name)
-    lines = [_without_delimiter(line) for line in lines_of(file)]
+    lines = [_without_delimiter(line) for line in file.path_lines]
     for line in lines:
         path, label = _path_and_label(line)
         rows.add(line.where, path, classes.name(label, line.where) if classes else label)

@@ -10,6 +10,8 @@ from packer.labels.times import is_missing
 from packer.video.segment import Segment
 
 _NUM_NAMED = 3
+_MOST_DIGITS = 15
+"""Larger numbers stay as they are: every float is whole then, and a decimal could have any number of digits."""
 
 
 class RowList:
@@ -95,7 +97,7 @@ def to_text(value: object, where: str, what: str) -> str:
         return ""
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, float | Decimal) and value == int(value):
+    if isinstance(value, float | Decimal) and _is_whole(value):
         return str(int(value))
     if isinstance(value, int | float | Decimal):
         return str(value)
@@ -109,6 +111,8 @@ def to_text(value: object, where: str, what: str) -> str:
 
 def clean_path(text: str) -> str:
     """Returns a path with / between folders: Windows has another sign, and tools write `file://` and `./` before it."""
+    if not text.startswith(("file://", "./")) and "\\" not in text:
+        return text
     if text.startswith("file://"):
         text = unquote(urlsplit(text).path)
     if "\\" in text and "/" not in text:
@@ -121,6 +125,11 @@ def clean_path(text: str) -> str:
 def named(places: list[str]) -> str:
     """Returns the first of some places or values: `a, b, c, ...`."""
     return ", ".join(places[:_NUM_NAMED]) + ", ..." * (len(places) > _NUM_NAMED)
+
+
+def _is_whole(value: float | Decimal) -> bool:
+    number = Decimal(value)
+    return number.is_finite() and number.adjusted() < _MOST_DIGITS and number == number.to_integral_value()
 
 
 def _to_split(text: str, where: str) -> str:

@@ -25,8 +25,7 @@ _TEST = (
 def fits(file: LabelFile) -> bool:
     """Tells whether a file is JSON with templates, or text of numbered clips."""
     if file.kind == "text":
-        lines = [line for _, line in file.lines()]
-        return all(map(_LINE.fullmatch, lines)) or all(map(_ID_ALONE.fullmatch, lines))
+        return any(all(form.fullmatch(line) for _, line in file.lines()) for form in (_LINE, _ID_ALONE))
     if file.kind != "json" or not isinstance(file.json, list) or not file.json:
         return False
     first = file.json[0]

@@ -49,8 +49,6 @@ def _delimited(file: LabelFile) -> Table:
     best = max(tables, key=lambda table: len(table.header))
     rows = best.rows()
     header = next(rows)[1]
-    while header and not header[-1]:  # a delimiter at the end of each line
-        header.pop()
 
     def values(indices: Sequence[int]) -> Iterator[tuple[str, Sequence[object]]]:
         num_columns = len(header)
@@ -67,9 +65,10 @@ def _delimited(file: LabelFile) -> Table:
 
 
 def _json_lines(file: LabelFile) -> Iterator[tuple[str, dict[str, Any]]]:
+    decoder = json.JSONDecoder(parse_float=Decimal)
     for where, line in file.lines():
         try:
-            row = json.loads(line, parse_float=Decimal)
+            row = decoder.decode(line)
         except (ValueError, RecursionError) as error:
             raise UsageError(f"{where} is not valid JSON ({error}): each line must be one object") from error
         if not isinstance(row, dict):

@@ -7,6 +7,8 @@ from fractions import Fraction
 
 from packer.video.segment import Segment
 
+_PLAIN = re.compile(r"(\d{1,9})(?:\.(\d{1,30}))?")
+"""Nearly every time in a table: faster than by `Decimal`."""
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?")
 _CLOCK = re.compile(r"(?:(\d+):)?(\d+):(\d+(?:[.,]\d*)?)")
 _EXACT = r"(-?\d{1,15}(?:[./]\d{1,40})?)"
@@ -18,7 +20,9 @@ _MOST_DIGITS, _MOST_DECIMALS = 9, 40
 
 def is_missing(value: object) -> bool:
     """Tells whether a value of a table or of JSON is none: null, not a number, or text of spaces alone."""
-    return value is None or value == "" or value != value or (isinstance(value, str) and not value.strip())
+    if isinstance(value, str):
+        return not value or value.isspace()
+    return value is None or value != value
 
 
 def to_seconds(value: object) -> Fraction:
@@ -91,13 +95,16 @@ def split_fragment(path: object) -> tuple[object, Segment | None]:
 
     `a/x.mp4#t=12.5,17` gives `a/x.mp4` and the segment whose `fragment` is `#t=12.5,17`.
     """
-    if not isinstance(path, str) or (found := _FRAGMENT.fullmatch(path.strip())) is None:
+    if not isinstance(path, str) or "#" not in path or (found := _FRAGMENT.fullmatch(path.strip())) is None:
         return path, None
     name, unit, start, end = found.groups()
     return name, Segment(Fraction(start), Fraction(end) if end else None, "seconds" if unit == "t" else "frames")
 
 
 def _text_to_seconds(text: str) -> Fraction:
+    if plain := _PLAIN.fullmatch(text):
+        whole, part = plain[1], plain[2] or ""
+        return Fraction(int(whole + part), 10 ** len(part))
     if _NUMBER.fullmatch(text):
         return _number_to_seconds(text)
     if (clock := _CLOCK.fullmatch(text)) is None:

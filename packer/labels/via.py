@@ -18,11 +18,12 @@ from packer.labels.delimited import Delimited
 from packer.labels.label_file import LabelFile
 from packer.labels.row_list import RowList
 from packer.labels.rows import Labels
+from packer.labels.shape import list_at, object_at
 from packer.labels.times import seconds_segment
 
 _PARTS = frozenset({"project", "attribute", "file", "metadata", "view"})
 _HEADER, _ATTRIBUTES = "# CSV_HEADER = ", "# ATTRIBUTE = "
-_UNSET = frozenset({"", "_DEFAULT"})
+_UNSET = ("", "_DEFAULT")
 _TEXT, _CHECKBOX = 1, 2
 """Types of attributes (`_VIA_ATTRIBUTE_TYPE`); the others have one option."""
 _LOCAL, _INLINE = 1, 4
@@ -75,13 +76,13 @@ def read(file: LabelFile) -> Labels:
         label = _label(region, chosen, attributes)
         rows.add(region.where, region.files[0], label, segment=bounds)
     if num_left := len(regions) - len(used):
-        rows.note("regions", f"{num_left} regions are no temporal segments (boxes, still frames, files): left out")
-    if chosen and not attributes:
-        rows.note("classes", "this export holds numbers for options: save the project as JSON to have their names")
+        rows.note("regions", f"left out: {num_left} without two times (boxes, still frames, files)")
+    if chosen and not attributes and all(str(region.values.get(chosen, "")).isdigit() for region in used):
+        rows.note("classes", "the labels are numbers of options: save the project as JSON to have their names")
     return rows.finish("via")
 
 
-def _attribute_of(regions: Sequence[_Region], file: LabelFile, attributes: Mapping[str, Any]) -> str:
+def _attribute_of(regions: Sequence[_Region], file: LabelFile, attributes: Mapping[str, Mapping[str, Any]]) -> str:
     """Returns the attribute whose values are the labels; empty if none has a value."""
     used = sorted({name for region in regions for name, value in region.values.items() if value not in _UNSET})
     if len(used) > 1:
@@ -92,14 +93,14 @@ def _attribute_of(regions: Sequence[_Region], file: LabelFile, attributes: Mappi
     return used[0] if used else ""
 
 
-def _label(region: _Region, chosen: str, attributes: Mapping[str, Any]) -> object:
+def _label(region: _Region, chosen: str, attributes: Mapping[str, Mapping[str, Any]]) -> object:
     value = region.values.get(chosen, "")
     if value in _UNSET:
         return ""
     attribute = attributes.get(chosen)
     if attribute is None or attribute.get("type") == _TEXT:
         return value
-    options = attribute.get("options") or {}
+    options = object_at(attribute.get("options"), f"{region.where}: the attribute's options")
     if attribute.get("type") == _CHECKBOX and "," in str(value):
         raise UsageError(f"{region.where} has several options ({value}): a segment has one class; give it one")
     if str(value) not in options:
@@ -107,21 +108,25 @@ def _label(region: _Region, chosen: str, attributes: Mapping[str, Any]) -> objec
     return options[str(value)]
 
 
-def _of_json(file: LabelFile) -> tuple[Mapping[str, Any], Iterator[_Region]]:
+def _of_json(file: LabelFile) -> tuple[Mapping[str, Mapping[str, Any]], Iterator[_Region]]:
     content = file.json
 
     def regions() -> Iterator[_Region]:
-        for name, entry in content["metadata"].items():
+        for name, entry in object_at(content["metadata"], f"{file.name}: metadata").items():
             where = f"{file.name}: metadata.{name}"
             try:
-                files = [
-                    _file_name(content["file"][str(fid)]) for fid in content["view"][str(entry["vid"])]["fid_list"]
-                ]
-                yield _Region(where, files, entry["z"], bool(entry["xy"]), entry["av"])
+                file_ids = content["view"][str(entry["vid"])]["fid_list"]
+                files = [_file_name(object_at(content["file"][str(file_id)], where)) for file_id in file_ids]
+                times, values = list_at(entry["z"], f"{where}.z"), object_at(entry["av"], f"{where}.av")
+                yield _Region(where, files, times, bool(entry["xy"]), values)
             except (KeyError, TypeError) as error:
                 raise UsageError(f"{where} lacks {error}, or names a file that is not there: save it again") from error
 
-    return content["attribute"], regions()
+    return _attributes(content["attribute"], f"{file.name}: attribute"), regions()
+
+
+def _attributes(value: object, where: str) -> Mapping[str, Mapping[str, Any]]:
+    return {name: object_at(entry, f"{where}.{name}") for name, entry in object_at(value, where).items()}
 
 
 def _file_name(entry: Mapping[str, Any]) -> str:
@@ -130,7 +135,7 @@ def _file_name(entry: Mapping[str, Any]) -> str:
     return unquote(str(entry["src"]))
 
 
-def _of_csv(file: LabelFile) -> tuple[Mapping[str, Any], Iterator[_Region]]:
+def _of_csv(file: LabelFile) -> tuple[Mapping[str, Mapping[str, Any]], Iterator[_Region]]:
     comments = list(_comments(file))
     header = next(line for line in comments if line.startswith(_HEADER)).removeprefix(_HEADER)
     names = [name.strip() for name in header.strip(" ,\t").split("," if "," in header else "\t")]
@@ -146,7 +151,11 @@ def _of_csv(file: LabelFile) -> tuple[Mapping[str, Any], Iterator[_Region]]:
             except (KeyError, ValueError, TypeError) as error:
                 raise UsageError(f"{where} is no line of VIA 3 ({error}): export the annotations again") from error
 
-    return json.loads(attributes) if attributes else {}, regions()
+    try:
+        described = json.loads(attributes or "{}")
+    except ValueError as error:
+        raise UsageError(f"{file.name} has a damaged line # ATTRIBUTE: export the annotations again") from error
+    return _attributes(described, f"{file.name}: # ATTRIBUTE"), regions()
 
 
 def _csv_region(row: Mapping[str, str], where: str) -> _Region:
@@ -157,7 +166,7 @@ def _csv_region(row: Mapping[str, str], where: str) -> _Region:
         times = [time for time in (row["temporal_segment_start"], row["temporal_segment_end"]) if time]
         is_spatial = False
     files = [unquote(name) if "://" in name else name for name in json.loads(row["file_list"])]
-    return _Region(where, files, times, is_spatial, json.loads(row["metadata"]))
+    return _Region(where, files, times, is_spatial, object_at(json.loads(row["metadata"]), where))
 
 
 def _head_chars(file: LabelFile) -> int:

@@ -138,8 +138,8 @@ def find_videos(folder: Location, split_folders: Collection[str] = ()) -> Catalo
         if num_flat := skipped[_BESIDE]:
             raise UsageError(
                 f"{folder} holds {num_flat} file{'s' * (num_flat != 1)} outside class folders, and no video in one: "
-                f"put the videos of each class into a folder with its name ({folder}/CLASS/VIDEO), or name their classes "
-                f"in a table by --labels; if {folder} is itself the folder of one class, give the folder above it"
+                f"put the videos of each class into a folder with its name ({folder}/CLASS/VIDEO), or give a table of "
+                f"their classes (--labels); if {folder} is itself the folder of one class, give the folder above it"
             )
         raise UsageError(
             f"{folder} holds no videos: it must hold one folder per class, and those the videos; pictures are frames "

@@ -326,11 +326,10 @@ def test_label_studio() -> None:
             segment=seconds("4", "101/25"),
             other_path=uploaded,
         ),
-        LabelRow(f"{place}[1].annotations[0].result[0]", "yard/cam 2.mp4", "Empty"),
     )
     assert labels.notes == (
+        ("choices", "left out: 1 about whole videos, because there are segments"),
         ("unlabelled", "left out: 1 without labels (label_studio.json: [2])"),
-        ("regions", "left out: 1 that are neither segments nor choices"),
     )
 
 
@@ -342,7 +341,6 @@ def test_label_studio_min() -> None:
     assert [(row.path, row.other_path, row.label, row.segment) for row in labels.rows] == [
         ("gate_north.mp4", "0a1b2c3d-gate_north.mp4", "Moving", Segment(2 / rate, 5 / rate)),
         ("gate_north.mp4", "0a1b2c3d-gate_north.mp4", "Nothing", Segment(100 / rate, 125 / rate)),
-        ("cam2.mp4", "99887766-cam2.mp4", "Empty", None),
     ]
 
 
@@ -354,7 +352,7 @@ def test_label_studio_min_takes_no_other_field_for_a_label(tmp_path: Path) -> No
     task = {"camera": "north", "video": "a.mp4", "id": 1, "ch": "Empty", **end}
     assert [row.label for row in read_text(tmp_path, "export.json", json.dumps([task])).rows] == ["Empty"]
     task = {"video": "a.mp4", "id": 1, "ch": "Empty", "comment": "dark", **end}
-    with pytest.raises(UsageError, match=r"has several fields that may be its label \(ch, comment\)"):
+    with pytest.raises(UsageError, match=r"has labels of several tags \(ch, comment\)"):
         read_text(tmp_path, "export.json", json.dumps([task]))
     task = {"video": "a.mp4", "id": 1, "ch": {"choices": ["a", "b"]}, **end}
     with pytest.raises(UsageError, match=r"\[0\].ch has 2 values for label"):
@@ -372,7 +370,16 @@ def test_label_studio_needs_the_rate_that_frames_count_at(tmp_path: Path) -> Non
         read_text(tmp_path, "export.json", json.dumps(tasks))
     del tasks[0]
     labels = read_text(tmp_path, "export.json", json.dumps(tasks))  # whole videos need none
-    assert [row.label for row in labels.rows] == ["Empty"]
+    assert [(row.path, row.other_path, row.label) for row in labels.rows] == [("yard/cam 2.mp4", "", "Empty")]
+
+
+def test_label_studio_labels_of_two_tags_are_refused(tmp_path: Path) -> None:
+    regions = [
+        {"from_name": name, "value": {"choices": [label]}} for name, label in (("act", "run"), ("light", "dark"))
+    ]
+    task = {"data": {"video": "a.mp4"}, "annotations": [{"result": regions}]}
+    with pytest.raises(UsageError, match=r"export.json has labels of several tags \(act, light\)"):
+        read_text(tmp_path, "export.json", json.dumps([task]))
 
 
 def test_label_studio_regions_with_two_labels_are_refused(tmp_path: Path) -> None:
@@ -393,7 +400,7 @@ def test_label_studio_prefers_the_ground_truth(tmp_path: Path) -> None:
     task["annotations"] = [annotation("x", False), annotation("y", False)]
     labels = read_text(tmp_path, "export.json", json.dumps([task]))
     assert [row.label for row in labels.rows] == ["x", "y"]
-    assert labels.notes[0][0] == "annotators"
+    assert [name for name, _ in labels.notes] == ["annotators"]
 
 
 def test_fiftyone_labels() -> None:

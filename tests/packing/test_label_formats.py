@@ -417,6 +417,14 @@ def test_fiftyone_labels() -> None:
     assert labels.notes == (("unlabelled", "left out: 1 without labels (video4)"),)
 
 
+def test_fiftyone_labels_of_whole_videos_but_not_of_boxes(tmp_path: Path) -> None:
+    labels = read_text(tmp_path, "labels.json", '{"classes": ["cat", "dog"], "labels": {"x": 1, "y": "cat"}}')
+    assert [(row.path, row.label, row.segment) for row in labels.rows] == [("x", "dog", None), ("y", "cat", None)]
+    boxes = {"classes": ["cat"], "labels": {"x": [{"label": 0, "bounding_box": [0.1, 0.1, 0.2, 0.2]}]}}
+    with pytest.raises(UsageError, match=r"labels.x\[0\] is no temporal detection"):
+        read_text(tmp_path, "labels.json", json.dumps(boxes))
+
+
 def test_fiftyone_samples(tmp_path: Path) -> None:
     """Source: FiftyOne 1.x user guide, FiftyOneDataset."""
     labels = read("fiftyone_samples.json")

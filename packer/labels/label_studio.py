@@ -153,7 +153,9 @@ def _segment(region: _Region, frame_rate: Fraction | None) -> Segment | None:
             "not set)"
         )
     try:
-        return frames_segment(to_frame(region.span.get("start")) - 1, region.span.get("end"), frame_rate)
+        start = to_frame(region.span.get("start"))
+        # Some converters count from 0, and then without the last frame: the end is the same number, and so is start 0.
+        return frames_segment(start - 1 if start else 0, region.span.get("end"), frame_rate)
     except ValueError as error:
         raise UsageError(f"{region.where}: {error}") from error
 

@@ -126,6 +126,19 @@ def test_mmaction2_list_may_have_another_delimiter_or_names(tmp_path: Path) -> N
     assert [(row.path, row.label) for row in labels.rows] == [("a/x 1.mp4", "walk"), ("a/y.mp4", "run")]
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "_-Z6wFjXtGQ,0902,0.063,0.049,0.524,0.996,80,0",
+        "aerobic_gymnastics/v_yaKOumdXwbU_c019.mp4,447,0.118,0.636,0.352,0.754,1,0",
+    ],
+)
+def test_lists_of_boxes_are_not_taken_for_lists_of_videos(tmp_path: Path, line: str) -> None:
+    """Sources: AVA 2.1, MultiSports 1.1."""
+    with pytest.raises(UsageError, match=r"boxes.csv has no (column path|header)"):
+        read_text(tmp_path, "boxes.csv", f"{line}\n{line}\n")
+
+
 def test_lists_that_two_formats_read_alike_are_read(tmp_path: Path) -> None:
     labels = read_text(tmp_path, "list.txt", "a/x.mp4 3\na/y.mp4 0\n")
     assert labels.format_name == "mmaction2"
@@ -388,6 +401,14 @@ def test_label_studio_regions_with_two_labels_are_refused(tmp_path: Path) -> Non
     (tmp_path / "export.json").write_text(json.dumps([task]))
     with pytest.raises(UsageError, match=r"result\[0\] has 2 values for label: a clip has one class"):
         read_labels(tmp_path / "export.json", "auto", classes=None, frame_rate=Fraction(24))
+
+
+def test_label_studio_ranges_from_0_begin_with_the_video(tmp_path: Path) -> None:
+    value = {"ranges": [{"start": 0, "end": 90}], "timelinelabels": ["walk"]}
+    task = {"data": {"video": "a.mp4"}, "annotations": [{"result": [{"value": value, "from_name": "timeline"}]}]}
+    (tmp_path / "export.json").write_text(json.dumps([task]))
+    labels = read_labels(tmp_path / "export.json", "auto", classes=None, frame_rate=Fraction(30))
+    assert [row.segment for row in labels.rows] == [seconds("0", "3")]
 
 
 def test_label_studio_prefers_the_ground_truth(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ _COLUMN_OF = {alias: column for column, aliases in COLUMNS.items() for alias in 
 _BEGIN_WORDS = frozenset({"start", "begin", "onset"})
 _END_WORDS = frozenset({"stop", "end"})
 _LENGTH_WORDS = frozenset({"duration", "length", "offset"})
+_DATE_WORDS = frozenset({"date", "day", "datetime"})
 _NUM_SHOWN = 10
 
 
@@ -89,10 +90,11 @@ def _check_bounds(table: Table, found: Mapping[str, list[int]], plain: Sequence[
         )
     unread = [name for name, word in zip(table.names, plain, strict=True) if word not in _COLUMN_OF]
     words = {name: set(column_name(name).split("_")) for name in unread}
-    bounds = [name for name in unread if words[name] & (_BEGIN_WORDS | _END_WORDS)]
+    words = {name: found_words for name, found_words in words.items() if not found_words & _DATE_WORDS}
+    bounds = [name for name in words if words[name] & (_BEGIN_WORDS | _END_WORDS)]
     if len(seconds + frames) == 1:  # the other bound may have another name
         has_start = (seconds + frames)[0].startswith("start")
-        bounds = [name for name in unread if words[name] & (_END_WORDS | _LENGTH_WORDS if has_start else _BEGIN_WORDS)]
+        bounds = [name for name in words if words[name] & (_END_WORDS | _LENGTH_WORDS if has_start else _BEGIN_WORDS)]
     elif seconds or frames:
         return
     if bounds:

@@ -3,7 +3,7 @@
 import csv
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -62,8 +62,3 @@ def possible_tables(file: LabelFile) -> list[Delimited]:
 def column_name(text: str) -> str:
     """Returns how a column is called, whatever its spelling: ` File-Name ` and `file name` give `file_name`."""
     return re.sub(r"[\s_-]+", "_", text.strip()).strip("_").casefold()
-
-
-def place_of(header: Sequence[str], column: str) -> int | None:
-    """Returns the index of a column, if there is one."""
-    return header.index(column) if column in header else None

@@ -17,6 +17,7 @@ from packer.labels.times import frames_segment, seconds_segment, to_frame
 from packer.video.catalog import has_video_extension
 from packer.video.segment import Segment
 
+_BOUNDS = frozenset({"support", "timestamps"})
 _LABEL_TYPES = frozenset({"Classification", "TemporalDetection", "TemporalDetections"})
 
 
@@ -65,8 +66,8 @@ def _read_labels(file: LabelFile, rows: RowList) -> list[str]:
             unlabelled.append(video)
         for index, detection in enumerate(detections):
             place = f"{where}[{index}]" if isinstance(entry, list) else where
-            if not isinstance(detection, dict):
-                raise UsageError(f"{place} is no detection, which has label and support or timestamps")
+            if not isinstance(detection, dict) or (place != where and detection.keys().isdisjoint(_BOUNDS)):
+                raise UsageError(f"{place} is no temporal detection, which has label, and support or timestamps")
             label = _class_name(detection.get("label"), class_names, place)
             rows.add(place, video, label, segment=_segment(detection, place), is_id=not has_video_extension(video))
     return unlabelled

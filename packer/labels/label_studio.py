@@ -6,7 +6,8 @@ documentation, its task format, and web/libs/editor/src/regions/TimelineRegion.j
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -24,6 +25,7 @@ _ANNOTATIONS = ("annotations", "completions")
 """The second is the name before Label Studio 1.0."""
 _MIN_KEYS = frozenset({"annotation_id", "annotator", "lead_time"})
 """What JSON-MIN adds to the data of a task."""
+_RATE = re.compile(r"fps|frame_?rate", re.IGNORECASE)
 _UPLOADED = re.compile(r"(?:.*/)?upload/(?:\d+/)?([0-9a-f]{8})-([^/]+)")
 """An uploaded file: eight digits of a UUID come before its own name."""
 
@@ -34,128 +36,128 @@ def fits(file: LabelFile) -> bool:
     return bool(tasks) and (_annotations_of(tasks[0]) is not None or len(_MIN_KEYS & tasks[0].keys()) > 1)
 
 
+@dataclass(frozen=True)
+class _Region:
+    """A label that a task has."""
+
+    where: str
+    data: Mapping[str, Any]
+    """Of the task."""
+    tag: str
+    """Name of the control tag, such as that of `TimelineLabels`."""
+    labels: object
+    span: Mapping[str, Any] | None
+    """`start` and `end`; None: the whole video."""
+
+
 def read(file: LabelFile, frame_rate: Fraction | None) -> Labels:
-    """Returns the labels of an export.
+    """Returns the labels of an export: its segments or, if it has none, the choices for whole videos.
 
     Args:
         file: The export.
         frame_rate: The frame rate of the tag `Video`.
 
     Raises:
-        UsageError: It is no export, there are segments but no frame rate, or a region has several labels.
+        UsageError: It is no export, there are segments but no frame rate, several tags give labels, or a region has
+            several labels.
     """
     tasks = _tasks(file)
     if not tasks:
         raise UsageError(f"{file.name} is no list of tasks: export the project as JSON or JSON-MIN")
-    reader = _Reader(RowList(file.name), frame_rate)
+    rows = RowList(file.name)
+    regions: list[_Region] = []
+    unlabelled: list[str] = []
+    several: list[str] = []
     for index, task in enumerate(tasks):
         where = f"{file.name}: [{index}]"
-        if _annotations_of(task) is not None:
-            reader.read_task(task, where)
-        else:
-            reader.read_min(task, where)
-    return reader.finish()
+        found = list(_of_min(task, where)) if _annotations_of(task) is None else list(_of_task(task, where, several))
+        regions += found
+        unlabelled += [where] * (not found)
+    segments = [region for region in regions if region.span is not None]
+    used = segments or regions
+    tags = sorted({region.tag for region in used})
+    if len(tags) > 1:
+        raise UsageError(
+            f"{file.name} has labels of several tags ({', '.join(tags)}): export a project, or a view, with one of them"
+        )
+    for region in used:
+        path, other = _path_of(_video_of(region.data, region.where))
+        rows.add(region.where, path, _label_of(region), segment=_segment(region, frame_rate), other_path=other)
+    if num_left := len(regions) - len(used):
+        rows.note("choices", f"left out: {num_left} about whole videos, because there are segments")
+    if unlabelled:
+        rows.note("unlabelled", f"left out: {len(unlabelled)} without labels ({named(unlabelled)})")
+    if several:
+        rows.note("annotators", f"all annotations of a task count ({named(several)}); ground truth would come first")
+    return rows.finish("label-studio")
 
 
-class _Reader:
-    """Turns tasks into rows."""
+def _of_task(task: Mapping[str, Any], where: str, several: list[str]) -> Iterator[_Region]:
+    """Yields the regions of a task of a JSON export: of its ground truth or, otherwise, all that was not skipped.
 
-    def __init__(self, rows: RowList, frame_rate: Fraction | None) -> None:
-        self._rows = rows
-        self._frame_rate = frame_rate
-        self._num_ignored = 0
-        self._unlabelled: list[str] = []
-        self._several: list[str] = []
+    Adds the task to `several` if it has several annotations.
+    """
+    annotations = [object_at(item, f"{where}.annotations") for item in _annotations_of(task) or ()]
+    annotations = [item for item in annotations if not item.get("was_cancelled")]
+    annotations = [item for item in annotations if item.get("ground_truth")] or annotations
+    if len(annotations) > 1:
+        several.append(where)
+    for number, annotation in enumerate(annotations):
+        of_annotation = f"{where}.annotations[{number}].result"
+        for place, item in enumerate(list_at(annotation.get("result"), of_annotation)):
+            of_region = f"{of_annotation}[{place}]"
+            region = object_at(item, of_region)
+            value = object_at(region.get("value"), of_region)
+            yield from _of_value(value, str(region.get("from_name", "")), task["data"], of_region)
 
-    def read_task(self, task: Mapping[str, Any], where: str) -> None:
-        """Reads a task of a JSON export: the annotations that were not skipped, or those marked as ground truth."""
-        data = task.get("data")
-        if not isinstance(data, dict):
-            raise UsageError(f"{where} has no data: export the project as JSON or JSON-MIN")
-        annotations = [object_at(item, f"{where}.annotations") for item in _annotations_of(task) or ()]
-        annotations = [item for item in annotations if not item.get("was_cancelled")]
-        annotations = [item for item in annotations if item.get("ground_truth")] or annotations
-        if len(annotations) > 1:
-            self._several.append(where)
-        num_found = 0
-        for number, annotation in enumerate(annotations):
-            of_annotation = f"{where}.annotations[{number}].result"
-            for place, region in enumerate(list_at(annotation.get("result"), of_annotation)):
-                of_region = f"{of_annotation}[{place}]"
-                value = object_at(object_at(region, of_region).get("value"), of_region)
-                num_found += self._read_region(data, value, of_region)
-        if not num_found:
-            self._unlabelled.append(where)
 
-    def read_min(self, task: Mapping[str, Any], where: str) -> None:
-        """Reads a task of a JSON-MIN export, whose fields are its data and the tags' values."""
-        num_found = 0
-        outputs = _outputs_of(task)
-        for name, value in outputs.items():
-            for place, region in enumerate(value if isinstance(value, list) else ()):
-                num_found += self._read_region(task, object_at(region, f"{where}.{name}"), f"{where}.{name}[{place}]")
-        choices = [name for name, value in outputs.items() if isinstance(value, str | dict)]
-        if len(choices) > 1:
-            raise UsageError(
-                f"{where} has several fields that may be its label ({', '.join(choices)}): export the project as JSON"
-            )
-        if choices and not num_found:
-            self._add(task, outputs[choices[0]], None, f"{where}.{choices[0]}")
-            num_found = 1
-        if not num_found:
-            self._unlabelled.append(where)
+def _of_min(task: Mapping[str, Any], where: str) -> Iterator[_Region]:
+    """Yields the regions of a task of a JSON-MIN export, whose fields are its data and the values of tags."""
+    for tag, value in _outputs_of(task).items():
+        of_tag = f"{where}.{tag}"
+        if isinstance(value, str):
+            yield _Region(of_tag, task, tag, value, None)
+        elif isinstance(value, dict):  # several choices
+            yield from _of_value(value, tag, task, of_tag)
+        elif isinstance(value, list):
+            for place, item in enumerate(value):
+                yield from _of_value(object_at(item, of_tag), tag, task, f"{of_tag}[{place}]")
 
-    def _read_region(self, data: Mapping[str, Any], value: Mapping[str, Any], where: str) -> bool:
-        """Adds the rows of a region, and tells whether there are any."""
-        ranges, choices = value.get("ranges"), value.get("choices")
-        if isinstance(ranges, list):
-            for span in ranges:
-                segment = self._segment(data, object_at(span, where), where)
-                self._add(data, value.get("timelinelabels"), segment, where)
-            return bool(ranges)
-        if isinstance(choices, list):
-            self._add(data, choices, None, where)
-            return True
-        # Boxes and texts; a box also stands there as `timelinelabels` without ranges (an error of Label Studio 1.x).
-        self._num_ignored += 1
-        return False
 
-    def _segment(self, data: Mapping[str, Any], span: Mapping[str, Any], where: str) -> Segment | None:
-        if self._frame_rate is None:
-            rates = [f"{name} {data[name]}" for name in data if re.fullmatch("(?i)fps|frame_?rate", name)]
-            stated = f"the tasks say {rates[0]}, " if rates else ""
-            raise UsageError(
-                f"{where} counts frames at the rate of the tag Video, which the export does not state: give "
-                f"--labels-frame-rate ({stated}otherwise it is frameRate of the labeling configuration, or 24 if that "
-                "is not set)"
-            )
-        try:
-            first = to_frame(span.get("start"))
-            return frames_segment(first - 1, span.get("end"), self._frame_rate)
-        except ValueError as error:
-            raise UsageError(f"{where}: {error}") from error
+def _of_value(value: Mapping[str, Any], tag: str, data: Mapping[str, Any], where: str) -> Iterator[_Region]:
+    """Yields the labels of a region; boxes and texts give none.
 
-    def _add(self, data: Mapping[str, Any], labels: object, segment: Segment | None, where: str) -> None:
-        if isinstance(labels, dict):  # several choices in JSON-MIN
-            labels = labels.get("choices", labels)
-        label = labels[0] if isinstance(labels, list) and len(labels) == 1 else labels
-        path, other = _path_of(_video_of(data, where))
-        self._rows.add(where, path, label or "", segment=segment, other_path=other)
+    A box also stands there as `timelinelabels` without `ranges`, an error of Label Studio 1.x.
+    """
+    if isinstance(ranges := value.get("ranges"), list):
+        for span in ranges:
+            yield _Region(where, data, tag, value.get("timelinelabels"), object_at(span, where))
+    elif isinstance(choices := value.get("choices"), list):
+        yield _Region(where, data, tag, choices, None)
 
-    def finish(self) -> Labels:
-        if self._unlabelled:
-            self._rows.note(
-                "unlabelled", f"left out: {len(self._unlabelled)} without labels ({named(self._unlabelled)})"
-            )
-        if self._several:
-            self._rows.note(
-                "annotators",
-                f"all annotations count where there are several ({named(self._several)}); mark one as ground truth to "
-                "choose it",
-            )
-        if self._num_ignored:
-            self._rows.note("regions", f"left out: {self._num_ignored} that are neither segments nor choices")
-        return self._rows.finish("label-studio")
+
+def _label_of(region: _Region) -> object:
+    labels = region.labels
+    return labels[0] if isinstance(labels, list) and len(labels) == 1 else labels or ""
+
+
+def _segment(region: _Region, frame_rate: Fraction | None) -> Segment | None:
+    if region.span is None:
+        return None
+    if frame_rate is None:
+        rates = [f"{name} {value}" for name, value in region.data.items() if _RATE.fullmatch(name)]
+        stated = f"the tasks say {rates[0]}, " if rates else ""
+        raise UsageError(
+            f"{region.where} counts frames at the rate of the tag Video, which the export does not state: give "
+            f"--labels-frame-rate ({stated}otherwise it is frameRate of the labeling configuration, or 24 if that is "
+            "not set)"
+        )
+    try:
+        start = to_frame(region.span.get("start"))
+        # Some converters count from 0, and then without the last frame: the end is the same number, and so is start 0.
+        return frames_segment(start - 1 if start else 0, region.span.get("end"), frame_rate)
+    except ValueError as error:
+        raise UsageError(f"{region.where}: {error}") from error
 
 
 def _tasks(file: LabelFile) -> list[dict[str, Any]]:

@@ -15,8 +15,8 @@ from packer.labels.row_list import RowList
 from packer.labels.rows import Labels
 from packer.video.catalog import has_video_extension
 
-_WITH_DELIMITER = re.compile(r"(.*\S)\s*[,;]\s*(\d+)")
-"""`VideoDataset` has an argument for another delimiter."""
+_WITH_DELIMITER = re.compile(r"([^,;]*[^,;\s])\s*[,;]\s*(\d+)")
+"""`VideoDataset` has an argument for another delimiter. Lists with more values, such as those of AVA, are none."""
 
 
 def fits(file: LabelFile) -> bool:
@@ -69,4 +69,6 @@ def _path_and_label(line: Line) -> tuple[str, str]:
 
 def _without_delimiter(line: Line) -> Line:
     found = _WITH_DELIMITER.fullmatch(line.text)
-    return Line(line.where, line.text, found[1], (found[2],)) if found else line
+    if found and has_video_extension(found[1]):
+        return Line(line.where, line.text, found[1], (found[2],))
+    return line

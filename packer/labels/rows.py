@@ -22,8 +22,8 @@ class LabelRow:
     segment: Segment | None = None
     """None: the whole video. A segment that no video can have (`Segment.fault`) is rejected later, and listed."""
     is_id: bool = False
-    """`path`, `other_path` and `trimmed_path` lack the extension: they are the end of a path up to the last dot of its
-    name, whatever the folders above, as in Kinetics. A folder of frames has no extension, so its whole name counts."""
+    """`path`, `other_path` and `trimmed_path` lack the extension, as in Kinetics: `x` names b/a/x.webm, and so does
+    `a/x`. A folder of frames has no extension, so its whole name counts."""
     other_path: str = ""
     """Another name that the file may have; `path` wins if both exist. Empty: there is none."""
     trimmed_path: str = ""

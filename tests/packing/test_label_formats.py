@@ -126,6 +126,19 @@ def test_mmaction2_list_may_have_another_delimiter_or_names(tmp_path: Path) -> N
     assert [(row.path, row.label) for row in labels.rows] == [("a/x 1.mp4", "walk"), ("a/y.mp4", "run")]
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "_-Z6wFjXtGQ,0902,0.063,0.049,0.524,0.996,80,0",
+        "aerobic_gymnastics/v_yaKOumdXwbU_c019.mp4,447,0.118,0.636,0.352,0.754,1,0",
+    ],
+)
+def test_lists_of_boxes_are_not_taken_for_lists_of_videos(tmp_path: Path, line: str) -> None:
+    """Sources: AVA 2.1, MultiSports 1.1."""
+    with pytest.raises(UsageError, match=r"boxes.csv has no (column path|header)"):
+        read_text(tmp_path, "boxes.csv", f"{line}\n{line}\n")
+
+
 def test_lists_that_two_formats_read_alike_are_read(tmp_path: Path) -> None:
     labels = read_text(tmp_path, "list.txt", "a/x.mp4 3\na/y.mp4 0\n")
     assert labels.format_name == "mmaction2"
@@ -326,11 +339,10 @@ def test_label_studio() -> None:
             segment=seconds("4", "101/25"),
             other_path=uploaded,
         ),
-        LabelRow(f"{place}[1].annotations[0].result[0]", "yard/cam 2.mp4", "Empty"),
     )
     assert labels.notes == (
+        ("choices", "left out: 1 about whole videos, because there are segments"),
         ("unlabelled", "left out: 1 without labels (label_studio.json: [2])"),
-        ("regions", "left out: 1 that are neither segments nor choices"),
     )
 
 
@@ -342,7 +354,6 @@ def test_label_studio_min() -> None:
     assert [(row.path, row.other_path, row.label, row.segment) for row in labels.rows] == [
         ("gate_north.mp4", "0a1b2c3d-gate_north.mp4", "Moving", Segment(2 / rate, 5 / rate)),
         ("gate_north.mp4", "0a1b2c3d-gate_north.mp4", "Nothing", Segment(100 / rate, 125 / rate)),
-        ("cam2.mp4", "99887766-cam2.mp4", "Empty", None),
     ]
 
 
@@ -354,7 +365,7 @@ def test_label_studio_min_takes_no_other_field_for_a_label(tmp_path: Path) -> No
     task = {"camera": "north", "video": "a.mp4", "id": 1, "ch": "Empty", **end}
     assert [row.label for row in read_text(tmp_path, "export.json", json.dumps([task])).rows] == ["Empty"]
     task = {"video": "a.mp4", "id": 1, "ch": "Empty", "comment": "dark", **end}
-    with pytest.raises(UsageError, match=r"has several fields that may be its label \(ch, comment\)"):
+    with pytest.raises(UsageError, match=r"has labels of several tags \(ch, comment\)"):
         read_text(tmp_path, "export.json", json.dumps([task]))
     task = {"video": "a.mp4", "id": 1, "ch": {"choices": ["a", "b"]}, **end}
     with pytest.raises(UsageError, match=r"\[0\].ch has 2 values for label"):
@@ -372,7 +383,16 @@ def test_label_studio_needs_the_rate_that_frames_count_at(tmp_path: Path) -> Non
         read_text(tmp_path, "export.json", json.dumps(tasks))
     del tasks[0]
     labels = read_text(tmp_path, "export.json", json.dumps(tasks))  # whole videos need none
-    assert [row.label for row in labels.rows] == ["Empty"]
+    assert [(row.path, row.other_path, row.label) for row in labels.rows] == [("yard/cam 2.mp4", "", "Empty")]
+
+
+def test_label_studio_labels_of_two_tags_are_refused(tmp_path: Path) -> None:
+    regions = [
+        {"from_name": name, "value": {"choices": [label]}} for name, label in (("act", "run"), ("light", "dark"))
+    ]
+    task = {"data": {"video": "a.mp4"}, "annotations": [{"result": regions}]}
+    with pytest.raises(UsageError, match=r"export.json has labels of several tags \(act, light\)"):
+        read_text(tmp_path, "export.json", json.dumps([task]))
 
 
 def test_label_studio_regions_with_two_labels_are_refused(tmp_path: Path) -> None:
@@ -381,6 +401,14 @@ def test_label_studio_regions_with_two_labels_are_refused(tmp_path: Path) -> Non
     (tmp_path / "export.json").write_text(json.dumps([task]))
     with pytest.raises(UsageError, match=r"result\[0\] has 2 values for label: a clip has one class"):
         read_labels(tmp_path / "export.json", "auto", classes=None, frame_rate=Fraction(24))
+
+
+def test_label_studio_ranges_from_0_begin_with_the_video(tmp_path: Path) -> None:
+    value = {"ranges": [{"start": 0, "end": 90}], "timelinelabels": ["walk"]}
+    task = {"data": {"video": "a.mp4"}, "annotations": [{"result": [{"value": value, "from_name": "timeline"}]}]}
+    (tmp_path / "export.json").write_text(json.dumps([task]))
+    labels = read_labels(tmp_path / "export.json", "auto", classes=None, frame_rate=Fraction(30))
+    assert [row.segment for row in labels.rows] == [seconds("0", "3")]
 
 
 def test_label_studio_prefers_the_ground_truth(tmp_path: Path) -> None:
@@ -393,7 +421,7 @@ def test_label_studio_prefers_the_ground_truth(tmp_path: Path) -> None:
     task["annotations"] = [annotation("x", False), annotation("y", False)]
     labels = read_text(tmp_path, "export.json", json.dumps([task]))
     assert [row.label for row in labels.rows] == ["x", "y"]
-    assert labels.notes[0][0] == "annotators"
+    assert [name for name, _ in labels.notes] == ["annotators"]
 
 
 def test_fiftyone_labels() -> None:
@@ -408,6 +436,14 @@ def test_fiftyone_labels() -> None:
         LabelRow(f"{place}/datasets/raw/video3.mp4[0]", "/datasets/raw/video3.mp4", "party", segment=frames(4, 6)),
     )
     assert labels.notes == (("unlabelled", "left out: 1 without labels (video4)"),)
+
+
+def test_fiftyone_labels_of_whole_videos_but_not_of_boxes(tmp_path: Path) -> None:
+    labels = read_text(tmp_path, "labels.json", '{"classes": ["cat", "dog"], "labels": {"x": 1, "y": "cat"}}')
+    assert [(row.path, row.label, row.segment) for row in labels.rows] == [("x", "dog", None), ("y", "cat", None)]
+    boxes = {"classes": ["cat"], "labels": {"x": [{"label": 0, "bounding_box": [0.1, 0.1, 0.2, 0.2]}]}}
+    with pytest.raises(UsageError, match=r"labels.x\[0\] is no temporal detection"):
+        read_text(tmp_path, "labels.json", json.dumps(boxes))
 
 
 def test_fiftyone_samples(tmp_path: Path) -> None:

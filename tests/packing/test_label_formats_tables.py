@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from configs.section import UsageError
-from packer.labels.read import read_labels
+from packer.labels.columns import COLUMNS
+from packer.labels.read import FORMATS, read_labels
 from packer.labels.rows import LabelRow, Labels
 from packer.labels.times import frames_segment, seconds_segment, split_fragment, to_frame, to_seconds
 from packer.storage.location import RemotePath
@@ -382,6 +383,19 @@ def test_bounds_may_be_missing() -> None:
 def test_a_path_with_its_segment_is_taken_apart(segment: Segment) -> None:
     assert split_fragment(f"a/x#1.mp4{segment.fragment}") == ("a/x#1.mp4", segment)
     assert split_fragment("a/x#1.mp4") == ("a/x#1.mp4", None)
+
+
+def test_the_page_about_labels_names_every_column_and_format(folder: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "labels.md").read_text(encoding="utf-8")
+    for name in [*FORMATS, *(alias for aliases in COLUMNS.values() for alias in aliases)]:
+        assert f"`{name}`" in page, f"docs/labels.md does not name {name}"
+    example = page[page.index("path,label,split") :].partition("```")[0]
+    rows = read_text(folder, example).rows
+    assert [(row.label, row.split, row.group, row.segment) for row in rows] == [
+        ("walking", "train", "yard", seconds("12.5", "17")),
+        ("running", "train", "yard", seconds("63", "66.2")),
+        ("falling", "val", "gate", None),
+    ]
 
 
 def test_large_tables_are_read_in_seconds(folder: Path) -> None:

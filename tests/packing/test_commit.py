@@ -34,12 +34,17 @@ def test_all_files_change(target: Path) -> None:
     assert {(target / name).read_text() for name in files(target)} == {"new"}
 
 
-def test_an_error_leaves_all_as_it_was(target: Path) -> None:
-    before = files(target)
-    with pytest.raises(FileNotFoundError), waiting_folder(target) as waiting:
+def commit_a_missing_file(target: Path) -> None:
+    with waiting_folder(target) as waiting:
         assert isinstance(waiting, Path)
         write_new(waiting)
         commit(target, CHANGE.model_copy(update={"added": ("new.tar", "none.tar")}))
+
+
+def test_an_error_leaves_all_as_it_was(target: Path) -> None:
+    before = files(target)
+    with pytest.raises(FileNotFoundError):
+        commit_a_missing_file(target)
     assert files(target) == before
     recover(target)
     assert files(target) == before

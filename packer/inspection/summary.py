@@ -183,7 +183,11 @@ def _rejected_lines(folder: Location, manifest: Manifest) -> list[str]:
 
 
 def _sizes(table: pa.Table, width: str, height: str) -> str:
-    counts = table.group_by([width, height]).aggregate([([], "count_all")]).sort_by([("count_all", "descending")])
+    counts = (
+        table.group_by([width, height])
+        .aggregate([([], "count_all")])
+        .sort_by([("count_all", "descending"), (width, "descending"), (height, "descending")])
+    )
     num_more = max(0, counts.num_rows - _NUM_SIZES)
     more = f", {num_more} more sizes" if num_more else ""
     first = counts.slice(0, _NUM_SIZES).to_pylist()

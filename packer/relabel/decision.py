@@ -5,7 +5,6 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from configs.section import UsageError
@@ -135,13 +134,8 @@ def _read_pack(target: Location) -> Held:
         raise UsageError(f"{target / REJECTED}.parquet is damaged: {again} writes it again")
     with local_copy(current(target, SAMPLES)) as file:
         table = pq.read_table(file, columns=["source", "source_sha256"])
-    sha256_of = dict(zip(*(_texts(table, name) for name in ("source", "source_sha256")), strict=True))
+    sha256_of = dict(zip(table["source"].to_pylist(), table["source_sha256"].to_pylist(), strict=True))
     return Held(manifest, plan, tuple(rejected), sha256_of)
-
-
-def _texts(table: pa.Table, column: str) -> list[str]:
-    texts: list[str] = table[column].to_pylist()
-    return texts
 
 
 def _class_names(held: Held, videos: Sequence[Video]) -> tuple[str, ...]:

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from configs.section import Section
 from packer.storage.files import sync_folder, write_atomically
 from packer.storage.location import Location, list_folder
@@ -76,8 +78,8 @@ def recover(target: Location) -> None:
 
 def current(target: Location, name: str) -> Location:
     """Returns where a file of a target lies: in its place, or where it waits to get there after its commit."""
-    waiting = target / _WAITING
-    return waiting / name if _exists(waiting / _COMMIT) and _exists(waiting / name) else target / name
+    waiting = target / _WAITING / name
+    return waiting if name in _replaced(target) and waiting.exists() else target / name
 
 
 def _finish(target: Location, change: Change) -> None:
@@ -89,16 +91,21 @@ def _finish(target: Location, change: Change) -> None:
     for name in change.removed:
         (target / name).unlink(missing_ok=True)
     (waiting / _UNDO).unlink(missing_ok=True)  # it must not outlive the commit, which it would undo
+    if isinstance(waiting, Path):
+        sync_folder(waiting)
     (waiting / _COMMIT).unlink(missing_ok=True)
     _clear(waiting)
 
 
-def _exists(location: Location) -> bool:
+def _replaced(target: Location) -> tuple[str, ...]:
+    """Returns the names of the files that a commit replaces; none if there is no commit, as far as readers can see."""
     try:
-        return location.exists()
+        return _read(target / _WAITING / _COMMIT).replaced
+    except (FileNotFoundError, NotADirectoryError, ValidationError):  # some web servers give a page for any name
+        return ()
     except OSError as error:
         if error.errno == errno.EACCES:  # some stores refuse to tell readers that a file is missing
-            return False
+            return ()
         raise
 
 

@@ -16,6 +16,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from configs.pack import PackConfig
@@ -36,7 +37,7 @@ from packer.video.catalog import Video
 from packer.video.segment import Segment
 from tests.support.packs import assert_same_pack, files, refused, rows_of, run
 from tests.support.s3 import get_folder, put_folder
-from tests.support.videos import write_classes, write_numbered_video
+from tests.support.videos import moving_pictures, write_classes, write_numbered_video, write_video
 
 FAST = ["--workers=1", "--clip.num-frames=2", "--clip.short-side-px=16", "--shards.max-samples=3"]
 RECIPE: dict[str, Any] = {"clip": {"num_frames": 2, "short_side_px": 16}, "shards": {"max_samples": 3}}
@@ -108,9 +109,15 @@ def printed(target: Location, labels: Labels, dry_run: bool = False) -> list[str
     return format_relabelling(relabel(target, labels, dry_run=dry_run), dry_run).splitlines()
 
 
-def pack_anew(data: Path, target: Path, label_of: Mapping[str, str], class_names: tuple[str, ...]) -> None:
+def pack_anew(
+    data: Path,
+    target: Path,
+    label_of: Mapping[str, str],
+    class_names: tuple[str, ...],
+    recipe: Mapping[str, Any] = RECIPE,
+) -> None:
     """Packs videos with these labels in the places that they have in a pack of their folders."""
-    prepared = prepare(PackConfig(source=str(data), target=str(target), **RECIPE))
+    prepared = prepare(PackConfig(source=str(data), target=str(target), **recipe))
     shards = []
     for shard in prepared.plan.shards:
         videos = [replace(video, class_name=label_of.get(video.source, video.class_name)) for video in shard.videos]
@@ -227,6 +234,25 @@ def test_other_shards_stay_and_equal_labels_give_equal_bytes(whole: Path, target
     relabel(target, labels_of({row["source"]: "a"}))
     assert (target / changed.replace("r1", "r2")).read_bytes() == (whole / row["shard"]).read_bytes()
     assert_alike(target, whole)
+
+
+def test_a_shard_of_several_tars_is_cut_anew(tmp_path: Path) -> None:
+    pictures = moving_pictures(12)
+    for number in range(24):
+        path = tmp_path / "data" / ("a" if number % 2 else "b") / f"{number}.mp4"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_video(path, [np.roll(picture, 4 * number, axis=0) for picture in pictures])
+    recipe: dict[str, Any] = {"shards": {"min_train_shards": 1, "max_bytes": 2**20}}
+    options = ["--workers=1", "--shards.min-train-shards=1", f"--shards.max-bytes={2**20}"]
+    target, fresh = tmp_path / "shards", tmp_path / "fresh"
+    assert run(tmp_path / "data", target, *options) == 0
+    assert (target / "train-000000_1.tar").exists()
+    label_of = {f"b/{number}.mp4": "a class of a longer name" for number in range(0, 24, 2)}
+    relabel(target, labels_of(label_of))
+    pack_anew(tmp_path / "data", fresh, label_of, ("a", "a class of a longer name"), recipe)
+    assert (target / "train-000000r1_1.tar").exists()
+    assert_alike(target, fresh)
+    assert not list(find_faults(target))
 
 
 def test_a_dry_run_writes_nothing(whole: Path, target: Path) -> None:

@@ -52,8 +52,8 @@ class VideoError(ValueError):
 
     Attributes:
         reason: A stable code: not_a_video, no_video_stream, encrypted, truncated, undecodable, damaged, unreadable,
-            changed, too_large, timeout, out_of_memory or decoder_crash; and in a pack's lists also duplicate,
-            contradiction and proxy.
+            changed, too_large, bad_segment, timeout, out_of_memory or decoder_crash; and in a pack's lists also
+            duplicate, contradiction, proxy and no_file.
     """
 
     def __init__(self, reason: str, sentence: str) -> None:

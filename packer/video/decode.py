@@ -196,7 +196,7 @@ class Decoder(Generic[KeptT]):
             check_pixels(frame.width, frame.height, self.limits)
             decoded.kept[index] = self.keep(cropper(frame), stream, index)
 
-        wanted = [frozenset({0, *choose(decoded.times)}) for choose in self.choices]
+        wanted = [tuple({0, *choose(decoded.times)}) for choose in self.choices]
         return decoded, decode_needed(PacketPlan(survey.pictures), wanted, packets, fresh_stream, use)
 
     def _full(

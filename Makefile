@@ -26,7 +26,7 @@ demo: $(STAMP) ## the whole pipeline in minutes: make videos, pack, train on Ray
 	@$(BIN)/python -m tests.demo
 
 test: $(STAMP) ## run every test
-	$(BIN)/python -m pytest $(TESTS)
+	$(BIN)/python -m pytest $(if $(TESTS),$(TESTS),-n 2 --dist loadfile)
 
 lint: $(STAMP) ## ruff, ruff format, mypy, and the documentation as `make docs` builds it
 	$(BIN)/ruff check .

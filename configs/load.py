@@ -4,6 +4,7 @@ Every command goes through `parse`, so `--help`, YAML files, environment variabl
 everywhere. This module knows nothing about what the fields mean.
 """
 
+import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,6 +28,16 @@ EXIT_USAGE = 2
 
 
 ConfigT = TypeVar("ConfigT", bound=Section)
+
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Leaves out what pydantic-settings adds to the help of options without a default: it reads as a riddle."""
+
+    def add_argument(self, action: argparse.Action) -> None:
+        """Takes one option."""
+        if action.help:
+            action.help = action.help.removesuffix(" (default: )").removesuffix(" (ifdef: required)")
+        super().add_argument(action)
 
 
 def find_config(name: str | Path) -> Path:
@@ -118,7 +129,9 @@ def parse(
             dotenv_settings: PydanticBaseSettingsSource,
             file_secret_settings: PydanticBaseSettingsSource,
         ) -> tuple[PydanticBaseSettingsSource, ...]:
-            command_line: CliSettingsSource[Any] = CliSettingsSource(settings_cls, cli_parse_args=list(argv))
+            command_line: CliSettingsSource[Any] = CliSettingsSource(
+                settings_cls, cli_parse_args=list(argv), formatter_class=_HelpFormatter
+            )
             return command_line, env_settings, InitSettingsSource(settings_cls, init_kwargs=dict(values))
 
     Command.__doc__ = description

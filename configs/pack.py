@@ -162,7 +162,7 @@ class PackConfig(PackRecipe):
     """The options of `python -m packer`."""
 
     source: CliPositionalArg[str] = Field(
-        description="folder with one folder of videos per class, or its address: s3://..."
+        description="folder with one folder of videos per class, or its address: s3://...; with --labels, any folder"
     )
     target: CliPositionalArg[str] = Field(description="folder for the shards, or its address; it is created")
     lists: str = ""

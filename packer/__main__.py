@@ -17,6 +17,7 @@ DESCRIPTION = """Packs a folder of videos (one folder per class) into WebDataset
 python -m packer data shards            packs; the same command continues a stopped pack
 python -m packer data shards --dry-run  shows what a pack would do, and writes nothing
 python -m packer data shards --append   adds the videos that are new in data
+python -m packer videos shards --labels labels.csv  takes the classes from a table; parts of videos too
 python -m packer verify shards          checks a pack byte by byte
 python -m packer repair shards data     packs its damaged shards again
 python -m packer relabel shards --labels fixed.csv  gives its samples new labels; no video is read

@@ -8,6 +8,7 @@ from configs.home import home, resolve
 from configs.load import find_config, parse, read_yaml
 from configs.pack import PackConfig, SplitConfig
 from configs.section import UsageError
+from configs.serve import ServeConfig
 
 
 def pack_config(*arguments: str) -> PackConfig:
@@ -78,3 +79,12 @@ def test_recipe_is_what_decides_the_bytes() -> None:
     config = pack_config("--workers", "3", "--split.num-folds", "5")
     assert config.recipe.split == SplitConfig(num_folds=5)
     assert not set(config.recipe.model_dump()) & {"workers", "source", "target", "max_rejected_fraction"}
+
+
+def test_help_has_no_riddles(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        parse(ServeConfig, ["--help"], prog="serve", description="Serves.", env_prefix="CLIPSTREAM_SERVE_")
+    text = capsys.readouterr().out
+    assert "(default: )" not in text
+    assert "ifdef" not in text
+    assert "(default: 8000)" in text

@@ -87,4 +87,4 @@ def test_help_has_no_riddles(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     assert "(default: )" not in text
     assert "ifdef" not in text
-    assert "(default: 8000)" in text
+    assert "(default: 1073741824)" in text

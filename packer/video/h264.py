@@ -87,10 +87,10 @@ class H264Reader:
     def _read_slice(self, unit: bytes, pts: int) -> _Slice:
         is_idr, is_reference = unit[0] & 31 == _IDR, bool(unit[0] & 96)
         bits = Bits(_without_escapes(unit[1:]))
-        bits.golomb(), bits.golomb(), bits.golomb()  # first_mb_in_slice, slice_type, pic_parameter_set_id
+        bits.skip_golombs(3)  # first_mb_in_slice, slice_type, pic_parameter_set_id
         frame_num = bits.take(self._sps.frame_num_bits)
         if is_idr:
-            bits.golomb()  # idr_pic_id
+            bits.skip_golombs(1)  # idr_pic_id
         number = len(self._slices)
         poc = self._poc(bits.take(self._sps.poc_lsb_bits), is_idr, is_reference) if self._sps.poc_lsb_bits else number
         return _Slice(number, is_idr, is_reference, frame_num, poc, pts)

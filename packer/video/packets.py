@@ -133,6 +133,18 @@ class Bits:
         self._next += num_zeros
         return self.take(num_zeros + 1) - 1
 
+    def skip_golombs(self, num_numbers: int) -> None:
+        """Passes over Exp-Golomb numbers.
+
+        Raises:
+            NeedsFullDecode: The header has ended.
+        """
+        for _ in range(num_numbers):
+            one = self._bits.find("1", self._next)
+            self._next = 2 * one - self._next + 1
+            if one < 0 or self._next > len(self._bits):
+                raise NeedsFullDecode("a header ends early")
+
     def rest(self) -> str:
         """Returns the remaining bits, as a text of 0 and 1."""
         return self._bits[self._next :]

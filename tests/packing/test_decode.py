@@ -220,5 +220,11 @@ def test_bits() -> None:
     assert (bits.take(0), bits.take(1), bits.rest()) == (0, 0, "101")
     with pytest.raises(NeedsFullDecode, match="ends early"):
         bits.take(4)
+    skipped = Bits(bytes([0b1_010_011_0, 0b0100_0101]))
+    skipped.skip_golombs(3)
+    assert skipped.rest() == "001000101"
     with pytest.raises(NeedsFullDecode, match="ends early"):
-        Bits(b"\0").golomb()
+        skipped.skip_golombs(4)
+    for read in (Bits(b"\0").golomb, lambda: Bits(b"\0").skip_golombs(1), lambda: Bits(b"\1").skip_golombs(1)):
+        with pytest.raises(NeedsFullDecode, match="ends early"):
+            read()

@@ -21,6 +21,8 @@ help: ## this list
 	@echo 'Every target sets up .venv first if need be (PYTHON=python3.12 chooses the Python).'
 
 setup: $(STAMP) ## install the locked requirements and the project into .venv
+	@echo 'installed in .venv; next, with one folder of videos per class in data/:'
+	@echo '  . .venv/bin/activate && python -m packer data shards     (make demo shows the whole pipeline first)'
 
 demo: $(STAMP) ## the whole pipeline in minutes: make videos, pack, train on Ray, register, serve, ask
 	@$(BIN)/python -m tests.demo

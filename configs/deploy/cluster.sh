@@ -79,6 +79,7 @@ start() {
     printf '  %-34s  %s\n' \
         ". ${state#"$PWD"/}/env" "in each shell, once: the address and the token, .venv first on PATH" \
         "ray job submit -- python -m trainer" "train; --working-dir . before the dashes uploads your edits" \
+        "ray get-auth-token" "after the first line: the token that the page above asks for" \
         "make cluster-stop" "when done"
 }
 
@@ -95,8 +96,10 @@ await_start() {
 }
 
 stop() {
+    said="no cluster of this folder is running"
     if is_running; then
         pid=$(cat "$state/pid")
+        said="stopped the cluster (process $pid)"
         kill -TERM "$pid"
         for _ in $(seq 60); do
             is_running || break
@@ -107,6 +110,11 @@ stop() {
     if [ -f "$state/temp" ]; then rm -rf "$(cat "$state/temp")"; fi
     rm -f "$state"/{pid,temp,token,env,log}
     rmdir "$state" 2>/dev/null || true
+    echo "$said"
+    if [ -n "${RAY_API_SERVER_ADDRESS:-}" ]; then
+        echo "this shell still names it; before \`python -m trainer\` without a cluster, or close the shell:"
+        echo "  unset RAY_ADDRESS RAY_API_SERVER_ADDRESS RAY_AUTH_MODE RAY_AUTH_TOKEN_PATH"
+    fi
 }
 
 case "${1:-}" in

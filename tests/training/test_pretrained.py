@@ -155,7 +155,7 @@ def test_without_a_network_published_weights_are_refused_with_the_way_out(
         monkeypatch.setenv(variable, "http://127.0.0.1:9")  # the discard port: refused at once
         monkeypatch.delenv(variable.upper(), raising=False)
     monkeypatch.delenv("no_proxy", raising=False)
-    with pytest.raises(UsageError, match=r"could not be downloaded \(.*\): give --model.weights none") as caught:
+    with pytest.raises(UsageError, match=r"could not be downloaded \(.*\): give --config configs/small.yaml") as caught:
         load_backbone_weights(ModelConfig(backbone=backbone, weights=weights))
     assert len(str(caught.value).splitlines()) == 1
 

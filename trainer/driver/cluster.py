@@ -76,6 +76,7 @@ def _start_local_ray() -> None:
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     # Otherwise Ray waits for one process per core; Ray Train's workers, whose environment differs, use none of them.
     os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
+    logger.info("start a local Ray; this takes 10 to 30 seconds")
     ray.init(address="local", dashboard_port=port, logging_level=logging.WARNING)
 
 

@@ -54,8 +54,9 @@ def _download(weights: WeightsEnum, name: str) -> Mapping[str, Tensor]:
         state: Mapping[str, Tensor] = weights.get_state_dict(progress=False, check_hash=True)
     except (URLError, OSError, RuntimeError) as error:  # RuntimeError: the digest is wrong
         raise UsageError(
-            f"model.weights ({name}) could not be downloaded ({error}): give --model.weights none to start from "
-            "random weights, or the path of a file that holds torchvision's state_dict"
+            f"model.weights ({name}) could not be downloaded ({error}): give --config configs/small.yaml, which needs "
+            "none, --model.weights none to start from random weights, or the path of a file that holds torchvision's "
+            "state_dict"
         ) from error
     return state
 

@@ -65,8 +65,8 @@ class SplitConfig(Section):
     method: Literal["auto", "stratified", "folders", "csv", "labels"] = "auto"
     """auto: labels if those of `--labels` state splits, otherwise stratified; stratified: every class is divided by the
     fractions below; folders: the data folder holds the folders train, val and test (or training, validation, testing
-    ...), each with one folder per class; csv: the file of `--lists` has the columns source and split; labels: the
-    labels of `--labels` state it."""
+    ...), each with one folder per class; csv: the file of `--lists` has the columns source (a path below the data
+    folder, or a file's name) and split; labels: the labels of `--labels` state it."""
     hmdb51: int = Field(0, ge=0, le=3)
     """Official split of HMDB51 to use, 1 to 3; `--lists` is the folder of its lists."""
     ucf101: int = Field(0, ge=0, le=3)

@@ -5,6 +5,7 @@ lacks is counted and is no error, because many people have only a part of a data
 """
 
 import csv
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -46,13 +47,16 @@ def read_given_splits(catalog: Catalog, config: SplitConfig, lists: Path) -> Giv
     elif config.ucf101:
         listed = _listed(_ucf101(lists, config.ucf101))
     elif config.method == "csv":
-        listed = _listed(_csv(lists))
+        listed = _listed(_with_folders(_csv(lists), catalog))
     else:
         return None
     name_of = {video.source: _name(video.file_source, config) for video in catalog.videos}
     split_of = {source: split for source, name in name_of.items() if (split := listed.get(name))}
     if not split_of:
-        raise UsageError(f"{lists} lists none of the videos: the lists belong to other data, or use other names")
+        raise UsageError(
+            f"{lists} lists none of the videos: the lists belong to other data, or use other names; the data folder "
+            f"has videos such as {catalog.videos[0].file_source}"
+        )
     absent = {name for name, split in listed.items() if split} - set(name_of.values())
     return GivenSplits(_with_val(split_of, config), len(absent))
 
@@ -101,6 +105,25 @@ def _listed(entries: Iterable[tuple[str, str, str]]) -> dict[str, str]:
     return found
 
 
+def _with_folders(entries: Iterable[tuple[str, str, str]], catalog: Catalog) -> Iterator[tuple[str, str, str]]:
+    """Yields the entries; a file's name alone becomes its path below the data folder.
+
+    Raises:
+        UsageError: Several files have that name.
+    """
+    sources = {video.file_source for video in catalog.videos}
+    of_name: dict[str, list[str]] = defaultdict(list)
+    for source in sorted(sources):
+        of_name[source.rpartition("/")[2]].append(source)
+    for name, split, where in entries:
+        alike = [] if name in sources else of_name.get(name, [])
+        if len(alike) > 1:
+            raise UsageError(
+                f"{where} lists {name}, which may be {alike[0]} or {alike[1]}: give the path below the data folder"
+            )
+        yield (alike[0] if alike else name), split, where
+
+
 def _hmdb51(lists: Path, class_names: Iterable[str], number: int) -> Iterator[tuple[str, str, str]]:
     for class_name in class_names:
         for words, where in _lines(lists / f"{class_name}_test_split{number}.txt"):
@@ -137,7 +160,10 @@ def _csv(path: Path) -> Iterator[tuple[str, str, str]]:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = csv.DictReader(file)
             if not {"source", "split"} <= set(rows.fieldnames or ()):
-                raise UsageError(f"{path} must begin with a line that names the columns source and split")
+                raise UsageError(
+                    f"{path} must begin with a line that names the columns source and split; a source is a path below "
+                    "the data folder, such as walk/a.mp4, or a file's name if no other file has it"
+                )
             for row in rows:
                 where = f"{path}:{rows.line_num}"
                 if row["split"] not in (*SPLITS, ""):

@@ -171,6 +171,20 @@ def test_a_csv_decides(tmp_path: Path) -> None:
         read_given_splits(catalog, SplitConfig(method="csv"), tmp_path / "gone.csv")
 
 
+def test_a_csv_may_give_names_without_folders(tmp_path: Path) -> None:
+    catalog = catalog_of(
+        [f"{name}/{name}{number}.mp4" for name in "ab" for number in range(3)] + ["a/x.mp4", "b/x.mp4"]
+    )
+    path = tmp_path / "splits.csv"
+    rows = [f"{name}{number}.mp4,{split}" for name in "ab" for number, split in enumerate(("train", "val", "test"))]
+    path.write_text("source,split\n" + "\n".join(rows))
+    split_of = planned(catalog, SplitConfig(method="csv"), path)
+    assert split_of == {f"{row[0]}/{row.split(',')[0]}": row.split(",")[1] for row in rows}
+    path.write_text("source,split\nx.mp4,train\n")
+    with pytest.raises(UsageError, match=r"splits.csv:2 lists x.mp4, which may be a/x.mp4 or b/x.mp4: give the path"):
+        read_given_splits(catalog, SplitConfig(method="csv"), path)
+
+
 def test_a_class_that_lists_leave_out_of_train_is_refused(tmp_path: Path) -> None:
     catalog = catalog_of(["a/0", "a/1", "b/0", "b/1"])
     path = tmp_path / "splits.csv"

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 
 import psutil
 from pydantic import Field
@@ -46,12 +47,19 @@ def locked(target: Location) -> Iterator[None]:
         try:
             records.mkdir(parents=True, exist_ok=True)
             stack.enter_context(hold_lock(records / "lock", busy))
+            _hide_from_git(target)
         except OSError as error:
             raise UsageError(f"{target} cannot be written to: {error.strerror}") from error
         for folder in (target, records):
             for partial in folder.glob(f".*{PARTIAL_SUFFIX}"):
                 partial.unlink()
         yield
+
+
+def _hide_from_git(target: Path) -> None:
+    """Makes git, and Ray's upload of a working directory, pass over the pack, whatever its folder is called."""
+    if not (target / ".gitignore").exists():
+        (target / ".gitignore").write_text("*\n", encoding="utf-8")
 
 
 class _Owner(Section):

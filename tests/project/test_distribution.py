@@ -14,6 +14,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from packer.storage.target_lock import locked
+
 ROOT = Path(__file__).parents[2]
 PACKAGES = ["configs", "packer", "trainer", "serve"]
 
@@ -101,6 +103,8 @@ def test_upload_of_a_working_dir_stays_small(checkout: Path, tmp_path: Path) -> 
         (working_dir / name).mkdir()
         (working_dir / name / "fat.bin").write_bytes(fat)
     (working_dir / "mlflow.db").write_bytes(fat)
+    with locked(working_dir / "another pack"):  # a pack is known by what it holds
+        (working_dir / "another pack/train-000000.tar").write_bytes(fat)
     package = tmp_path / "package.zip"
 
     def pack(module_path: str, excludes: list[str] | None, is_file: bool = False) -> None:
@@ -108,7 +112,7 @@ def test_upload_of_a_working_dir_stays_small(checkout: Path, tmp_path: Path) -> 
 
     upload_working_dir_if_needed({"working_dir": str(working_dir)}, include_gitignore=True, upload_fn=pack)
     uploaded = {name for name in zipfile.ZipFile(package).namelist() if not name.endswith("/")}
-    assert not {name for name in uploaded if name.split("/")[0] in {*names, "mlflow.db"}}
+    assert not {name for name in uploaded if name.split("/")[0] in {*names, "mlflow.db", "another pack"}}
     assert {f"{name}/__init__.py" for name in PACKAGES} <= uploaded
     assert package.stat().st_size < 5 * 2**20
 

@@ -199,6 +199,7 @@ def test_code_version_is_the_commit_or_a_digest_of_the_sources(tmp_path: Path, m
     (tmp_path / "trainer" / "new.py").write_text("x = 2\n")
     assert code_version() == f"{commit}-dirty"
     (tmp_path / "trainer" / "new.py").write_text("x = 1\n")
+    (tmp_path / "predictions.csv").write_text("source\n")
     assert code_version() == commit
     (tmp_path / ".git" / "HEAD").write_text("broken")
     assert code_version() == changed_sources

@@ -13,13 +13,17 @@ logger = logging.getLogger(__name__)
 
 
 def code_version() -> str:
-    """Returns the git commit of the code, with `-dirty` if files were changed; without git, a digest of the sources."""
+    """Returns the git commit of the code, with `-dirty` if its sources were changed; without git, a digest of them.
+
+    What lies beside the sources, such as packs and predictions, does not count.
+    """
     folders = [Path(str(package.__file__)).parent for package in (configs, packer, trainer)]
     git = ["git", "-C", str(folders[0].parent)]
     if (folders[0].parent / ".git").exists():
         try:
             commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout
-            status = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
+            of_sources = [*git, "status", "--porcelain", "--", *map(str, folders)]
+            status = subprocess.run(of_sources, capture_output=True, text=True, check=True).stdout
         except (OSError, subprocess.CalledProcessError) as error:
             logger.info("code version taken from the sources reason=%s", error)
         else:

@@ -59,7 +59,7 @@ def test_a_full_disk_is_said_and_continued(data: Path, whole: Path, tmp_path: Pa
     assert done.returncode == 1
     assert "File too large: make room, then the same command continues it" in done.stderr
     assert "Traceback" not in done.stderr
-    assert files(target) == [".pack/lock", ".pack/plan.json"]
+    assert files(target) == [".gitignore", ".pack/lock", ".pack/plan.json"]
     assert run(data, target, *FAST, "--workers=2") == 0
     assert_same_pack(target, whole)
 

@@ -54,12 +54,24 @@ def test_settings_figures_and_clips_are_compared(
     assert f'compare-runs?runs=["{one}","{other}"]' in text
 
 
+def test_val_figures_are_those_of_the_epoch_that_is_kept(store: Path) -> None:
+    for name in ("curve", "flat"):
+        log = RunLog(store_uri(store), add_run(store, name, 0.1, None))
+        epochs = [(0.4, 0.9, 0.3), (0.8, 0.6, 0.7), (0.8, 0.5, 0.6), (0.8, 0.5, 0.1), (0.5, 0.1, 0.9)]
+        for epoch, (macro_f1, loss, top1) in enumerate(epochs, 1):
+            log.metrics({"val_macro_f1": macro_f1, "val_loss": loss, "val_top1": top1}, 10 * epoch)
+        log.close()
+    text = compare(store_uri(store), ["curve", "flat"])
+    figures = text.partition("figures (val: best epoch)")[2].partition("\n\n")[0]
+    assert [line.split()[1] for line in figures.splitlines()[1:]] == ["0.5000", "0.5000", "0.8000", "0.6000"]
+
+
 def test_equal_runs_without_predictions_have_nothing_to_compare(store: Path) -> None:
     add_run(store, "finished", 0.1, "k1,s,a,a\n")
     add_run(store, "unfinished", 0.1, None)
     text = compare(store_uri(store), ["finished", "unfinished"])
     assert "  none\n" in text
-    assert "best epoch" not in text
+    assert "best epoch, " not in text
 
 
 def test_figures_of_other_clips_do_not_compare(store: Path) -> None:

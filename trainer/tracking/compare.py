@@ -34,6 +34,8 @@ class ComparedRun:
     run: Run
     predictions: Mapping[str, Predictions]
     """By split; empty for a run that did not reach its end."""
+    figures: Mapping[str, str]
+    """On val those of the best epoch, whose model is kept; on test, which only that model sees, the last ones."""
 
     @property
     def settings(self) -> dict[str, str]:
@@ -42,12 +44,6 @@ class ComparedRun:
         datasets = self.run.inputs.dataset_inputs if self.run.inputs else []
         digests = [f"{one.dataset.name} {one.dataset.digest[:12]}" for one in datasets]
         return params | {"code": self.run.data.tags.get("code_version", ""), "data": ", ".join(digests)}
-
-    @property
-    def figures(self) -> dict[str, str]:
-        """The run's last figures on val and test."""
-        metrics = sorted(self.run.data.metrics.items())
-        return {name: f"{value:.4f}" for name, value in metrics if name.startswith(("val_", "test_"))}
 
 
 def compare(uri: str, names: Sequence[str]) -> str:
@@ -66,7 +62,7 @@ def compare(uri: str, names: Sequence[str]) -> str:
         one, other = (_open(client, _find(client, name)) for name in names)
     lines = [
         *_side_by_side("settings that differ", names, one.settings, other.settings, differing_only=True),
-        *_side_by_side("figures (val: last epoch)", names, one.figures, other.figures),
+        *_side_by_side("figures (val: best epoch)", names, one.figures, other.figures),
     ]
     for split in ("val", "test"):
         lines += _compare(split, names, one.predictions.get(split, {}), other.predictions.get(split, {}))
@@ -112,7 +108,23 @@ def _open(client: MlflowClient, run: Run) -> ComparedRun:
                 text = Path(client.download_artifacts(run.info.run_id, path, folder)).read_text(encoding="utf-8")
             rows = csv.DictReader(text.splitlines())
             predictions[split] = {row["key"]: (row["true"], row["predicted"]) for row in rows}
-    return ComparedRun(run, predictions)
+    return ComparedRun(run, predictions, _figures(client, run))
+
+
+def _figures(client: MlflowClient, run: Run) -> dict[str, str]:
+    """Returns the figures of a run; the best epoch is found as the training finds it: the first of the best rank."""
+    values = {name: value for name, value in run.data.metrics.items() if name.startswith(("val_", "test_"))}
+    by_step = {
+        name: {metric.step: metric.value for metric in client.get_metric_history(run.info.run_id, name)}
+        for name in values
+        if name.startswith("val_")
+    }
+    rank = by_step.get(f"val_{run.data.params.get('select_by', '')}", {})
+    if rank:
+        losses = by_step.get("val_loss", {})
+        best_step = max(sorted(rank), key=lambda step: (rank[step], -losses.get(step, math.inf)))
+        values |= {name: steps[best_step] for name, steps in by_step.items() if best_step in steps}
+    return {name: f"{value:.4f}" for name, value in sorted(values.items())}
 
 
 def _side_by_side(

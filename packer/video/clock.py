@@ -136,6 +136,13 @@ class Clock:
             timed.fps = own[0]
             timed.duration_seconds = (len(gaps) + 1) / own[0]
 
+    @property
+    def num_due(self) -> int:
+        """How many frames the packets stand for: an AVI holds empty ones, so that the frame before stays on screen."""
+        if not self._counts_chunks:
+            return len(self.packets)
+        return max((dts + 1 for _, dts, _ in self.packets if dts is not None), default=0)
+
     def ends_early(self, container: InputContainer, stream: VideoStream) -> bool:
         """Tells whether the last frame lies far before the end that the container states for this stream alone."""
         if container.format.name not in _STATES_DURATION or len(container.streams) > 1 or not container.duration:

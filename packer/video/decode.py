@@ -246,7 +246,7 @@ def _complete(decoded: Decoded[KeptT], clock: Clock, header: Header, ends_early:
         VideoError: Too much of the video is damaged.
     """
     clock.correct(decoded)
-    decoded.damage = damage_of(decoded, header, ends_early)
+    decoded.damage = damage_of(decoded, header, ends_early, max(0, clock.num_due - len(clock.packets)))
     if decoded.num_concealed_frames > _MAX_CONCEALED_SHARE * decoded.num_frames:
         raise VideoError(
             "damaged",
@@ -255,13 +255,22 @@ def _complete(decoded: Decoded[KeptT], clock: Clock, header: Header, ends_early:
         )
 
 
-def damage_of(decoded: Decoded[KeptT], header: Header, ends_early: bool) -> tuple[str, ...]:
-    """Returns what is wrong with a video that was decoded, as stable codes."""
+def damage_of(decoded: Decoded[KeptT], header: Header, ends_early: bool, num_empty: int = 0) -> tuple[str, ...]:
+    """Returns what is wrong with a video that was decoded, as stable codes.
+
+    Args:
+        decoded: The video.
+        header: What its container says.
+        ends_early: Its last frame lies far before the end that the container states.
+        num_empty: Packets without a frame, which the container counts as frames.
+    """
+    num_frames = decoded.num_frames + num_empty
+    has_all = num_frames >= decoded.num_frames_claimed > 0  # then the file lacks its index or padding alone
     found = {
         "bad_packets": decoded.num_bad_packets > 0,
         "concealed_frames": decoded.num_concealed_frames > 0,
-        "missing_frames": decoded.num_frames < WHOLE_SHARE * decoded.num_frames_claimed,
-        "cut_off": header.is_cut_off or ends_early,
+        "missing_frames": num_frames < WHOLE_SHARE * decoded.num_frames_claimed,
+        "cut_off": (header.is_cut_off and not has_all) or ends_early,
         "goes_on_in_another_track": header.has_successive_tracks,
     }
     return tuple(code for code, is_found in found.items() if is_found)

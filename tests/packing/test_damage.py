@@ -117,6 +117,11 @@ def test_a_file_that_lacks_nothing_but_its_index_is_whole(tmp_path: Path) -> Non
     assert (clip.num_frames, clip.damage) == (100, ())
 
 
+def test_a_box_that_is_too_long_is_no_matter_if_all_frames_are_there(test_data: Path) -> None:
+    clip = clip_of(test_data / "zoo/androidx/sample_mdat_too_long.mp4")
+    assert (clip.num_frames, clip.num_frames_claimed, clip.damage) == (30, 30, ())
+
+
 def test_a_recording_that_ends_early_is_cut_off(tmp_path: Path) -> None:
     """Its size is not stated, as of a stream, and its duration is that of the header."""
     path = write_video(tmp_path / "live.mkv", moving_pictures(100), options={"g": "10"})

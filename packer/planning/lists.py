@@ -137,7 +137,10 @@ def _csv(path: Path) -> Iterator[tuple[str, str, str]]:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = csv.DictReader(file)
             if not {"source", "split"} <= set(rows.fieldnames or ()):
-                raise UsageError(f"{path} must begin with a line that names the columns source and split")
+                raise UsageError(
+                    f"{path} must begin with a line that names the columns source and split; if it says which class "
+                    "each video has, give it by --labels instead"
+                )
             for row in rows:
                 where = f"{path}:{rows.line_num}"
                 if row["split"] not in (*SPLITS, ""):

@@ -39,10 +39,11 @@ Keep = Callable[[av.VideoFrame, PixelShape, int], KeptT]
 Choose = Callable[[FrameTimes], Sequence[int]]
 """Returns the wanted frames' indices, given when each frame is shown."""
 
-_H264_TAGS = {("mov,mp4,m4a,3gp,3g2,mj2", "h264"): "avc1", ("matroska,webm", "h264"): "\0\0\0\0"}
+_MP4 = "mov,mp4,m4a,3gp,3g2,mj2"
+_H264_TAGS = {(_MP4, "h264"): "avc1", ("matroska,webm", "h264"): "\0\0\0\0"}
 _MAX_CONCEALED_SHARE = 0.75
 """A video with a larger share of damaged frames is rejected: an undeclared encryption damages all, a bad spot 0.1."""
-WHOLE_SHARE = 0.9
+_WHOLE_SHARE = 0.9
 """Whole files lack a frame or three of those that they claim; one cut in its middle lacks half."""
 _PACKET_BYTES = 1000  # about what a packet takes besides its data
 _HELD_BYTES = 64 * 2**20  # 60 s of 1080p; the packets of a longer video are read twice instead of being held
@@ -77,6 +78,8 @@ class _Survey:
     """What the packets show; empty if that is not certain."""
     packets: list[Packet] | None = field(default_factory=list)
     """The packets themselves; None if they are too many to be held."""
+    num_hidden: int = 0
+    """Packets whose frames are not shown: they lie before the part that an edit list of MP4 shows."""
 
     @property
     def num_packets(self) -> int:
@@ -143,14 +146,15 @@ class Decoder(Generic[KeptT]):
         needed, succeeded = self._needed(file, container, stream, survey, cropper)
         outcomes: list[Decoded[KeptT] | VideoError] = [needed] * len(self.choices)
         left = [number for number in range(len(self.choices)) if number not in succeeded]
+        num_expected = _num_expected(container, stream, survey)
         ends_early = survey.clock.ends_early(container, stream)
         if succeeded:
-            _complete(needed, survey.clock, header, ends_early)
+            _complete(needed, survey.clock, header, num_expected, ends_early)
         if left:
             full: Decoded[KeptT] | VideoError
             try:
                 full = self._full(file, index, survey, cropper, [self.choices[number] for number in left])
-                _complete(full, survey.clock, header, ends_early)
+                _complete(full, survey.clock, header, num_expected, ends_early)
             except VideoError as error:
                 if not succeeded:
                     raise
@@ -239,14 +243,27 @@ def _encrypted() -> VideoError:
     return VideoError("encrypted", "the video is encrypted: decrypt it first")
 
 
-def _complete(decoded: Decoded[KeptT], clock: Clock, header: Header, ends_early: bool) -> None:
+def _num_expected(container: InputContainer, stream: VideoStream, survey: _Survey) -> int:
+    """Returns how many frames a whole video gives by its container; 0: that is not stated.
+
+    Two things that a container counts give no frame: empty pieces of an AVI, which leave the frame before on screen,
+    and pictures of an MP4 that its edit list leaves out, as of a recording that was trimmed on a phone.
+    """
+    num_frames = stream.frames
+    if container.format.name == _MP4:  # its index lacks what lies outside the edit list, but for the pictures before it
+        num_frames = min(num_frames, len(stream.index_entries))
+    num_empty = max(0, survey.clock.num_due - survey.num_packets)
+    return max(0, num_frames - survey.num_hidden - num_empty)
+
+
+def _complete(decoded: Decoded[KeptT], clock: Clock, header: Header, num_expected: int, ends_early: bool) -> None:
     """Sets what the whole decode says about the video.
 
     Raises:
         VideoError: Too much of the video is damaged.
     """
     clock.correct(decoded)
-    decoded.damage = damage_of(decoded, header, ends_early, max(0, clock.num_due - len(clock.packets)))
+    decoded.damage = damage_of(decoded, header, num_expected, ends_early)
     if decoded.num_concealed_frames > _MAX_CONCEALED_SHARE * decoded.num_frames:
         raise VideoError(
             "damaged",
@@ -255,21 +272,20 @@ def _complete(decoded: Decoded[KeptT], clock: Clock, header: Header, ends_early:
         )
 
 
-def damage_of(decoded: Decoded[KeptT], header: Header, ends_early: bool, num_empty: int = 0) -> tuple[str, ...]:
+def damage_of(decoded: Decoded[KeptT], header: Header, num_expected: int, ends_early: bool) -> tuple[str, ...]:
     """Returns what is wrong with a video that was decoded, as stable codes.
 
     Args:
         decoded: The video.
         header: What its container says.
+        num_expected: Frames that a whole video gives; 0: not known.
         ends_early: Its last frame lies far before the end that the container states.
-        num_empty: Packets without a frame, which the container counts as frames.
     """
-    num_frames = decoded.num_frames + num_empty
-    has_all = num_frames >= decoded.num_frames_claimed > 0  # then the file lacks its index or padding alone
+    has_all = decoded.num_frames >= num_expected > 0  # then the file lacks its index or padding alone
     found = {
         "bad_packets": decoded.num_bad_packets > 0,
         "concealed_frames": decoded.num_concealed_frames > 0,
-        "missing_frames": num_frames < WHOLE_SHARE * decoded.num_frames_claimed,
+        "missing_frames": decoded.num_frames < _WHOLE_SHARE * num_expected,
         "cut_off": (header.is_cut_off and not has_all) or ends_early,
         "goes_on_in_another_track": header.has_successive_tracks,
     }
@@ -290,6 +306,8 @@ def _survey(container: InputContainer, stream: VideoStream, limits: DecodeLimits
                 times.append((packet.pts, packet.dts, packet.duration))
                 if len(times) > limits.max_frames:
                     check_num_frames(len(times), limits)
+            elif packet.size:
+                survey.num_hidden += 1
             yield packet
 
     raw = counted()

@@ -73,7 +73,7 @@ class PictureDecoder(Generic[KeptT]):
                 outcomes[number] = full
         for decoded in complete:
             decoded.num_frames_claimed = folder.num_expected
-            decoded.damage = damage_of(decoded, Header(), ends_early=False)
+            decoded.damage = damage_of(decoded, Header(), folder.num_expected, ends_early=False)
         return outcomes
 
     def _needed(

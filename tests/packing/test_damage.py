@@ -117,6 +117,35 @@ def test_a_file_that_lacks_nothing_but_its_index_is_whole(tmp_path: Path) -> Non
     assert (clip.num_frames, clip.damage) == (100, ())
 
 
+@pytest.mark.parametrize("keeps_all", [True, False], ids=["all packets kept", "cut before the key frame"])
+def test_a_video_that_was_trimmed_by_its_edit_list_is_whole(tmp_path: Path, keeps_all: bool) -> None:
+    """Its index still counts the pictures that are not shown, as after a trim on a phone or by ffmpeg -c copy."""
+    source = write_numbered_video(tmp_path / "whole.mp4", 100, options={"g": "40", "bf": "2"})
+    if keeps_all:
+        data = bytearray(source.read_bytes())
+        place = data.index(b"elst") + 12
+        with av.open(str(source)) as container:
+            ticks_per_frame = 1 / (25 * container.streams.video[0].time_base)
+        length, start = (int.from_bytes(data[at : at + 4], "big") for at in (place, place + 4))
+        data[place : place + 8] = (length // 4).to_bytes(4, "big") + int(start + 60 * ticks_per_frame).to_bytes(
+            4, "big"
+        )
+    else:
+        ffmpeg("-ss", "2.4", "-i", source, "-c", "copy", tmp_path / "trimmed.mp4")
+        data = bytearray((tmp_path / "trimmed.mp4").read_bytes())
+    clip = clip_of(bytes(data))
+    assert clip.num_frames < 0.9 * clip.num_frames_claimed
+    assert clip.damage == ()
+    half = clip_of(bytes(data).replace(b"elst", b"free"))
+    assert half.num_frames == half.num_frames_claimed
+
+
+def test_joined_recordings_last_as_long_as_their_frames(tmp_path: Path) -> None:
+    once = write_numbered_video(tmp_path / "once.ts", 40).read_bytes()
+    clip = clip_of(once + once)
+    assert (clip.num_frames, clip.fps, clip.duration_seconds) == (80, 25.0, pytest.approx(3.2))
+
+
 def test_a_box_that_is_too_long_is_no_matter_if_all_frames_are_there(test_data: Path) -> None:
     clip = clip_of(test_data / "zoo/androidx/sample_mdat_too_long.mp4")
     assert (clip.num_frames, clip.num_frames_claimed, clip.damage) == (30, 30, ())

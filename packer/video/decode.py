@@ -8,7 +8,7 @@ decode (`NeedsFullDecode`). So both paths give the same frames. Damage in packet
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import BinaryIO, Generic, Literal, TypeVar
+from typing import BinaryIO, Generic, Literal, NamedTuple, TypeVar
 
 import av
 from av.container import InputContainer
@@ -67,6 +67,16 @@ class Decoded(Generic[KeptT]):
     times: FrameTimes = NO_TIMES
     kept: dict[int, KeptT] = field(default_factory=dict)
     """By the index of the frame."""
+
+
+class Counted(NamedTuple):
+    """The frames that a container counts in what it shows."""
+
+    num_frames: int
+    """0: it does not count them."""
+    num_empty: int = 0
+    """Those that come to nothing though nothing is missing: empty pieces of an AVI, which leave the frame before on
+    screen, and pictures that the edit list of an MP4 leaves out, as of a recording that was trimmed on a phone."""
 
 
 @dataclass
@@ -146,15 +156,15 @@ class Decoder(Generic[KeptT]):
         needed, succeeded = self._needed(file, container, stream, survey, cropper)
         outcomes: list[Decoded[KeptT] | VideoError] = [needed] * len(self.choices)
         left = [number for number in range(len(self.choices)) if number not in succeeded]
-        num_expected = _num_expected(container, stream, survey)
+        counted = _counted(container, stream, survey)
         ends_early = survey.clock.ends_early(container, stream)
         if succeeded:
-            _complete(needed, survey.clock, header, num_expected, ends_early)
+            _complete(needed, survey.clock, header, counted, ends_early)
         if left:
             full: Decoded[KeptT] | VideoError
             try:
                 full = self._full(file, index, survey, cropper, [self.choices[number] for number in left])
-                _complete(full, survey.clock, header, num_expected, ends_early)
+                _complete(full, survey.clock, header, counted, ends_early)
             except VideoError as error:
                 if not succeeded:
                     raise
@@ -243,27 +253,21 @@ def _encrypted() -> VideoError:
     return VideoError("encrypted", "the video is encrypted: decrypt it first")
 
 
-def _num_expected(container: InputContainer, stream: VideoStream, survey: _Survey) -> int:
-    """Returns how many frames a whole video gives by its container; 0: that is not stated.
-
-    Two things that a container counts give no frame: empty pieces of an AVI, which leave the frame before on screen,
-    and pictures of an MP4 that its edit list leaves out, as of a recording that was trimmed on a phone.
-    """
+def _counted(container: InputContainer, stream: VideoStream, survey: _Survey) -> Counted:
     num_frames = stream.frames
     if container.format.name == _MP4:  # its index lacks what lies outside the edit list, but for the pictures before it
         num_frames = min(num_frames, len(stream.index_entries))
-    num_empty = max(0, survey.clock.num_due - survey.num_packets)
-    return max(0, num_frames - survey.num_hidden - num_empty)
+    return Counted(num_frames, survey.num_hidden + max(0, survey.clock.num_due - survey.num_packets))
 
 
-def _complete(decoded: Decoded[KeptT], clock: Clock, header: Header, num_expected: int, ends_early: bool) -> None:
+def _complete(decoded: Decoded[KeptT], clock: Clock, header: Header, counted: Counted, ends_early: bool) -> None:
     """Sets what the whole decode says about the video.
 
     Raises:
         VideoError: Too much of the video is damaged.
     """
     clock.correct(decoded)
-    decoded.damage = damage_of(decoded, header, num_expected, ends_early)
+    decoded.damage = damage_of(decoded, header, counted, ends_early)
     if decoded.num_concealed_frames > _MAX_CONCEALED_SHARE * decoded.num_frames:
         raise VideoError(
             "damaged",
@@ -272,20 +276,21 @@ def _complete(decoded: Decoded[KeptT], clock: Clock, header: Header, num_expecte
         )
 
 
-def damage_of(decoded: Decoded[KeptT], header: Header, num_expected: int, ends_early: bool) -> tuple[str, ...]:
+def damage_of(decoded: Decoded[KeptT], header: Header, counted: Counted, ends_early: bool) -> tuple[str, ...]:
     """Returns what is wrong with a video that was decoded, as stable codes.
 
     Args:
         decoded: The video.
         header: What its container says.
-        num_expected: Frames that a whole video gives; 0: not known.
+        counted: The frames that the container counts.
         ends_early: Its last frame lies far before the end that the container states.
     """
-    has_all = decoded.num_frames >= num_expected > 0  # then the file lacks its index or padding alone
+    num_come = decoded.num_frames + counted.num_empty
+    has_all = num_come >= counted.num_frames > 0  # then the file lacks its index or padding alone
     found = {
         "bad_packets": decoded.num_bad_packets > 0,
         "concealed_frames": decoded.num_concealed_frames > 0,
-        "missing_frames": decoded.num_frames < _WHOLE_SHARE * num_expected,
+        "missing_frames": num_come < _WHOLE_SHARE * counted.num_frames,
         "cut_off": (header.is_cut_off and not has_all) or ends_early,
         "goes_on_in_another_track": header.has_successive_tracks,
     }

@@ -87,7 +87,7 @@ def test_the_rule_is_exact() -> None:
         ("b_frames.mp4", "libx264", {"bf": "3", "g": "12"}),
         ("b_frames.mkv", "libx264", {"bf": "3", "g": "12"}),
         ("b_frames.ts", "libx264", {"bf": "2"}),
-        ("h265.mp4", "libx265", {"x265-params": "log-level=none"}),
+        ("h265.mp4", "libx265", {"x265-params": "log-level=none:frame-threads=1:qp=10"}),
         ("web.webm", "libvpx-vp9", {"deadline": "realtime"}),
         ("camera.mov", "mjpeg", {}),
         ("web.flv", "flv", {}),

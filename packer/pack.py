@@ -47,7 +47,6 @@ from packer.storage.target_lock import locked
 from packer.video.catalog import Video
 from packer.video.clip import Clip
 from packer.video.container import VideoError
-from packer.video.decode import WHOLE_SHARE
 from packer.video.frame_folder import open_frame_folder
 from packer.video.sampling import SAMPLING_RULES
 
@@ -281,8 +280,7 @@ def _lacking(plan: Plan, done: Mapping[str, _Packed], splits: Iterable[str]) -> 
 
 
 def _is_damaged(row: SampleRow) -> bool:
-    # Records of earlier versions have no codes. Whole files miss a frame or three of those stated; cut ones miss half.
-    return bool(row.damage) or row.num_bad_packets > 0 or row.num_frames < WHOLE_SHARE * row.num_frames_claimed
+    return bool(row.damage) or row.num_bad_packets > 0  # records of earlier versions have no codes
 
 
 def copy_error(video: Video, original: str, class_name: str) -> VideoError:

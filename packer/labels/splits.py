@@ -7,6 +7,7 @@ SPLIT_OF_FOLDER = {
     "val": "val",
     "valid": "val",
     "validation": "val",
+    "validate": "val",  # Kinetics as DeepMind gives it
     "dev": "val",
     "test": "test",
     "testing": "test",

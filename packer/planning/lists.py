@@ -162,7 +162,8 @@ def _csv(path: Path) -> Iterator[tuple[str, str, str]]:
             if not {"source", "split"} <= set(rows.fieldnames or ()):
                 raise UsageError(
                     f"{path} must begin with a line that names the columns source and split; a source is a path below "
-                    "the data folder, such as walk/a.mp4, or a file's name if no other file has it"
+                    "the data folder, such as walk/a.mp4, or a file's name if no other file has it; if it says which "
+                    "class each video has, give it by --labels instead"
                 )
             for row in rows:
                 where = f"{path}:{rows.line_num}"

@@ -125,8 +125,11 @@ class Clock:
         """Sets rate and duration by the frames' own times if the stated rate cannot be true.
 
         A rate is untrue if it lies more than 10 % off both the mean and the median gap between frames: so neither one
-        long pause nor frames of varying rate count against it.
+        long pause nor frames of varying rate count against it. If the clock jumps back, as in joined recordings, the
+        stated duration is that of one of them.
         """
+        if timed.fps and self._jumps_back():
+            timed.duration_seconds = len(self.packets) / timed.fps
         gaps = self._gaps()
         if not gaps:
             return
@@ -135,6 +138,13 @@ class Clock:
         if all(abs(timed.fps - fps) > _TOLERANCE * fps for fps in own):
             timed.fps = own[0]
             timed.duration_seconds = (len(gaps) + 1) / own[0]
+
+    @property
+    def num_due(self) -> int:
+        """How many frames the packets stand for: an AVI holds empty ones, so that the frame before stays on screen."""
+        if not self._counts_chunks:
+            return len(self.packets)
+        return max((dts + 1 for _, dts, _ in self.packets if dts is not None), default=0)
 
     def ends_early(self, container: InputContainer, stream: VideoStream) -> bool:
         """Tells whether the last frame lies far before the end that the container states for this stream alone."""
@@ -146,12 +156,15 @@ class Clock:
         missing_seconds = stated_seconds - float((max(0, end) - min(0, start)) * self._time_base)
         return missing_seconds > max(_END_TOLERANCE_SECONDS, _TOLERANCE * stated_seconds)
 
+    def _jumps_back(self) -> bool:
+        decoded_at = [dts for _, dts, _ in self.packets if dts is not None]
+        return any(before > after for before, after in pairwise(decoded_at))
+
     def _gaps(self) -> Sequence[int]:
         """Returns the gaps between the frames in display order; none if the clock jumps back or frames lack a time."""
         if len(self._times) < len(self.packets) or not self._time_base:
             return ()
-        decoded_at = [dts for _, dts, _ in self.packets if dts is not None]
-        if any(before > after for before, after in pairwise(decoded_at)):
+        if self._jumps_back():
             return ()
         gaps = [after - before for before, after in pairwise(sorted(self._times))]
         return gaps if gaps and min(gaps) > 0 else ()

@@ -8,7 +8,7 @@ decode (`NeedsFullDecode`). So both paths give the same frames. Damage in packet
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import BinaryIO, Generic, Literal, TypeVar
+from typing import BinaryIO, Generic, Literal, NamedTuple, TypeVar
 
 import av
 from av.container import InputContainer
@@ -39,10 +39,11 @@ Keep = Callable[[av.VideoFrame, PixelShape, int], KeptT]
 Choose = Callable[[FrameTimes], Sequence[int]]
 """Returns the wanted frames' indices, given when each frame is shown."""
 
-_H264_TAGS = {("mov,mp4,m4a,3gp,3g2,mj2", "h264"): "avc1", ("matroska,webm", "h264"): "\0\0\0\0"}
+_MP4 = "mov,mp4,m4a,3gp,3g2,mj2"
+_H264_TAGS = {(_MP4, "h264"): "avc1", ("matroska,webm", "h264"): "\0\0\0\0"}
 _MAX_CONCEALED_SHARE = 0.75
 """A video with a larger share of damaged frames is rejected: an undeclared encryption damages all, a bad spot 0.1."""
-WHOLE_SHARE = 0.9
+_WHOLE_SHARE = 0.9
 """Whole files lack a frame or three of those that they claim; one cut in its middle lacks half."""
 _PACKET_BYTES = 1000  # about what a packet takes besides its data
 _HELD_BYTES = 64 * 2**20  # 60 s of 1080p; the packets of a longer video are read twice instead of being held
@@ -68,6 +69,16 @@ class Decoded(Generic[KeptT]):
     """By the index of the frame."""
 
 
+class Counted(NamedTuple):
+    """The frames that a container counts in what it shows."""
+
+    num_frames: int
+    """0: it does not count them."""
+    num_empty: int = 0
+    """Those that come to nothing though nothing is missing: empty pieces of an AVI, which leave the frame before on
+    screen, and pictures that the edit list of an MP4 leaves out, as of a recording that was trimmed on a phone."""
+
+
 @dataclass
 class _Survey:
     """What is known about a video before it is decoded."""
@@ -77,6 +88,8 @@ class _Survey:
     """What the packets show; empty if that is not certain."""
     packets: list[Packet] | None = field(default_factory=list)
     """The packets themselves; None if they are too many to be held."""
+    num_hidden: int = 0
+    """Packets whose frames are not shown: they lie before the part that an edit list of MP4 shows."""
 
     @property
     def num_packets(self) -> int:
@@ -143,14 +156,15 @@ class Decoder(Generic[KeptT]):
         needed, succeeded = self._needed(file, container, stream, survey, cropper)
         outcomes: list[Decoded[KeptT] | VideoError] = [needed] * len(self.choices)
         left = [number for number in range(len(self.choices)) if number not in succeeded]
+        counted = _counted(container, stream, survey)
         ends_early = survey.clock.ends_early(container, stream)
         if succeeded:
-            _complete(needed, survey.clock, header, ends_early)
+            _complete(needed, survey.clock, header, counted, ends_early)
         if left:
             full: Decoded[KeptT] | VideoError
             try:
                 full = self._full(file, index, survey, cropper, [self.choices[number] for number in left])
-                _complete(full, survey.clock, header, ends_early)
+                _complete(full, survey.clock, header, counted, ends_early)
             except VideoError as error:
                 if not succeeded:
                     raise
@@ -239,14 +253,21 @@ def _encrypted() -> VideoError:
     return VideoError("encrypted", "the video is encrypted: decrypt it first")
 
 
-def _complete(decoded: Decoded[KeptT], clock: Clock, header: Header, ends_early: bool) -> None:
+def _counted(container: InputContainer, stream: VideoStream, survey: _Survey) -> Counted:
+    num_frames = stream.frames
+    if container.format.name == _MP4:  # its index lacks what lies outside the edit list, but for the pictures before it
+        num_frames = min(num_frames, len(stream.index_entries))
+    return Counted(num_frames, survey.num_hidden + max(0, survey.clock.num_due - survey.num_packets))
+
+
+def _complete(decoded: Decoded[KeptT], clock: Clock, header: Header, counted: Counted, ends_early: bool) -> None:
     """Sets what the whole decode says about the video.
 
     Raises:
         VideoError: Too much of the video is damaged.
     """
     clock.correct(decoded)
-    decoded.damage = damage_of(decoded, header, ends_early)
+    decoded.damage = damage_of(decoded, header, counted, ends_early)
     if decoded.num_concealed_frames > _MAX_CONCEALED_SHARE * decoded.num_frames:
         raise VideoError(
             "damaged",
@@ -255,13 +276,22 @@ def _complete(decoded: Decoded[KeptT], clock: Clock, header: Header, ends_early:
         )
 
 
-def damage_of(decoded: Decoded[KeptT], header: Header, ends_early: bool) -> tuple[str, ...]:
-    """Returns what is wrong with a video that was decoded, as stable codes."""
+def damage_of(decoded: Decoded[KeptT], header: Header, counted: Counted, ends_early: bool) -> tuple[str, ...]:
+    """Returns what is wrong with a video that was decoded, as stable codes.
+
+    Args:
+        decoded: The video.
+        header: What its container says.
+        counted: The frames that the container counts.
+        ends_early: Its last frame lies far before the end that the container states.
+    """
+    num_come = decoded.num_frames + counted.num_empty
+    has_all = num_come >= counted.num_frames > 0  # then the file lacks its index or padding alone
     found = {
         "bad_packets": decoded.num_bad_packets > 0,
         "concealed_frames": decoded.num_concealed_frames > 0,
-        "missing_frames": decoded.num_frames < WHOLE_SHARE * decoded.num_frames_claimed,
-        "cut_off": header.is_cut_off or ends_early,
+        "missing_frames": num_come < _WHOLE_SHARE * counted.num_frames,
+        "cut_off": (header.is_cut_off and not has_all) or ends_early,
         "goes_on_in_another_track": header.has_successive_tracks,
     }
     return tuple(code for code, is_found in found.items() if is_found)
@@ -281,6 +311,8 @@ def _survey(container: InputContainer, stream: VideoStream, limits: DecodeLimits
                 times.append((packet.pts, packet.dts, packet.duration))
                 if len(times) > limits.max_frames:
                     check_num_frames(len(times), limits)
+            elif packet.size:
+                survey.num_hidden += 1
             yield packet
 
     raw = counted()

@@ -17,6 +17,8 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
+from packer.video.endings import is_cut_off
+
 _MAX_ITEMS = 1000
 """Most boxes or elements that are read on one level."""
 _MAX_INDEX_BYTES = 2**24
@@ -64,7 +66,7 @@ def track_key(container: InputContainer, stream: VideoStream) -> int:
 
 def read_header(file: BinaryIO) -> Header:
     """Returns what the header says of a file that is positioned anywhere; nothing of a format that is not known."""
-    header = Header()
+    header = Header(is_cut_off=is_cut_off(file))
     file.seek(0)
     head = file.read(4 * _TS_PACKET_BYTES)
     if head[4:8] in (b"ftyp", b"moov", b"styp", b"free", b"wide", b"mdat", b"skip"):
@@ -193,7 +195,7 @@ def _read_matroska(file: BinaryIO, header: Header) -> None:
     num_videos = 0
     for element, start, end in _elements(file, 0, file_end):
         if element == _SEGMENT:
-            header.is_cut_off = end is not None and end > file_end
+            header.is_cut_off |= end is not None and end > file_end
             for inner, inner_start, inner_end in _elements(file, start, file_end):
                 if inner == _TRACKS and inner_end is not None:
                     for track, track_start, track_end in _elements(file, inner_start, inner_end):

@@ -20,7 +20,7 @@ from PIL import Image, ImageOps
 from configs.pack import DecodeLimits
 from packer.video.clock import FrameTimes
 from packer.video.container import VideoError, check_num_frames, check_pixels
-from packer.video.decode import Choose, Decoded, Keep, KeptT, damage_of
+from packer.video.decode import Choose, Counted, Decoded, Keep, KeptT, damage_of
 from packer.video.frame_folder import FrameFolder
 from packer.video.headers import Header
 
@@ -73,7 +73,7 @@ class PictureDecoder(Generic[KeptT]):
                 outcomes[number] = full
         for decoded in complete:
             decoded.num_frames_claimed = folder.num_expected
-            decoded.damage = damage_of(decoded, Header(), ends_early=False)
+            decoded.damage = damage_of(decoded, Header(), Counted(folder.num_expected), ends_early=False)
         return outcomes
 
     def _needed(

@@ -72,6 +72,85 @@ def test_half_a_download_is_cut_off(tmp_path: Path, name: str, codec: str, share
     assert "cut_off" in clip.damage
 
 
+@pytest.mark.parametrize("share", [0.5, 0.9])
+@pytest.mark.parametrize(
+    ("name", "codec", "options"),
+    [
+        ("half.flv", "flv", []),
+        ("half.wmv", "wmv2", []),
+        ("half.avi", "mpeg4", []),
+        ("half.avi", "mjpeg", []),
+        ("half.mxf", "mpeg2video", []),
+        ("half.rm", "rv20", []),
+        ("front.mp4", "libx264", ["-movflags", "faststart"]),
+        ("indexed.mp4", "libx264", ["-movflags", "frag_keyframe+empty_moov+dash+global_sidx"]),
+    ],
+)
+def test_every_container_that_states_a_size_says_that_it_is_cut_off(
+    tmp_path: Path, name: str, codec: str, options: list[str], share: float
+) -> None:
+    source = write_video(tmp_path / "source.mkv", moving_pictures(100), codec="ffv1")
+    ffmpeg("-i", source, "-c:v", codec, "-pix_fmt", "yuv420p", "-g", "10", "-q:v", "2", *options, tmp_path / name)
+    whole = (tmp_path / name).read_bytes()
+    assert clip_of(whole).damage == ()
+    clip = clip_of(whole[: int(len(whole) * share)])
+    assert clip.num_frames < 100
+    assert "cut_off" in clip.damage
+
+
+def test_fragments_that_are_missing_whole_are_seen(tmp_path: Path) -> None:
+    """No packet is damaged then: only the index of a DASH file, at its front, tells of them."""
+    source, target = write_numbered_video(tmp_path / "source.mp4", 100, options={"g": "10"}), tmp_path / "dash.mp4"
+    ffmpeg("-i", source, "-c", "copy", "-movflags", "frag_keyframe+empty_moov+dash+global_sidx", target)
+    data = target.read_bytes()
+    place = 0
+    for _ in range(6):
+        place = data.index(b"moof", place + 5)
+    clip = clip_of(data[: place - 4])
+    assert 0 < clip.num_frames < 100
+    assert (clip.num_bad_packets, clip.num_concealed_frames, clip.damage) == (0, 0, ("cut_off",))
+
+
+def test_a_file_that_lacks_nothing_but_its_index_is_whole(tmp_path: Path) -> None:
+    whole = write_numbered_video(tmp_path / "whole.avi", 100, codec="mpeg4").read_bytes()
+    clip = clip_of(whole[: whole.rindex(b"idx1")])
+    assert (clip.num_frames, clip.damage) == (100, ())
+
+
+@pytest.mark.parametrize("keeps_all", [True, False], ids=["all packets kept", "cut before the key frame"])
+def test_a_video_that_was_trimmed_by_its_edit_list_is_whole(tmp_path: Path, keeps_all: bool) -> None:
+    """Its index still counts the pictures that are not shown, as after a trim on a phone or by ffmpeg -c copy."""
+    source = write_numbered_video(tmp_path / "whole.mp4", 100, options={"g": "40", "bf": "2"})
+    if keeps_all:
+        data = bytearray(source.read_bytes())
+        place = data.index(b"elst") + 12
+        with av.open(str(source)) as container:
+            ticks_per_frame = 1 / (25 * container.streams.video[0].time_base)
+        length, start = (int.from_bytes(data[at : at + 4], "big") for at in (place, place + 4))
+        data[place : place + 8] = (length // 4).to_bytes(4, "big") + int(start + 60 * ticks_per_frame).to_bytes(
+            4, "big"
+        )
+    else:
+        ffmpeg("-ss", "2.4", "-i", source, "-c", "copy", tmp_path / "trimmed.mp4")
+        data = bytearray((tmp_path / "trimmed.mp4").read_bytes())
+    clip = clip_of(bytes(data))
+    assert clip.num_frames < 0.9 * clip.num_frames_claimed
+    assert clip.damage == ()
+    half = clip_of(bytes(data).replace(b"elst", b"free"))
+    assert half.num_frames == half.num_frames_claimed
+
+
+def test_joined_recordings_last_as_long_as_their_frames(tmp_path: Path) -> None:
+    once = write_numbered_video(tmp_path / "once.ts", 40).read_bytes()
+    clip = clip_of(once + once)
+    assert (clip.num_frames, clip.fps, clip.duration_seconds) == (80, 25.0, pytest.approx(3.2))
+
+
+def test_a_box_that_is_too_long_is_no_matter_if_all_frames_are_there(test_data: Path) -> None:
+    clip = clip_of(test_data / "zoo/androidx/sample_mdat_too_long.mp4")
+    assert (clip.num_frames, clip.num_frames_claimed, clip.damage) == (30, 30, ())
+
+
 def test_a_recording_that_ends_early_is_cut_off(tmp_path: Path) -> None:
     """Its size is not stated, as of a stream, and its duration is that of the header."""
     path = write_video(tmp_path / "live.mkv", moving_pictures(100), options={"g": "10"})

@@ -41,6 +41,7 @@ def lay_out(videos: Path, data: Path, folders: dict[str, tuple[str, ...]]) -> Pa
         ("training", "testing"),
         ("TRAIN", "valid"),
         ("train", "dev", "test"),
+        ("train", "validate", "test"),
     ],
 )
 def test_folders_of_splits_are_no_classes(

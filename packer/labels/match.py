@@ -65,7 +65,7 @@ def match_labels(folder: Location, files: Catalog, labels: Labels) -> Labelled:
             set_aside.append((video, error))
         else:
             rows_of[video.source].append(row)
-            videos.setdefault(video.source, video)
+            _check_one_file(row, videos.setdefault(video.source, video), video)
     contradictions = [found for source, rows in rows_of.items() for found in _contradictions(videos[source], rows)]
     contradicted = {video.source for video, _ in contradictions}
     kept = sorted((v for v in videos.values() if v.source not in contradicted), key=lambda video: video.source)
@@ -158,6 +158,13 @@ def _video(row: LabelRow, file: Video | None) -> Video:
     if file is None:
         return Video("", f"{row.path}{fragment}", row.label, 0, row.segment, row.group)
     return replace(file, source=f"{file.source}{fragment}", class_name=row.label, segment=row.segment, group=row.group)
+
+
+def _check_one_file(row: LabelRow, video: Video, other: Video) -> None:
+    if video.path != other.path:
+        raise UsageError(
+            f"{row.where} is about {video.source}, which names a file and a segment of another file: rename the file"
+        )
 
 
 def _check_any(folder: Location, files: Catalog, matched: Sequence[tuple[LabelRow, Video | None]]) -> None:

@@ -97,11 +97,15 @@ def _of_file(segments: Sequence[Segment], length: Length, medians: Mapping[str, 
 
 
 def _unlabelled(segments: Sequence[Segment], total: Fraction) -> Iterator[_Stretch]:
-    """Yields the stretches before, between and after the segments; the last only if the file's length is known."""
+    """Yields the stretches before, between and after the segments; if the file's length is known, none goes beyond it.
+
+    Labels may lie behind the end of their file: of a stretch before such a label, just what the file has counts.
+    """
     at = Fraction(0)
     for segment in sorted(segments, key=lambda segment: segment.start):
-        if segment.start > at:
-            yield at, segment.start
+        start = min(segment.start, total) if total else segment.start
+        if start > at:
+            yield at, start
         if segment.end is None:
             return
         at = max(at, segment.end)

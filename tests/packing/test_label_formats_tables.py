@@ -108,6 +108,12 @@ def test_every_column_is_read(folder: Path) -> None:
     assert labels.notes == ()
 
 
+def test_between_semicolons_decimals_may_follow_a_comma(folder: Path) -> None:
+    text = "path;label;start;end\r\na.mp4;x;12,5;17\r\nb.mp4;x;0:09,5;0:12.25\r\n"
+    labels = read_text(folder, text)
+    assert [row.segment for row in labels.rows] == [seconds("12.5", "17"), seconds("9.5", "12.25")]
+
+
 def test_places_count_the_lines_of_the_file(folder: Path) -> None:
     labels = read_text(folder, 'path,label\n\n"a\nb.mp4",walk\n\nc.mp4,run\n')
     assert [row.where for row in labels.rows] == ["labels.csv:3", "labels.csv:6"]
@@ -269,7 +275,11 @@ def test_columns_that_are_not_read_are_named(folder: Path) -> None:
         ("path,label\n", "labels.csv, read as table, labels no video: it has no rows"),
         ("path,label,split\na.mp4,x,holdout\n", "labels.csv:2 has split 'holdout': it must be train, val or test (or "),
         ("path,label,start\na.mp4,x,1:75\n", "labels.csv:2: '1:75' is no time: minutes after hours, and seconds after"),
-        ("path;label;start\na.mp4;x;12,5\n", "labels.csv:2: '12,5' is no time: decimals follow a point, not a comma"),
+        ("path\tlabel\tstart\na.mp4\tx\t12,5\n", "'12,5' is no time: decimals follow a point, not a comma"),
+        (
+            '{"path": {"0": "a.mp4"}, "label": {"0": "x"}}',
+            "labels.csv is a table column by column, as pandas writes JSON by default: write it row by row",
+        ),
         (
             "path,label,start\na.mp4,x,soon\n",
             "labels.csv:2: 'soon' is no time: write seconds (12.5), mm:ss or hh:mm:ss",

@@ -20,6 +20,8 @@ from packer.video.segment import Segment
 
 _NUM_NAMED = 3
 _NEVER = Fraction(10**12)
+_WHOLE = Segment(Fraction(0))
+_UNITS = ("seconds", "frames")
 
 
 @dataclass(frozen=True)
@@ -244,7 +246,7 @@ def _notes(
             yield "rows", f"{_named('row', named, list(dict.fromkeys(named)))} with {what}: rejected"
     if overlaps := _overlaps(catalog.videos):
         what = _named("segment", overlaps, overlaps)
-        yield "overlaps", f"{what} overlap one of another class: the shared frames come into both"
+        yield "overlaps", f"{what} overlapping one of another class: the shared frames come into both"
 
 
 def _named(what: str, all_of: Sequence[str], names: Sequence[str]) -> str:
@@ -253,11 +255,11 @@ def _named(what: str, all_of: Sequence[str], names: Sequence[str]) -> str:
 
 
 def _overlaps(videos: Sequence[Video]) -> list[str]:
-    """Returns the segments that begin before the end of a segment of another class, of those in the same unit."""
+    """Returns the segments that begin before the end of another class's segment in the same unit, or whole video."""
     of_file: dict[tuple[str, str], list[tuple[Segment, Video]]] = defaultdict(list)
     for video in videos:
-        if video.segment:
-            of_file[video.file_source, video.segment.unit].append((video.segment, video))
+        for unit in (video.segment.unit,) if video.segment else _UNITS:
+            of_file[video.file_source, unit].append((video.segment or _WHOLE, video))
     found = []
     for segments in of_file.values():
         ends: dict[str, Fraction] = {}  # by class, the latest end so far

@@ -7,6 +7,7 @@ SPLIT_OF_FOLDER = {
     "val": "val",
     "valid": "val",
     "validation": "val",
+    "validate": "val",
     "dev": "val",
     "test": "test",
     "testing": "test",

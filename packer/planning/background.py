@@ -46,10 +46,10 @@ def background_segments(videos: Sequence[Video], class_name: str, seed: int, ear
         raise UsageError("labels_background is for labels with start and end: these labels are about whole videos")
     known = {video.source for video in videos}
     kept = [video for video in earlier if video.class_name == class_name and video.source not in known]
-    packed_files = {video.file_source for video in earlier}
+    full = {video.file_source for video in earlier} | {video.source for video in videos if video.segment is None}
     counts = Counter(video.class_name for video in (*videos, *kept))
     num_wanted = max(count for name, count in counts.items() if name != class_name or len(counts) == 1)
-    files = [of_file for source, of_file in labelled.items() if source not in packed_files]
+    files = [of_file for source, of_file in labelled.items() if source not in full]
     paths = [of_file[0].path for of_file in files]
     lengths = read_many(header_length, paths, is_remote=any(map(is_url, paths)))
     medians = _medians(videos)

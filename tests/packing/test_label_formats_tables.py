@@ -93,7 +93,7 @@ def test_every_column_is_read(folder: Path) -> None:
     text = (
         "path,label,split,site,start,end\n"
         '"a/x, 1.mp4","say ""hi""",Training,yard,1:02.5,00:01:03.125\n'
-        "a/x.mp4,walk,valid,,12.30,\n"
+        "a/x.mp4,walk,validate,,12.30,\n"
         "a/x.mp4,walk,TEST,7,,4\n"
         "-3B.mp4,walk,,,,\n"
     )

@@ -167,7 +167,19 @@ def test_overlapping_segments_of_two_classes_are_told_and_adjacent_ones_are_not(
     assert not [text for label, text in matched(folder, *adjacent).notes if label == "overlaps"]
     overlapping = [row("b.mp4", segment=Segment(Fraction(0), 2 * third)), row("b.mp4", "walk", segment=Segment(third))]
     (text,) = [text for label, text in matched(folder, *adjacent, *overlapping).notes if label == "overlaps"]
-    assert text == "1 segment (b.mp4#t=1/3) overlap one of another class: the shared frames come into both"
+    assert text == "1 segment (b.mp4#t=1/3) overlapping one of another class: the shared frames come into both"
+
+
+@pytest.mark.parametrize("unit", ["seconds", "frames"])
+def test_a_whole_video_overlaps_all_its_segments_of_other_classes(tmp_path: Path, unit: str) -> None:
+    folder = lay_out(tmp_path / "videos", ["a.mp4"])
+    segment = Segment(Fraction(0), Fraction(1), unit)  # type: ignore[arg-type]
+    found = matched(folder, row("a.mp4"), row("a.mp4", "walk", segment=segment))
+    (text,) = [text for label, text in found.notes if label == "overlaps"]
+    assert text.startswith(f"1 segment (a.mp4{segment.fragment}) overlapping")
+    assert not [
+        1 for label, _ in matched(folder, row("a.mp4"), row("a.mp4", segment=segment)).notes if label == "overlaps"
+    ]
 
 
 def test_labels_of_another_folder_are_refused(tmp_path: Path) -> None:

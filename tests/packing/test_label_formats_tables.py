@@ -240,6 +240,11 @@ def test_paths_of_windows_and_of_browsers(folder: Path) -> None:
     ]
 
 
+def test_columns_that_bound_nothing_are_left_out(folder: Path) -> None:
+    text = "path,label,from,first_name,last_name,start_date,offset\na.mp4,x,web,Ann,Lee,2024-05-01,7\n"
+    assert pairs(read_text(folder, text)) == (("a.mp4", "x"),)
+
+
 def test_columns_that_are_not_read_are_named(folder: Path) -> None:
     labels = read_text(folder, "path,label,splt,notes,\na.mp4,walk,train,nice,1\n")
     assert not labels.has_splits
@@ -299,6 +304,16 @@ def test_columns_that_are_not_read_are_named(folder: Path) -> None:
             "path,label,start_timestamp,stop_timestamp\na.mp4,x,1,2\n",
             "labels.csv has the columns start_timestamp, stop_timestamp, which may bound a segment: rename",
         ),
+        (
+            "path,label,First Frame,last_frame\na.mp4,x,1,2\n",
+            "labels.csv has the columns First Frame, last_frame, which may bound a segment: rename",
+        ),
+        ("path,label,from,to\na.mp4,x,1,2\n", "labels.csv has the columns from, to, which may bound a segment"),
+        (
+            '[{"path": "a.mp4", "label": "x", "segment": [1, 2]}]',
+            "labels.csv has the column segment, which may bound a segment",
+        ),
+        ("path,label,start,out\na.mp4,x,1,2\n", "labels.csv has the column out, which may bound a segment"),
         ("path,label,start,duration\na.mp4,x,1,2\n", "labels.csv has the column duration, which may bound a segment"),
         ("", "labels.csv is empty"),
     ],

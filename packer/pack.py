@@ -330,8 +330,8 @@ def _finish(prepared: Preparation, records: Sequence[_Packed]) -> Manifest:
     if names := [name for name, _ in _lacking(plan, done, ["train"])]:
         raise PackError(
             f"no video of class{'es' * (len(names) > 1)} {', '.join(map(repr, names))} for train can be read: see "
-            f"{target / 'rejected.csv'}, replace the videos by whole ones and give the same command again; or remove "
-            f"the folder of the class, delete {target} and pack again"
+            f"{target / 'rejected.csv'}, replace the videos by whole ones and give the same command again; or leave "
+            f"the class out, delete {target} and pack again"
         )
     splits = {}
     for split in SPLITS:

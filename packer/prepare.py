@@ -1,6 +1,6 @@
 """Decides what a command does, before anything is written: begin a pack, continue one, or append to one."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
@@ -109,13 +109,7 @@ def _plan(
     if not config.append:
         what += [f"{count_and_name(sources)} {how}" for how, sources in differing.items()]
     if what:
-        appending = "add new videos by --append, " * ("new" in differing)
-        going_on = "give --append to go on without those that are gone, " * ("gone" in differing)
-        going_on += f"`python -m packer relabel {target}` if the new labels are right, " * (_RELABELLED in differing)
-        raise UsageError(
-            f"{target} was packed with other settings or videos: {'; '.join(what)}: give the earlier settings and "
-            f"videos, {appending}{going_on}or choose another target"
-        )
+        raise UsageError(_refusal(target, what, differing, is_complete))
     if is_complete and not config.append and not retries:
         replaced = f"; {count_and_name(sorted(waiting))} rejected then and replaced since: --append packs what is whole"
         raise UsageError(
@@ -125,6 +119,26 @@ def _plan(
     if not differing.pop("new", None):
         return earlier, differing
     return extend_plan(earlier, catalog, given, _known_sha256(target)), differing
+
+
+def _refusal(target: Location, what: Sequence[str], differing: Collection[str], is_complete: bool) -> str:
+    """Returns why a command does not continue an earlier pack.
+
+    Args:
+        target: The pack.
+        what: Everything that differs, in words.
+        differing: How videos differ.
+        is_complete: Whether the pack is complete.
+    """
+    appending = "add new videos by --append, " * ("new" in differing)
+    going_on = "give --append to go on without those that are gone, " * ("gone" in differing)
+    if _RELABELLED in differing:
+        when = "" if is_complete else ", once the pack is complete,"
+        going_on += f"use `python -m packer relabel {target} --labels FILE`{when} if the new labels are right, "
+    return (
+        f"{target} was packed with other settings or videos: {'; '.join(what)}: give the earlier settings and "
+        f"videos, {appending}{going_on}or choose another target"
+    )
 
 
 def _differing_videos(

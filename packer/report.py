@@ -135,11 +135,12 @@ def _leak_lines(leaks: Sequence[str]) -> list[str]:
 
 
 def _contradiction_lines(plan: Plan) -> list[str]:
+    num = len(plan.contradictions)
     what = (
         "not packed, or as an earlier pack has them" if plan.recipe.duplicates == "reject" else "packed with each label"
     )
     return _listed(
-        f"labels    {len(plan.contradictions)} times, equal files have different labels ({what}):",
+        f"labels    {num} time{'s' * (num != 1)}, equal files have different labels ({what}):",
         plan.contradictions,
     )
 

@@ -133,7 +133,7 @@ def _group_lines(manifest: Manifest, notes: PlanNotes, table: pa.Table) -> Itera
         stated = f"; the labels state {num_stated}" if num_stated else ""
         yield f"groups    {len(together) or 'none'} of several files{spread}{stated}"
     if count := len(notes.contradictions):
-        yield f"labels    {count} times, equal files have different labels (.pack/plan.json)"
+        yield f"labels    {count} time{'s' * (count != 1)}, equal files have different labels (.pack/plan.json)"
 
 
 def _group_sizes(manifest: Manifest, notes: PlanNotes, table: pa.Table) -> NDArray[np.int64]:

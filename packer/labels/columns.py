@@ -27,6 +27,10 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
 _COLUMN_OF = {alias: column for column, aliases in COLUMNS.items() for alias in aliases}
 _BEGIN_WORDS = frozenset({"start", "begin", "onset"})
 _END_WORDS = frozenset({"stop", "end"})
+_BEGIN_NAMES = frozenset({"first", "first_frame", "frame_first", "from", "from_frame", "in", "in_point", "t0", "tmin"})
+_END_NAMES = frozenset({"last", "last_frame", "frame_last", "to", "to_frame", "out", "out_point", "t1", "tmax"})
+"""Names that bound a segment if one of each is there; alone, they may mean anything."""
+_RANGE_NAMES = frozenset({"segment", "segments", "interval", "time_range", "timestamps", "support"})
 _LENGTH_WORDS = frozenset({"duration", "length", "offset"})
 _DATE_WORDS = frozenset({"date", "day", "datetime"})
 _NUM_SHOWN = 10
@@ -89,20 +93,29 @@ def _check_bounds(table: Table, found: Mapping[str, list[int]], plain: Sequence[
             f"({', '.join(frames)}): remove one of the two"
         )
     unread = [name for name, word in zip(table.names, plain, strict=True) if word not in _COLUMN_OF]
-    words = {name: set(column_name(name).split("_")) for name in unread}
-    words = {name: found_words for name, found_words in words.items() if not found_words & _DATE_WORDS}
-    bounds = [name for name in words if words[name] & (_BEGIN_WORDS | _END_WORDS)]
-    if len(seconds + frames) == 1:  # the other bound may have another name
-        has_start = (seconds + frames)[0].startswith("start")
-        bounds = [name for name in words if words[name] & (_END_WORDS | _LENGTH_WORDS if has_start else _BEGIN_WORDS)]
-    elif seconds or frames:
-        return
-    if bounds:
+    if bounds := _unread_bounds(unread, seconds + frames):
         raise UsageError(
             f"{table.file_name} has the column{'s' * (len(bounds) > 1)} {named(bounds)}, which may bound a segment: "
             "rename to start and end for seconds (or mm:ss), to start_frame and end_frame for frames from 0 without "
             "the last, or remove it"
         )
+
+
+def _unread_bounds(unread: Sequence[str], known: Sequence[str]) -> list[str]:
+    """Returns the names of unread columns that may bound segments, beside the bounds that are known."""
+    words = {name: set(column_name(name).split("_")) for name in unread}
+    words = {name: of_name for name, of_name in words.items() if not of_name & _DATE_WORDS}
+    begins = {name for name in words if column_name(name) in _BEGIN_NAMES}
+    ends = {name for name in words if column_name(name) in _END_NAMES}
+    if len(known) > 1:
+        return []
+    if known and known[0].startswith("start"):
+        return [name for name in words if words[name] & (_END_WORDS | _LENGTH_WORDS) or name in ends]
+    if known:
+        return [name for name in words if words[name] & _BEGIN_WORDS or name in begins]
+    pair = begins | ends if begins and ends else set()
+    either = _BEGIN_WORDS | _END_WORDS
+    return [name for name in words if words[name] & either or name in pair or column_name(name) in _RANGE_NAMES]
 
 
 def unread_notes(table: Table, index_of: Mapping[str, int]) -> Iterator[tuple[str, str]]:

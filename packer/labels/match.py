@@ -20,6 +20,8 @@ from packer.video.segment import Segment
 
 _NUM_NAMED = 3
 _NEVER = Fraction(10**12)
+_WHOLE = Segment(Fraction(0))
+_UNITS = ("seconds", "frames")
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ def match_labels(folder: Location, files: Catalog, labels: Labels) -> Labelled:
             set_aside.append((video, error))
         else:
             rows_of[video.source].append(row)
-            videos.setdefault(video.source, video)
+            _check_one_file(row, videos.setdefault(video.source, video), video)
     contradictions = [found for source, rows in rows_of.items() for found in _contradictions(videos[source], rows)]
     contradicted = {video.source for video, _ in contradictions}
     kept = sorted((v for v in videos.values() if v.source not in contradicted), key=lambda video: video.source)
@@ -160,6 +162,13 @@ def _video(row: LabelRow, file: Video | None) -> Video:
     return replace(file, source=f"{file.source}{fragment}", class_name=row.label, segment=row.segment, group=row.group)
 
 
+def _check_one_file(row: LabelRow, video: Video, other: Video) -> None:
+    if video.path != other.path:
+        raise UsageError(
+            f"{row.where} is about {video.source}, which names a file and a segment of another file: rename the file"
+        )
+
+
 def _check_any(folder: Location, files: Catalog, matched: Sequence[tuple[LabelRow, Video | None]]) -> None:
     if not any(file for _, file in matched):
         raise UsageError(
@@ -237,7 +246,7 @@ def _notes(
             yield "rows", f"{_named('row', named, list(dict.fromkeys(named)))} with {what}: rejected"
     if overlaps := _overlaps(catalog.videos):
         what = _named("segment", overlaps, overlaps)
-        yield "overlaps", f"{what} overlap one of another class: the shared frames come into both"
+        yield "overlaps", f"{what} overlapping one of another class: the shared frames come into both"
 
 
 def _named(what: str, all_of: Sequence[str], names: Sequence[str]) -> str:
@@ -246,11 +255,11 @@ def _named(what: str, all_of: Sequence[str], names: Sequence[str]) -> str:
 
 
 def _overlaps(videos: Sequence[Video]) -> list[str]:
-    """Returns the segments that begin before the end of a segment of another class, of those in the same unit."""
+    """Returns the segments that begin before the end of another class's segment in the same unit, or whole video."""
     of_file: dict[tuple[str, str], list[tuple[Segment, Video]]] = defaultdict(list)
     for video in videos:
-        if video.segment:
-            of_file[video.file_source, video.segment.unit].append((video.segment, video))
+        for unit in (video.segment.unit,) if video.segment else _UNITS:
+            of_file[video.file_source, unit].append((video.segment or _WHOLE, video))
     found = []
     for segments in of_file.values():
         ends: dict[str, Fraction] = {}  # by class, the latest end so far

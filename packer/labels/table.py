@@ -8,7 +8,7 @@ from packer.labels.class_file import ClassNames
 from packer.labels.columns import find_columns, is_header, unread_notes
 from packer.labels.delimited import column_name, possible_tables
 from packer.labels.label_file import LabelFile
-from packer.labels.row_list import RowList, to_text
+from packer.labels.row_list import RowList, clean_path, to_text
 from packer.labels.rows import Labels
 from packer.labels.table_file import objects_of, open_table
 from packer.labels.times import frames_segment, seconds_segment, split_fragment
@@ -51,9 +51,18 @@ def read(
         label = to_text(row["label"], where, "label")
         if classes is not None and label:
             label = classes.name(label, where)
-        path, segment = split_fragment(row["video_id" if is_id else "path"])
-        segment = segment or _segment(row, where, frame_rate)
-        rows.add(where, path, label, split=row.get("split"), group=row.get("group"), segment=segment, is_id=is_id)
+        named = row["video_id" if is_id else "path"]
+        path, segment = split_fragment(named)
+        rows.add(
+            where,
+            path,
+            label,
+            split=row.get("split"),
+            group=row.get("group"),
+            segment=segment or _segment(row, where, frame_rate, table.has_decimal_commas),
+            is_id=is_id,
+            trimmed_path=clean_path(str(named)) if segment else "",  # a file may have such a name
+        )
     return rows.finish(format_name)
 
 
@@ -62,10 +71,15 @@ def counts_frames(file: LabelFile) -> bool:
     return not {"start_frame", "end_frame"}.isdisjoint(map(column_name, open_table(file).names))
 
 
-def _segment(row: Mapping[str, object], where: str, frame_rate: Fraction | None) -> Segment | None:
+def _segment(
+    row: Mapping[str, object], where: str, frame_rate: Fraction | None, has_decimal_commas: bool
+) -> Segment | None:
     try:
         if "start_frame" in row or "end_frame" in row:
             return frames_segment(row.get("start_frame"), row.get("end_frame"), frame_rate)
-        return seconds_segment(row.get("start"), row.get("end"))
+        bounds = [row.get("start"), row.get("end")]
+        if has_decimal_commas:
+            bounds = [bound.replace(",", ".") if isinstance(bound, str) else bound for bound in bounds]
+        return seconds_segment(*bounds)
     except ValueError as error:
         raise UsageError(f"{where}: {error}") from error

@@ -23,6 +23,8 @@ class Table:
     """Of the columns, as the file spells them."""
     values: Callable[[Sequence[int]], Iterable[tuple[str, Sequence[object]]]]
     """Gives the place and the values of each row, of the columns with these indices."""
+    has_decimal_commas: bool = False
+    """Whether 12,5 means 12.5: Excel writes semicolons between values because decimals follow a comma."""
 
 
 def open_table(file: LabelFile) -> Table:
@@ -41,6 +43,11 @@ def open_table(file: LabelFile) -> Table:
         objects = [(f"{file.name}: [{index}]", row) for index, row in enumerate(objects_of(file.json) or ())]
     if not objects:
         raise UsageError(f"{file.name} is no table: as JSON it must be a list of objects, one for each clip")
+    if len(objects) == 1 and all(isinstance(value, dict) for value in objects[0][1].values()):
+        raise UsageError(
+            f"{file.name} is a table column by column, as pandas writes JSON by default: write it row by row, by "
+            'to_json(PATH, orient="records")'
+        )
     return _of_objects(file, objects)
 
 
@@ -61,7 +68,7 @@ def _delimited(file: LabelFile) -> Table:
             row += [""] * (num_columns - len(row))
             yield where, [row[index] for index in indices]
 
-    return Table(file.name, tuple(header), values)
+    return Table(file.name, tuple(header), values, has_decimal_commas=best.delimiter == ";")
 
 
 def _json_lines(file: LabelFile) -> Iterator[tuple[str, dict[str, Any]]]:

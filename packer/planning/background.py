@@ -46,10 +46,10 @@ def background_segments(videos: Sequence[Video], class_name: str, seed: int, ear
         raise UsageError("labels_background is for labels with start and end: these labels are about whole videos")
     known = {video.source for video in videos}
     kept = [video for video in earlier if video.class_name == class_name and video.source not in known]
-    packed_files = {video.file_source for video in earlier}
+    full = {video.file_source for video in earlier} | {video.source for video in videos if video.segment is None}
     counts = Counter(video.class_name for video in (*videos, *kept))
     num_wanted = max(count for name, count in counts.items() if name != class_name or len(counts) == 1)
-    files = [of_file for source, of_file in labelled.items() if source not in packed_files]
+    files = [of_file for source, of_file in labelled.items() if source not in full]
     paths = [of_file[0].path for of_file in files]
     lengths = read_many(header_length, paths, is_remote=any(map(is_url, paths)))
     medians = _medians(videos)
@@ -97,11 +97,15 @@ def _of_file(segments: Sequence[Segment], length: Length, medians: Mapping[str, 
 
 
 def _unlabelled(segments: Sequence[Segment], total: Fraction) -> Iterator[_Stretch]:
-    """Yields the stretches before, between and after the segments; the last only if the file's length is known."""
+    """Yields the stretches before, between and after the segments; if the file's length is known, none goes beyond it.
+
+    Labels may lie behind the end of their file: of a stretch before such a label, just what the file has counts.
+    """
     at = Fraction(0)
     for segment in sorted(segments, key=lambda segment: segment.start):
-        if segment.start > at:
-            yield at, segment.start
+        start = min(segment.start, total) if total else segment.start
+        if start > at:
+            yield at, start
         if segment.end is None:
             return
         at = max(at, segment.end)

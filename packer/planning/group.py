@@ -47,7 +47,7 @@ def video_groups(videos: Sequence[Video], group_regex: str, digests: Mapping[str
     parents = list(range(len(videos)))
     for position, video in enumerate(videos):
         stem = None if pattern else stem_group(video)
-        file = f"file:{video.file_source}" if video.segment else None
+        file = f"file:{video.file_source}"  # of whole videos too: the same file may have labelled segments
         stated = f"stated:{video.group}" if video.group else None
         for key in (_name_group(video, pattern), stem, file, stated, digests.get(video.source)):
             if key is not None:

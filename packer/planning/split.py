@@ -171,8 +171,9 @@ def _check_sizes(catalog: Catalog, groups: Sequence[int], config: SplitConfig, s
         if num_groups[name] < needed and name not in settled:
             what = f"{config.num_folds} folds" if config.num_folds >= len(splits) else " and ".join(splits)
             raise UsageError(
-                f"class {name!r} has too few videos ({num_groups[name]}; copies, and videos of one recording, count as "
-                f"one): {what} need at least {needed}; add videos, remove its folder, or set a split's fraction to 0"
+                f"class {name!r} has too few videos ({num_groups[name]}; copies, videos of one recording, and segments "
+                f"of one file count as one): {what} need at least {needed}; add videos, leave the class out, or set a "
+                "split's fraction to 0"
             )
 
 
@@ -186,9 +187,9 @@ def _check_classes(catalog: Catalog, splits: Sequence[str], wanted: Sequence[str
                 if alike:  # in ASCII: names whose accents are coded in two ways look the same
                     hint = f"{name!a} may be the same class as {alike[0]!a}, then give both one name; otherwise "
                 raise UsageError(
-                    f"class {name!r} has no video for {split}: {hint}it has too few videos or groups, or the lists or "
-                    "folders leave it out; add videos, remove its folder, or remove the copies of its videos in other "
-                    "classes"
+                    f"class {name!r} has no video for {split}: {hint}it has too few videos or groups, or the given "
+                    "splits leave it out; add videos, leave the class out, or remove the copies of its videos in "
+                    "other classes"
                 )
 
 

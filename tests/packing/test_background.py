@@ -97,6 +97,21 @@ def test_after_a_segment_without_an_end_nothing_is_unlabelled(path: Path) -> Non
     assert all(end <= 2 for _, end in stretches(background_segments(labels, "none", 0, ())))
 
 
+def test_a_file_that_a_label_is_about_as_a_whole_has_none(path: Path) -> None:
+    labels = labelled(path, "a.mp4", ("1", "1.5", "x"), ("2", "2.5", "x"))
+    labels += labelled(path, "b.mp4", ("1", "1.5", "x"))
+    labels.append(Video(str(path), "a.mp4", "y", path.stat().st_size))
+    found = background_segments(labels, "none", 0, ())
+    assert {video.file_source for video in found} == {"b.mp4"}
+
+
+def test_nothing_lies_behind_the_end_of_the_file(path: Path) -> None:
+    labels = labelled(path, "a.mp4", ("1", "1.5", "x"), ("300", "301", "x"), ("400", "400.5", "x"))
+    found = stretches(background_segments(labels, "none", 0, ()))
+    assert len(found) == 3
+    assert all(end <= LENGTH_SECONDS for _, end in found)
+
+
 def test_there_must_be_segments_and_room(path: Path) -> None:
     with pytest.raises(UsageError, match="labels_background is for labels with start and end"):
         background_segments([Video(str(path), "a.mp4", "x", 1)], "none", 0, ())

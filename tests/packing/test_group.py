@@ -1,5 +1,6 @@
 """Which videos belong together, by the names that real datasets have and by content."""
 
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from configs.pack import SplitConfig
 from packer.planning.group import content_digests, video_groups
 from packer.video.catalog import Video
+from packer.video.segment import Segment
 
 
 def groups_of(*sources: str, group_regex: str = "") -> list[int]:
@@ -58,6 +60,13 @@ def test_a_regex_groups_by_what_its_groups_match(group_regex: str, groups: list[
 def test_a_broken_regex_is_refused() -> None:
     with pytest.raises(ValueError, match="not a regular expression: missing \\)"):
         SplitConfig(group_regex="(a")
+
+
+def test_a_file_is_one_group_as_a_whole_and_in_segments() -> None:
+    segments = [Segment(Fraction(start), Fraction(start + 1)) for start in (0, 5)]
+    videos = [Video("/nowhere", f"day1{segment.fragment}", "x", 1, segment) for segment in segments]
+    videos += [Video("/nowhere", "day1", "y", 1), Video("/nowhere", "day2", "y", 2)]
+    assert video_groups(videos, r"cam\d+", {}) == [0, 0, 0, 1]
 
 
 def test_names_and_contents_chain(tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def test_every_column_is_read(folder: Path) -> None:
     text = (
         "path,label,split,site,start,end\n"
         '"a/x, 1.mp4","say ""hi""",Training,yard,1:02.5,00:01:03.125\n'
-        "a/x.mp4,walk,valid,,12.30,\n"
+        "a/x.mp4,walk,validate,,12.30,\n"
         "a/x.mp4,walk,TEST,7,,4\n"
         "-3B.mp4,walk,,,,\n"
     )
@@ -106,6 +106,12 @@ def test_every_column_is_read(folder: Path) -> None:
     )
     assert labels.has_splits
     assert labels.notes == ()
+
+
+def test_between_semicolons_decimals_may_follow_a_comma(folder: Path) -> None:
+    text = "path;label;start;end\r\na.mp4;x;12,5;17\r\nb.mp4;x;0:09,5;0:12.25\r\n"
+    labels = read_text(folder, text)
+    assert [row.segment for row in labels.rows] == [seconds("12.5", "17"), seconds("9.5", "12.25")]
 
 
 def test_places_count_the_lines_of_the_file(folder: Path) -> None:
@@ -234,6 +240,11 @@ def test_paths_of_windows_and_of_browsers(folder: Path) -> None:
     ]
 
 
+def test_columns_that_bound_nothing_are_left_out(folder: Path) -> None:
+    text = "path,label,from,first_name,last_name,start_date,offset\na.mp4,x,web,Ann,Lee,2024-05-01,7\n"
+    assert pairs(read_text(folder, text)) == (("a.mp4", "x"),)
+
+
 def test_columns_that_are_not_read_are_named(folder: Path) -> None:
     labels = read_text(folder, "path,label,splt,notes,\na.mp4,walk,train,nice,1\n")
     assert not labels.has_splits
@@ -269,7 +280,11 @@ def test_columns_that_are_not_read_are_named(folder: Path) -> None:
         ("path,label\n", "labels.csv, read as table, labels no video: it has no rows"),
         ("path,label,split\na.mp4,x,holdout\n", "labels.csv:2 has split 'holdout': it must be train, val or test (or "),
         ("path,label,start\na.mp4,x,1:75\n", "labels.csv:2: '1:75' is no time: minutes after hours, and seconds after"),
-        ("path;label;start\na.mp4;x;12,5\n", "labels.csv:2: '12,5' is no time: decimals follow a point, not a comma"),
+        ("path\tlabel\tstart\na.mp4\tx\t12,5\n", "'12,5' is no time: decimals follow a point, not a comma"),
+        (
+            '{"path": {"0": "a.mp4"}, "label": {"0": "x"}}',
+            "labels.csv is a table column by column, as pandas writes JSON by default: write it row by row",
+        ),
         (
             "path,label,start\na.mp4,x,soon\n",
             "labels.csv:2: 'soon' is no time: write seconds (12.5), mm:ss or hh:mm:ss",
@@ -289,6 +304,16 @@ def test_columns_that_are_not_read_are_named(folder: Path) -> None:
             "path,label,start_timestamp,stop_timestamp\na.mp4,x,1,2\n",
             "labels.csv has the columns start_timestamp, stop_timestamp, which may bound a segment: rename",
         ),
+        (
+            "path,label,First Frame,last_frame\na.mp4,x,1,2\n",
+            "labels.csv has the columns First Frame, last_frame, which may bound a segment: rename",
+        ),
+        ("path,label,from,to\na.mp4,x,1,2\n", "labels.csv has the columns from, to, which may bound a segment"),
+        (
+            '[{"path": "a.mp4", "label": "x", "segment": [1, 2]}]',
+            "labels.csv has the column segment, which may bound a segment",
+        ),
+        ("path,label,start,out\na.mp4,x,1,2\n", "labels.csv has the column out, which may bound a segment"),
         ("path,label,start,duration\na.mp4,x,1,2\n", "labels.csv has the column duration, which may bound a segment"),
         ("", "labels.csv is empty"),
     ],

@@ -9,6 +9,7 @@ import pytest
 
 from configs.section import UsageError
 from packer.labels.match import Labelled, match_labels
+from packer.labels.read import read_labels
 from packer.labels.rows import LabelRow, Labels
 from packer.video.catalog import find_unlabelled
 from packer.video.segment import Segment
@@ -22,7 +23,7 @@ def row(path: str, label: str = "run", **fields: object) -> LabelRow:
 def lay_out(folder: Path, names: Sequence[str]) -> Path:
     for number, name in enumerate(names):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        write_numbered_video(folder / name, 2, first_number=10 * number)
+        write_numbered_video(folder / "new.mp4", 2, first_number=10 * number).rename(folder / name)
     return folder
 
 
@@ -57,6 +58,32 @@ def rejected(found: Labelled) -> list[tuple[str, str, str]]:
 def test_the_ways_to_name_a_file(tmp_path: Path, path: str) -> None:
     folder = lay_out(tmp_path / "videos", ["day1/a.mp4", "day2/b.mp4"])
     assert sources(matched(folder, row(path.format(folder=folder)))) == {"day1/a.mp4": "run"}
+
+
+@pytest.mark.parametrize(
+    ("names", "source", "segment"),
+    [
+        (["a.mp4"], "a.mp4#t=0,1", Segment(Fraction(0), Fraction(1))),
+        (["a.mp4#t=0,1"], "a.mp4#t=0,1", None),
+        (["a.mp4", "a.mp4#t=0,1"], "a.mp4#t=0,1", None),
+        (["day1/a.mp4", "day1/a.mp4#frames=0"], "day1/a.mp4#frames=0", None),
+    ],
+)
+def test_a_file_that_is_named_like_a_segment_is_that_file(
+    tmp_path: Path, names: Sequence[str], source: str, segment: Segment | None
+) -> None:
+    folder = lay_out(tmp_path / "videos", names)
+    (tmp_path / "labels.csv").write_text(f'path,label\n"{source}",run\n')
+    labels = read_labels(tmp_path / "labels.csv", "auto", classes=None, frame_rate=None)
+    [video] = match_labels(folder, find_unlabelled(folder), labels).catalog.videos
+    file = folder / (source if segment is None else "a.mp4")
+    assert (video.source, video.segment, Path(video.path)) == (source, segment, file)
+
+
+def test_a_file_and_a_segment_of_one_name_are_refused(tmp_path: Path) -> None:
+    folder = lay_out(tmp_path / "videos", ["a.mp4", "a.mp4#t=0,1"])
+    with pytest.raises(UsageError, match="#t=0,1, which names a file and a segment of another file: rename"):
+        matched(folder, row("a.mp4", segment=Segment(Fraction(0), Fraction(1))), row("a.mp4#t=0,1"))
 
 
 def test_a_path_with_folders_never_takes_a_file_of_another_folder(tmp_path: Path) -> None:
@@ -140,7 +167,18 @@ def test_overlapping_segments_of_two_classes_are_told_and_adjacent_ones_are_not(
     assert not [text for label, text in matched(folder, *adjacent).notes if label == "overlaps"]
     overlapping = [row("b.mp4", segment=Segment(Fraction(0), 2 * third)), row("b.mp4", "walk", segment=Segment(third))]
     (text,) = [text for label, text in matched(folder, *adjacent, *overlapping).notes if label == "overlaps"]
-    assert text == "1 segment (b.mp4#t=1/3) overlap one of another class: the shared frames come into both"
+    assert text == "1 segment (b.mp4#t=1/3) overlapping one of another class: the shared frames come into both"
+
+
+@pytest.mark.parametrize("unit", ["seconds", "frames"])
+def test_a_whole_video_overlaps_all_its_segments_of_other_classes(tmp_path: Path, unit: str) -> None:
+    folder = lay_out(tmp_path / "videos", ["a.mp4"])
+    segment = Segment(Fraction(0), Fraction(1), unit)  # type: ignore[arg-type]
+    found = matched(folder, row("a.mp4"), row("a.mp4", "walk", segment=segment))
+    (text,) = [text for label, text in found.notes if label == "overlaps"]
+    assert text.startswith(f"1 segment (a.mp4{segment.fragment}) overlapping")
+    alike = matched(folder, row("a.mp4"), row("a.mp4", segment=segment))
+    assert "overlaps" not in dict(alike.notes)
 
 
 def test_labels_of_another_folder_are_refused(tmp_path: Path) -> None:

@@ -206,7 +206,10 @@ def test_append_adds_new_rows_and_refuses_changed_labels(
     changed[0]["label"] = "walk"
     message = refused([data, target, "--labels", write_table(table, changed), *FAST], capsys)
     assert f"1 video ({source(0)}#t=0,1) labelled otherwise now" in message
-    assert "packer relabel" in message
+    assert f"use `python -m packer relabel {target} --labels FILE` if the new labels are right" in message
+    (target / "manifest.json").unlink()
+    message = refused([data, target, "--labels", table, *FAST], capsys)
+    assert f"use `python -m packer relabel {target} --labels FILE`, once the pack is complete, if" in message
 
 
 def test_repair_writes_a_damaged_shard_of_segments_again(data: Path, tmp_path: Path) -> None:

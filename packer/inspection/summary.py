@@ -20,12 +20,12 @@ from packer.shards.manifest import Manifest, read_manifest, read_rejected_column
 from packer.shards.stored_plan import PlanNotes, read_plan_notes
 from packer.storage.location import Location
 from packer.video.catalog import Video, has_video_extension
+from packer.video.segment import FRAGMENT
 
 _NUM_SIZES = 5
 _SET_ASIDE = ("not_a_video", "no_video_stream", "proxy")
 _NO_FILE = "no_file"
-_FRAGMENT = re.compile("#(t|frames)=[^#/]*$")
-"""What `Segment.fragment` adds to the path of a video."""
+_FRAGMENT = re.compile(f"{FRAGMENT}$")
 _COLUMNS = (
     *(
         "source",

@@ -5,14 +5,13 @@ import re
 from decimal import Decimal
 from fractions import Fraction
 
-from packer.video.segment import Segment
+from packer.video.segment import FRAGMENT, Segment
 
 _PLAIN = re.compile(r"(\d{1,9})(?:\.(\d{1,30}))?")
 """Nearly every time in a table: faster than by `Decimal`."""
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?")
 _CLOCK = re.compile(r"(?:(\d+):)?(\d+):(\d+(?:[.,]\d*)?)")
-_EXACT = r"(-?\d{1,15}(?:[./]\d{1,40})?)"
-_FRAGMENT = re.compile(rf"(.+)#(t|frames)={_EXACT}(?:,{_EXACT})?")
+_WITH_FRAGMENT = re.compile(rf"(.+){FRAGMENT}")
 _TIMES = "write seconds (12.5), mm:ss or hh:mm:ss"
 _MOST_DIGITS, _MOST_DECIMALS = 9, 40
 """A number beyond these is damaged, and its exact fraction could take any amount of memory."""
@@ -95,7 +94,7 @@ def split_fragment(path: object) -> tuple[object, Segment | None]:
 
     `a/x.mp4#t=12.5,17` gives `a/x.mp4` and the segment whose `fragment` is `#t=12.5,17`.
     """
-    if not isinstance(path, str) or "#" not in path or (found := _FRAGMENT.fullmatch(path.strip())) is None:
+    if not isinstance(path, str) or "#" not in path or (found := _WITH_FRAGMENT.fullmatch(path.strip())) is None:
         return path, None
     name, unit, start, end = found.groups()
     return name, Segment(Fraction(start), Fraction(end) if end else None, "seconds" if unit == "t" else "frames")

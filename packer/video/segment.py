@@ -5,6 +5,10 @@ from fractions import Fraction
 from functools import cached_property
 from typing import Literal
 
+_BOUND = r"-?\d{1,40}(?:\.\d{1,40}|/[1-9]\d{0,39})?"
+FRAGMENT = rf"#(t|frames)=({_BOUND})(?:,({_BOUND}))?"
+"""Regular expression for `Segment.fragment`; its groups are the unit, the start and the end."""
+
 
 @dataclass(frozen=True)
 class Segment:

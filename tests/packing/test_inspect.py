@@ -60,12 +60,17 @@ def printed(target: Path, capsys: pytest.CaptureFixture[str], *options: str | Pa
 def with_segments(target: Path) -> list[dict[str, Any]]:
     """Makes the videos of class run segments of two files, in the index alone; returns the index."""
     rows = rows_of(target)
-    times = [(0.0, 3.5), (3.5, 4.0), (3725.0, None), (None, 2.0), (10.0, 20.0)]
+    times = [  # text of the segment, start, end
+        ("0,3.5", 0.0, 3.5),
+        ("7/2,4", 3.5, 4.0),
+        ("3725", 3725.0, None),
+        ("0,2", None, 2.0),
+        ("10,20", 10.0, 20.0),
+    ]
     for number, row in enumerate(row for row in rows if row["class_name"] == "run"):
-        start, end = times[number]
-        shown_times = ",".join("" if time is None else f"{time:g}" for time in (start or 0, end)).rstrip(",")
+        text, start, end = times[number]
         row |= {
-            "source": f"long/{'b' if number == 4 else 'a'}.mp4#t={shown_times}",
+            "source": f"long/{'b' if number == 4 else 'a'}.mp4#t={text}",
             "start_seconds": start,
             "end_seconds": end,
             "duration_seconds": 3730.0,

@@ -403,11 +403,18 @@ def test_bounds_may_be_missing() -> None:
 
 @pytest.mark.parametrize(
     "segment",
-    [seconds("0", "4"), seconds("12.5"), seconds("37/3", "40/3"), Segment(Fraction(3), Fraction(9), "frames")],
+    [
+        seconds("0", "4"),
+        seconds("12.5"),
+        seconds("37/3", "40/3"),
+        seconds("1234567000000000/23976023976"),
+        Segment(Fraction(3), Fraction(9), "frames"),
+    ],
 )
 def test_a_path_with_its_segment_is_taken_apart(segment: Segment) -> None:
     assert split_fragment(f"a/x#1.mp4{segment.fragment}") == ("a/x#1.mp4", segment)
     assert split_fragment("a/x#1.mp4") == ("a/x#1.mp4", None)
+    assert split_fragment("a/x.mp4#t=1/0") == ("a/x.mp4#t=1/0", None)
 
 
 def test_the_page_about_labels_names_every_column_and_format(folder: Path) -> None:

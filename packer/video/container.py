@@ -206,6 +206,8 @@ def _is_cut_mp4(file: BinaryIO) -> bool:
     end = file.seek(0, io.SEEK_END)
     position, has_data = 0, False
     for _ in range(_MAX_BOXES):
+        if position >= end:
+            break
         file.seek(position)
         header = file.read(16)
         kind = header[4:8]

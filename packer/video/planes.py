@@ -197,6 +197,8 @@ def common_size(sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
 
     Sides that differ by a pixel through rounding, as 426 x 240 and 1280 x 720, have one shape.
     """
+    if len(set(sizes)) == 1:  # nearly all videos
+        return sizes[0]
     num_of_shape = Counter(_shape(size) for size in sizes)
     return max(sizes, key=lambda size: (num_of_shape[_shape(size)], size[0] * size[1]))
 

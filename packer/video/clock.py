@@ -134,10 +134,10 @@ class Clock:
         if not gaps:
             return
         ticks_per_second = 1 / float(self._time_base)
-        own = [ticks_per_second / gap for gap in (sum(gaps) / len(gaps), median(gaps))]
-        if all(abs(timed.fps - fps) > _TOLERANCE * fps for fps in own):
-            timed.fps = own[0]
-            timed.duration_seconds = (len(gaps) + 1) / own[0]
+        mean_fps = ticks_per_second * len(gaps) / sum(gaps)
+        if _is_off(timed.fps, mean_fps) and _is_off(timed.fps, ticks_per_second / median(gaps)):
+            timed.fps = mean_fps
+            timed.duration_seconds = (len(gaps) + 1) / mean_fps
 
     @property
     def num_due(self) -> int:
@@ -170,6 +170,10 @@ class Clock:
         times = sorted(self._times)
         gaps = list(map(sub, times[1:], times))
         return gaps if gaps and min(gaps) > 0 else ()
+
+
+def _is_off(stated_fps: float, fps: float) -> bool:
+    return abs(stated_fps - fps) > _TOLERANCE * fps
 
 
 def _sorted(times: Sequence[int | None]) -> Sequence[int | None]:

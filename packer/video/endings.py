@@ -57,7 +57,7 @@ def is_cut_off(file: BinaryIO) -> bool:
 
 
 def _is_cut(parts: Iterator[Part], kind: bytes, file_end: int) -> bool:
-    return any(part.kind == kind and part.end > file_end for part in parts)
+    return next((part.end > file_end for part in parts if part.kind == kind), False)
 
 
 def _boxes(file: BinaryIO, file_end: int) -> Iterator[Part]:

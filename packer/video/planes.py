@@ -153,7 +153,8 @@ class Resizer:
             self._stored_size = stored_size(*self.reference_size, self._pixel_aspect, self._short_side_px)
             self._orientation = orientation_of(frame)
         self.sizes[index] = size
-        self.is_colour_approximate |= matrix_of(frame).is_approximate
+        if frame.colorspace not in _KNOWN_MATRICES:
+            self.is_colour_approximate |= matrix_of(frame).is_approximate
         frame = self._mender.mended(frame)
         if size == self.reference_size:
             return to_planes(frame, self._reformatter, *self._stored_size, self._orientation)

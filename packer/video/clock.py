@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
-from itertools import pairwise
 from math import ceil
+from operator import sub
 from statistics import median
 from typing import Protocol
 
@@ -110,7 +110,7 @@ class Clock:
         elif self._counts_chunks:
             own = ()
         times = [time for time in own if time is not None]
-        if len(times) == num_frames > 0 and times[0] < times[-1] and all(a <= b for a, b in pairwise(times)):
+        if len(times) == num_frames > 0 and times[0] < times[-1] and times == sorted(times):
             start_tick = Fraction(times[0])
             if self._start is not None and self._time_base and not self._counts_chunks:
                 start_tick = self._start / self._time_base
@@ -128,16 +128,16 @@ class Clock:
         long pause nor frames of varying rate count against it. If the clock jumps back, as in joined recordings, the
         stated duration is that of one of them.
         """
-        if timed.fps and self._jumps_back():
+        if timed.fps and self._jumps_back:
             timed.duration_seconds = len(self.packets) / timed.fps
         gaps = self._gaps()
         if not gaps:
             return
-        mean = sum(gaps) / len(gaps)
-        own = [float(1 / (Fraction(gap) * self._time_base)) for gap in (mean, median(gaps))]
-        if all(abs(timed.fps - fps) > _TOLERANCE * fps for fps in own):
-            timed.fps = own[0]
-            timed.duration_seconds = (len(gaps) + 1) / own[0]
+        ticks_per_second = 1 / float(self._time_base)
+        mean_fps = ticks_per_second * len(gaps) / sum(gaps)
+        if _is_off(timed.fps, mean_fps) and _is_off(timed.fps, ticks_per_second / median(gaps)):
+            timed.fps = mean_fps
+            timed.duration_seconds = (len(gaps) + 1) / mean_fps
 
     @property
     def num_due(self) -> int:
@@ -156,18 +156,24 @@ class Clock:
         missing_seconds = stated_seconds - float((max(0, end) - min(0, start)) * self._time_base)
         return missing_seconds > max(_END_TOLERANCE_SECONDS, _TOLERANCE * stated_seconds)
 
+    @cached_property
     def _jumps_back(self) -> bool:
         decoded_at = [dts for _, dts, _ in self.packets if dts is not None]
-        return any(before > after for before, after in pairwise(decoded_at))
+        return decoded_at != sorted(decoded_at)
 
     def _gaps(self) -> Sequence[int]:
         """Returns the gaps between the frames in display order; none if the clock jumps back or frames lack a time."""
         if len(self._times) < len(self.packets) or not self._time_base:
             return ()
-        if self._jumps_back():
+        if self._jumps_back:
             return ()
-        gaps = [after - before for before, after in pairwise(sorted(self._times))]
+        times = sorted(self._times)
+        gaps = list(map(sub, times[1:], times))
         return gaps if gaps and min(gaps) > 0 else ()
+
+
+def _is_off(stated_fps: float, fps: float) -> bool:
+    return abs(stated_fps - fps) > _TOLERANCE * fps
 
 
 def _sorted(times: Sequence[int | None]) -> Sequence[int | None]:

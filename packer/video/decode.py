@@ -98,13 +98,10 @@ class _Survey:
 
     def needed_times(self) -> FrameTimes:
         """Returns when the frames are shown, by the pictures."""
-        times = {
-            picture.position: time
-            # Only an AVI, which has no such times, can have more pictures than packets, or fewer.
-            for picture, time in zip(self.pictures, self.clock.packet_times, strict=False)
-        }
-        num_frames = sum(picture.position is not None for picture in self.pictures)
-        return self.clock.frame_times([times.get(position) for position in range(num_frames)])
+        positions = [picture.position for picture in self.pictures]
+        # Only an AVI, which has no such times, can have more pictures than packets, or fewer.
+        times = dict(zip(positions, self.clock.packet_times, strict=False))
+        return self.clock.frame_times(list(map(times.get, range(len(positions) - positions.count(None)))))
 
 
 @dataclass(frozen=True)

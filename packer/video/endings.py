@@ -57,16 +57,16 @@ def is_cut_off(file: BinaryIO) -> bool:
 
 
 def _is_cut(parts: Iterator[Part], kind: bytes, file_end: int) -> bool:
-    return any(part.kind == kind and part.end > file_end for part in parts)
+    return next((part.end > file_end for part in parts if part.kind == kind), False)
 
 
 def _boxes(file: BinaryIO, file_end: int) -> Iterator[Part]:
     start = 0
     for _ in range(_MAX_PARTS):
+        if start + 8 > file_end:  # a file system refuses to go to a place that is far behind a file
+            return
         file.seek(start)
         head = file.read(16)
-        if len(head) < 8:
-            return
         size, num_head_bytes = int.from_bytes(head[:4], "big"), 8
         if size == 1:
             size, num_head_bytes = int.from_bytes(head[8:], "big"), 16
@@ -100,10 +100,10 @@ def _num_indexed_bytes(index: bytes) -> int:
 def _chunks(file: BinaryIO, start: int, file_end: int, order: str, *, is_padded: bool) -> Iterator[Part]:
     """Yields the chunks of AVI, whose sizes leave their heads out and are padded, or of RealMedia."""
     for _ in range(_MAX_PARTS):
+        if start + 12 > file_end:
+            return
         file.seek(start)
         head = file.read(12)
-        if len(head) < 12:
-            return
         kind, size = struct.unpack(f"{order}4sI", head[:8])
         is_open = size in _OPEN_SIZES
         end = file_end if is_open else start + size + (8 + size % 2 if is_padded else 0)
@@ -116,6 +116,8 @@ def _chunks(file: BinaryIO, start: int, file_end: int, order: str, *, is_padded:
 def _is_cut_asf(file: BinaryIO, file_end: int) -> bool:
     file.seek(16)
     start = int.from_bytes(file.read(8), "little")
+    if start >= file_end:
+        return False
     file.seek(start)
     head = file.read(24)
     return head.startswith(_ASF_DATA) and start + int.from_bytes(head[16:], "little") > file_end
@@ -123,8 +125,8 @@ def _is_cut_asf(file: BinaryIO, file_end: int) -> bool:
 
 def _is_cut_mxf(head: bytes, file_end: int) -> bool:
     """Tells whether the last partition lies behind the end of the file (SMPTE ST 377-1, 7.1)."""
-    num_length_bytes = 1 + (head[16] & 0x7F if head[16] & 0x80 else 0)
-    footer_at = 16 + num_length_bytes + 24
+    length = int.from_bytes(head[16:17], "big")
+    footer_at = 16 + 1 + (length & 0x7F if length & 0x80 else 0) + 24
     return int.from_bytes(head[footer_at : footer_at + 8], "big") >= file_end
 
 

@@ -124,8 +124,9 @@ def _read_mp4(file: BinaryIO, header: Header) -> None:
     for index in _inside(file, everything, b"moov"):
         file.seek(index.start)
         # In memory: many small reads of a file would take 0.3 ms per video, 1 % of packing a short one.
-        moov = io.BytesIO(file.read(min(index.end - index.start, _MAX_INDEX_BYTES)))
-        _read_moov(moov, _Box(b"moov", 0, len(moov.getbuffer())), header)
+        moov = file.read(min(index.end - index.start, _MAX_INDEX_BYTES))
+        if any(kind in moov for kind in (*_ENCRYPTED_ENTRIES, b"clap")):  # in few files; looking takes no time
+            _read_moov(io.BytesIO(moov), _Box(b"moov", 0, len(moov)), header)
 
 
 def _read_moov(file: BinaryIO, moov: _Box, header: Header) -> None:
@@ -171,10 +172,13 @@ _PIXEL_CROPS = {0x54CC: "left", 0x54BB: "top", 0x54DD: "right", 0x54AA: "bottom"
 
 def _elements(file: BinaryIO, start: int, end: int) -> Iterator[tuple[int, int, int | None]]:
     """Yields id, start of the content and its end (None: not stated) of the elements on one level."""
+    end = min(end, file.seek(0, io.SEEK_END))  # a file system refuses to go to a place that is far behind a file
     for _ in range(_MAX_ITEMS):
+        if start >= end:
+            return
         file.seek(start)
         head = file.read(12)
-        if start >= end or len(head) < 2 or not head[0]:
+        if len(head) < 2 or not head[0]:
             return
         id_bytes = 9 - head[0].bit_length()
         size_head = head[id_bytes : id_bytes + 8]
@@ -269,13 +273,16 @@ _ASF_ENCRYPTION = tuple(
 
 
 def _read_asf(file: BinaryIO, header: Header) -> None:
+    file_end = file.seek(0, io.SEEK_END)
     file.seek(16)
-    start, end = 30, int.from_bytes(file.read(8), "little")
+    start, end = 30, min(file_end, int.from_bytes(file.read(8), "little"))
     for _ in range(_MAX_ITEMS):
+        if start >= end:
+            return
         file.seek(start)
         head = file.read(24)
         size = int.from_bytes(head[16:], "little")
-        if start >= end or len(head) < 24 or size < 24:
+        if len(head) < 24 or size < 24:
             return
         if head.startswith(_ASF_ENCRYPTION):
             header.encrypted.add(EVERY_TRACK)

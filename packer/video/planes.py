@@ -153,7 +153,8 @@ class Resizer:
             self._stored_size = stored_size(*self.reference_size, self._pixel_aspect, self._short_side_px)
             self._orientation = orientation_of(frame)
         self.sizes[index] = size
-        self.is_colour_approximate |= matrix_of(frame).is_approximate
+        if frame.colorspace not in _KNOWN_MATRICES:
+            self.is_colour_approximate |= matrix_of(frame).is_approximate
         frame = self._mender.mended(frame)
         if size == self.reference_size:
             return to_planes(frame, self._reformatter, *self._stored_size, self._orientation)
@@ -197,6 +198,8 @@ def common_size(sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
 
     Sides that differ by a pixel through rounding, as 426 x 240 and 1280 x 720, have one shape.
     """
+    if len(set(sizes)) == 1:  # nearly all videos
+        return sizes[0]
     num_of_shape = Counter(_shape(size) for size in sizes)
     return max(sizes, key=lambda size: (num_of_shape[_shape(size)], size[0] * size[1]))
 

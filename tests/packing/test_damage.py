@@ -1,6 +1,7 @@
 """Damaged, cut and encrypted videos are told apart from whole ones, on both decode paths."""
 
 import random
+import struct
 import subprocess
 from fractions import Fraction
 from pathlib import Path
@@ -149,6 +150,31 @@ def test_joined_recordings_last_as_long_as_their_frames(tmp_path: Path) -> None:
 def test_a_box_that_is_too_long_is_no_matter_if_all_frames_are_there(test_data: Path) -> None:
     clip = clip_of(test_data / "zoo/androidx/sample_mdat_too_long.mp4")
     assert (clip.num_frames, clip.num_frames_claimed, clip.damage) == (30, 30, ())
+
+
+HUGE = 2**63 + 5
+"""More than a file system lets a reader go to."""
+BEYOND = {
+    "mp4": struct.pack(">I8s4x", 16, b"ftypisom") + struct.pack(">I4sQ", 1, b"free", HUGE) + bytes(99),
+    "matroska": bytes.fromhex("1a45dfa380 1853806701ffffffffffffff ec01fffffffffffffe") + bytes(99),
+    "asf": bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c") + struct.pack("<Q", HUGE) + bytes(99),
+    "asf object": bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c") + struct.pack("<Q6x16xQ", HUGE, HUGE) + bytes(99),
+    "mxf": bytes.fromhex("060e2b34020501010d0102010102"),
+}
+
+
+@pytest.mark.parametrize("data", BEYOND.values(), ids=BEYOND)
+def test_a_size_that_no_file_has_is_refused_alike_on_disk_and_in_memory(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "file").write_bytes(data)
+    assert reason_of(tmp_path / "file") == reason_of(data) == "not_a_video"
+
+
+def test_a_box_of_such_a_size_behind_a_video_is_no_matter(tmp_path: Path) -> None:
+    path = write_numbered_video(tmp_path / "video.mp4", 30)
+    whole = clip_of(path)
+    path.write_bytes(path.read_bytes() + struct.pack(">I4sQ", 1, b"free", HUGE))
+    clip = clip_of(path)
+    assert (clip.jpegs, clip.damage) == (whole.jpegs, ())
 
 
 def test_a_recording_that_ends_early_is_cut_off(tmp_path: Path) -> None:

@@ -55,24 +55,24 @@ start() {
     # Not below the project: the path of a socket may have 107 bytes, and Ray needs 65 of them.
     mktemp -d /tmp/clipstream-XXXXXX >"$state/temp"
     (umask 077 && python -c 'import secrets; print(secrets.token_hex(32), end="")' >"$state/token")
-    read -r dashboard gcs client agent < <(free_ports)
-    write_env "$dashboard"
-    # shellcheck source=/dev/null
-    . "$state/env"
-
     # So that `ray job stop` sends Ctrl-C's signal and gives a training run time for its last checkpoint.
     export RAY_JOB_STOP_SIGNAL=SIGINT RAY_JOB_STOP_WAIT_TIME_S=30
     export RAY_TRAIN_ENABLE_PRINT_PATCH=0 # Ray Train would print each line of a worker twice
     export RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=serve.proxy.set_up_proxy # for `serve deploy`
     export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0
 
-    set -m # a process group of its own, which Ctrl-C in this terminal does not reach
-    nohup ray start --head --block --disable-usage-stats --port "$gcs" \
-        --dashboard-host 127.0.0.1 --dashboard-port "$dashboard" --dashboard-agent-listen-port "$agent" \
-        --ray-client-server-port "$client" --temp-dir "$(cat "$state/temp")" >"$state/log" 2>&1 </dev/null &
-    echo $! >"$state/pid"
-    set +m
-    await_start
+    # Another program may take a port between the choice and Ray's start: then Ray ends at once, and others are tried.
+    for _ in 1 2 3; do
+        launch
+        await_start && break
+        is_alive && break
+    done
+    if ! grep -q "Ray runtime started" "$state/log"; then
+        echo "cluster: Ray did not start; the end of $state/log says why:" >&2
+        tail -n 20 "$state/log" >&2
+        end_cluster >/dev/null
+        exit 1
+    fi
     # Only now: a head that starts must not be told of a cluster to join.
     echo "export RAY_ADDRESS=127.0.0.1:$gcs" >>"$state/env"
     echo "cluster ready: http://127.0.0.1:$dashboard"
@@ -83,19 +83,35 @@ start() {
         "make cluster-stop" "when done"
 }
 
+launch() {
+    read -r dashboard gcs client agent < <(free_ports)
+    write_env "$dashboard"
+    # shellcheck source=/dev/null
+    . "$state/env"
+    : >"$state/log"
+    set -m # a process group of its own, which Ctrl-C in this terminal does not reach
+    nohup ray start --head --block --disable-usage-stats --port "$gcs" \
+        --dashboard-host 127.0.0.1 --dashboard-port "$dashboard" --dashboard-agent-listen-port "$agent" \
+        --ray-client-server-port "$client" --temp-dir "$(cat "$state/temp")" >"$state/log" 2>&1 </dev/null &
+    echo $! >"$state/pid"
+    set +m
+}
+
 await_start() {
     for _ in $(seq 240); do
         grep -q "Ray runtime started" "$state/log" && return
-        is_running || break
+        is_alive || return 1
         sleep 0.5
     done
-    echo "cluster: Ray did not start; the end of $state/log says why:" >&2
-    tail -n 20 "$state/log" >&2
-    stop
-    exit 1
+    return 1
 }
 
-stop() {
+# For the process just started, whose arguments are still those of this script until Ray takes its place.
+is_alive() {
+    kill -0 "$(cat "$state/pid")" 2>/dev/null
+}
+
+end_cluster() {
     said="no cluster of this folder is running"
     if is_running; then
         pid=$(cat "$state/pid")
@@ -111,6 +127,10 @@ stop() {
     rm -f "$state"/{pid,temp,token,env,log}
     rmdir "$state" 2>/dev/null || true
     echo "$said"
+}
+
+stop() {
+    end_cluster
     if [ -n "${RAY_API_SERVER_ADDRESS:-}" ]; then
         echo "this shell still names it; before \`python -m trainer\` without a cluster, or close the shell:"
         echo "  unset RAY_ADDRESS RAY_API_SERVER_ADDRESS RAY_AUTH_MODE RAY_AUTH_TOKEN_PATH"

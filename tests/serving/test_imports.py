@@ -26,8 +26,8 @@ def imports(name: str) -> tuple[list[str], set[str]]:
     ("name", "num_files", "unwanted"),
     [
         ("serve.replica.predictor", 16, {"pyarrow", "webdataset", "mlflow", "ray"}),
-        ("packer.decoders.process", 19, {"torch", "pyarrow", "webdataset", "mlflow", "ray"}),
-        ("serve.app", 44, {"torch", "mlflow"}),
+        ("packer.decoders.process", 24, {"torch", "pyarrow", "webdataset", "mlflow", "ray"}),
+        ("serve.app", 49, {"torch", "mlflow"}),
     ],
 )
 def test_a_process_imports_little(name: str, num_files: int, unwanted: set[str]) -> None:

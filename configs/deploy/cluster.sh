@@ -17,7 +17,7 @@ state=$CLIPSTREAM_HOME/.ray
 # True while the process started here lives. The name of its temporary folder shows that it is not another process with
 # the same id.
 is_running() {
-    [ -f "$state/pid" ] && ps -o args= -p "$(cat "$state/pid")" 2>/dev/null | grep -qF -- "$(cat "$state/temp")"
+    [ -f "$state/pid" ] && ps -ww -o args= -p "$(cat "$state/pid")" 2>/dev/null | grep -qF -- "$(cat "$state/temp")"
 }
 
 free_ports() {

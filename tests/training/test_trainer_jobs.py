@@ -22,11 +22,12 @@ EPOCHS = 50  # 20 can be over before a busy machine has seen the first checkpoin
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory, packed: Path) -> Iterator[Project]:
     with project(tmp_path_factory.mktemp("cluster"), packed) as made:
-        assert made.run(*CLUSTER, "start").code == 0
+        narrow = {"COLUMNS": "40"}  # to which ps cuts the arguments of processes, unless it is told not to
+        assert made.run(*CLUSTER, "start", **narrow).code == 0
         try:
             yield made
         finally:
-            assert made.run(*CLUSTER, "stop").code == 0
+            assert made.run(*CLUSTER, "stop", **narrow).code == 0
 
 
 def submit(

@@ -14,8 +14,6 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from packer.storage.target_lock import locked
-
 ROOT = Path(__file__).parents[2]
 PACKAGES = ["configs", "packer", "trainer", "serve"]
 
@@ -92,19 +90,19 @@ def test_installed_commands_run_outside_the_clone(installed: Path, package: str,
 
 
 def test_upload_of_a_working_dir_stays_small(checkout: Path, tmp_path: Path) -> None:
-    """`ray job submit --working-dir .` sends the sources and none of the big folders that lie beside them."""
+    """`ray job submit --working-dir .` sends the sources and settings, and nothing else that lies beside them."""
     from ray._private.runtime_env.packaging import create_package
     from ray._private.runtime_env.working_dir import upload_working_dir_if_needed
 
     working_dir = shutil.copytree(checkout, tmp_path / "project")
     fat = os.urandom(2**20)
-    names = [".venv", ".venv-bench", ".git", "data", "shards", "runs", "mlruns", ".demo", "bench-results", ".ray"]
-    for name in names:
+    for name in (".venv", ".git", "data", "shards", "runs", "mlruns", ".demo", ".ray", "my clips", "another pack"):
         (working_dir / name).mkdir()
         (working_dir / name / "fat.bin").write_bytes(fat)
-    (working_dir / "mlflow.db").write_bytes(fat)
-    with locked(working_dir / "another pack"):  # a pack is known by what it holds
-        (working_dir / "another pack/train-000000.tar").write_bytes(fat)
+    for name in ("mlflow.db", "sheet.html", "predictions.parquet", "film.mp4"):
+        (working_dir / name).write_bytes(fat)
+    for name in ("mine.yaml", "configs/mine.yaml"):
+        (working_dir / name).write_text("epochs: 1\n", encoding="utf-8")
     package = tmp_path / "package.zip"
 
     def pack(module_path: str, excludes: list[str] | None, is_file: bool = False) -> None:
@@ -112,8 +110,9 @@ def test_upload_of_a_working_dir_stays_small(checkout: Path, tmp_path: Path) -> 
 
     upload_working_dir_if_needed({"working_dir": str(working_dir)}, include_gitignore=True, upload_fn=pack)
     uploaded = {name for name in zipfile.ZipFile(package).namelist() if not name.endswith("/")}
-    assert not {name for name in uploaded if name.split("/")[0] in {*names, "mlflow.db", "another pack"}}
-    assert {f"{name}/__init__.py" for name in PACKAGES} <= uploaded
+    expected = {f"{name}/__init__.py" for name in PACKAGES} | {"pyproject.toml", "mine.yaml", "configs/mine.yaml"}
+    assert expected <= uploaded
+    assert {name.split("/")[0] for name in uploaded} <= {*PACKAGES, "pyproject.toml", "mkdocs.yml", "mine.yaml"}
     assert package.stat().st_size < 5 * 2**20
 
 

@@ -50,7 +50,7 @@ def wheel(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_wheel_holds_the_packages_with_their_data_and_nothing_else(wheel: Path, checkout: Path) -> None:
     inside = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     wanted = {path.relative_to(checkout).as_posix() for name in PACKAGES for path in (checkout / name).rglob("*.py")}
-    for pattern in ["configs/*.yaml", "configs/deploy/*", "serve/gateway/static/*"]:
+    for pattern in ["configs/*.yaml", "configs/deploy/*", "packer/inspection/static/*", "serve/gateway/static/*"]:
         wanted |= {path.relative_to(checkout).as_posix() for path in checkout.glob(pattern)}
     assert inside == wanted
 
@@ -102,7 +102,9 @@ def test_upload_of_a_working_dir_stays_small(checkout: Path, tmp_path: Path) -> 
     for name in names:
         (working_dir / name).mkdir()
         (working_dir / name / "fat.bin").write_bytes(fat)
-    (working_dir / "mlflow.db").write_bytes(fat)
+    files = ["mlflow.db", "sheet.html"]
+    for name in files:
+        (working_dir / name).write_bytes(fat)
     with locked(working_dir / "another pack"):  # a pack is known by what it holds
         (working_dir / "another pack/train-000000.tar").write_bytes(fat)
     package = tmp_path / "package.zip"
@@ -112,7 +114,7 @@ def test_upload_of_a_working_dir_stays_small(checkout: Path, tmp_path: Path) -> 
 
     upload_working_dir_if_needed({"working_dir": str(working_dir)}, include_gitignore=True, upload_fn=pack)
     uploaded = {name for name in zipfile.ZipFile(package).namelist() if not name.endswith("/")}
-    assert not {name for name in uploaded if name.split("/")[0] in {*names, "mlflow.db", "another pack"}}
+    assert not {name for name in uploaded if name.split("/")[0] in {*names, *files, "another pack"}}
     assert {f"{name}/__init__.py" for name in PACKAGES} <= uploaded
     assert package.stat().st_size < 5 * 2**20
 

@@ -267,8 +267,16 @@ class InspectConfig(Section):
 
     target: CliPositionalArg[str] = Field(description="folder of a complete pack")
     sheet: str = ""
-    """Picture file, such as sheet.png, into which clips of every class are drawn."""
+    """File for a contact sheet, such as sheet.html: a page per class and split with five frames of each clip, and what
+    was rejected and why. Any browser opens it, without a network. An older sheet is replaced, no other file is."""
     clips_per_class: int = Field(6, ge=1, le=100)
-    """Most clips of a class on the sheet."""
+    """Most clips per class and split on the sheet, spread over the recordings; the same ones each time."""
     all: bool = False
     """Shows every class; otherwise, of more than 40 classes, the largest and the smallest ones."""
+
+    @field_validator("sheet")
+    @classmethod
+    def _is_html(cls, value: str) -> str:
+        if value and not value.lower().endswith((".html", ".htm")):
+            raise ValueError("must end in .html: the sheet is one file for a browser, such as sheet.html")
+        return value

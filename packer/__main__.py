@@ -21,7 +21,7 @@ python -m packer videos shards --labels labels.csv  takes the classes from a tab
 python -m packer verify shards          checks a pack byte by byte
 python -m packer repair shards data     packs its damaged shards again
 python -m packer relabel shards --labels fixed.csv  gives its samples new labels; no video is read
-python -m packer inspect shards         shows what a pack holds; --sheet sheet.png draws its clips
+python -m packer inspect shards         shows what a pack holds; --sheet sheet.html shows its clips
 """
 
 
@@ -132,18 +132,21 @@ def _relabel(arguments: Sequence[str]) -> int:
 
 def _inspect(arguments: Sequence[str]) -> int:
     config = _parse(InspectConfig, arguments, " inspect")
-    from packer.inspection.sheet import draw_sheet
+    from packer.inspection.sheet import check_sheet, write_sheet
     from packer.inspection.summary import format_inspection
     from packer.shards.manifest import ManifestError
     from packer.storage.location import locate
 
     target = locate(config.target)
+    path = resolve(config.sheet) if config.sheet else None
     try:
+        if path:
+            check_sheet(path)
         print(format_inspection(target, config.all))
-        if config.sheet:
-            sheet = resolve(config.sheet)
-            draw_sheet(target, config.clips_per_class, config.all).save(sheet)
-            print(f"sheet     {sheet}")
+        if path:
+            sheet = write_sheet(target, path, config.clips_per_class, config.all)
+            shown = f"{sheet.num_clips:,} clips on {sheet.num_pages:,} pages, {sheet.num_bytes / 1e6:,.1f} MB"
+            print(f"sheet     {path} ({shown}): open it in a browser")
     except ManifestError as error:
         raise UsageError(str(error)) from error
     except (ValueError, OSError) as error:

@@ -1,122 +1,150 @@
-"""Draws a contact sheet of a complete pack: a row of clips per class."""
+"""Writes the contact sheet of a complete pack: an HTML file with a page per class and split, and what was rejected.
+
+The frames are the stored JPEGs; nothing is decoded. The file is written clip by clip, so that memory does not grow with
+the number of clips.
+"""
 
 import io
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
+from configs.section import UsageError
 from packer.inspection.classes import shown_classes
-from packer.progress import Progress
-from packer.shards.manifest import read_manifest, read_samples
-from packer.shards.sample import read_members
-from packer.storage.files import read_range
-from packer.storage.location import Location
-
-_TILE_WIDTH_PX, _TILE_HEIGHT_PX = 96, 72
-_FRAMES_PER_CLIP = 3
-_GAP_PX = 6
-_TITLE_PX = 18
-_BESIDE_FRAME = (225, 225, 225)
-"""Light grey: black would look like a part of the picture."""
-_COLUMNS = (
-    *("key", "shard", "offset", "num_bytes", "class_index"),
-    *("duration_seconds", "start_seconds", "end_seconds", "num_segment_frames"),
+from packer.inspection.clips import choose_clips
+from packer.inspection.document import (
+    OPENING,
+    class_links,
+    clip_article,
+    document,
+    page_end,
+    page_start,
+    rejected_links,
+    rejected_table,
 )
+from packer.inspection.pages import (
+    MAX_FRAME_HEIGHT_PX,
+    MAX_FRAME_PX,
+    REJECTED_COLUMNS,
+    ClipPage,
+    Page,
+    RejectedPage,
+    lay_out,
+    rejections_of,
+)
+from packer.progress import Progress
+from packer.shards.manifest import read_manifest, read_rejected_columns, read_samples
+from packer.shards.sample import SampleRow, read_members
+from packer.shards.stored_plan import read_plan_notes
+from packer.storage.files import read_many, read_range, write_atomically
+from packer.storage.location import Location, RemotePath
+from packer.video.sampling import frame_indices
+
+_FRAMES_PER_CLIP = 5
+_MOST_PX = (2 * MAX_FRAME_PX, 2 * MAX_FRAME_HEIGHT_PX)
+"""Larger frames are shrunk to this, which is sharp on every screen: a pack may hold frames of any size."""
+_JPEG_QUALITY = 85
+_NUM_AHEAD = 64
+"""How many clips of a remote pack are read ahead."""
 
 
-def draw_sheet(folder: Location, num_clips: int, show_all: bool = False) -> Image.Image:
-    """Returns a contact sheet: per class a row of clips, each by its first, middle and last frame.
+@dataclass(frozen=True)
+class Sheet:
+    """What a sheet shows."""
 
-    A clip of a segment says which part of its video it shows.
+    num_clips: int
+    num_pages: int
+    num_bytes: int
+
+
+def check_sheet(path: Path) -> None:
+    """Checks that a sheet can be written and harms nothing.
+
+    Raises:
+        UsageError: The folder does not exist, or something that is not a sheet has this name.
+    """
+    if not path.parent.is_dir():
+        raise UsageError(f"{path.parent}, the folder for the sheet, does not exist: create it, or give another one")
+    if path.exists() and not _is_sheet(path):
+        raise UsageError(f"{path} exists and is no contact sheet, so it is not overwritten: give --sheet another name")
+
+
+def _is_sheet(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(OPENING)) == OPENING.encode()
+
+
+def write_sheet(folder: Location, path: Path, num_clips: int, show_all: bool = False) -> Sheet:
+    """Writes the contact sheet of a pack, and returns what it shows.
 
     Args:
         folder: A complete pack.
-        num_clips: Most clips of a class; they are spread evenly over its samples.
-        show_all: Draw every class; otherwise those of `shown_classes`.
+        path: The file to write; it replaces an older sheet.
+        num_clips: Most clips of a class in a split; `choose_clips` says which.
+        show_all: Show every class; otherwise those of `shown_classes`.
 
     Raises:
         ManifestError: There is no complete pack.
+        UsageError: See `check_sheet`.
         ValueError: A sample is damaged.
     """
+    check_sheet(path)
     manifest = read_manifest(folder)
     first, last = shown_classes(manifest, show_all)
-    names = [*first, *last]
-    table = read_samples(folder, None, _COLUMNS)
-    order = np.argsort(table["class_index"].to_numpy(), kind="stable")
-    starts = np.searchsorted(table["class_index"].to_numpy()[order], np.arange(len(manifest.class_names) + 1))
-    width_px = _GAP_PX + num_clips * (_FRAMES_PER_CLIP * _TILE_WIDTH_PX + _GAP_PX)
-    row_px = _TITLE_PX + _TILE_HEIGHT_PX + _GAP_PX
-    num_hidden = len(manifest.class_names) - len(names)
-    sheet = Image.new("RGB", (width_px, len(names) * row_px + _GAP_PX + _TITLE_PX * bool(num_hidden)), "white")
-    draw = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(_TITLE_PX - 5)
-    top = _GAP_PX
-    with Progress(len(names), "class", "sheet") as progress:
-        for number, name in enumerate(names):
-            if num_hidden and number == len(first):
-                draw.text((_GAP_PX, top), f"... and {num_hidden} more classes (--all)", "black", font)
-                top += _TITLE_PX
-            index = manifest.class_names.index(name)
-            samples = order[starts[index] : starts[index + 1]]
-            draw.text((_GAP_PX, top), f"{name}: {len(samples)}", "black", font)
-            _draw_clips(sheet, top + _TITLE_PX, folder, _spread(table, samples, num_clips))
-            top += row_px
-            progress.update()
-    return sheet
+    class_names = [*first, *last]
+    table = read_samples(folder, None, tuple(SampleRow.model_fields))
+    cells = choose_clips(manifest, read_plan_notes(folder), table, class_names, num_clips)
+    rejected = read_rejected_columns(folder, REJECTED_COLUMNS)
+    rejections = None if rejected is None else rejections_of(rejected)
+    pages = lay_out(cells, rejections or ())
+    num_hidden = len(manifest.class_names) - len(class_names)
+    navigation = class_links(class_names, list(manifest.splits), cells, num_hidden) + rejected_links(rejections)
+    with write_atomically(path) as file:
+        for text in document(folder.name, navigation, _sections(folder, pages)):
+            file.write(text.encode())
+        num_bytes = file.tell()
+    return Sheet(sum(len(cell.clips) for cell in cells), len(pages), num_bytes)
 
 
-def _spread(table: pa.Table, samples: np.ndarray, num_clips: int) -> list[dict[str, Any]]:
-    num_picked = min(num_clips, len(samples))
-    places = [samples[place * len(samples) // num_picked] for place in range(num_picked)]
-    picked: list[dict[str, Any]] = table.take(places).to_pylist() if places else []
-    return picked
+def _sections(folder: Location, pages: Sequence[Page]) -> Iterator[str]:
+    clips = [clip for page in pages if isinstance(page, ClipPage) for clip in page.clips]
+    frames = read_many(partial(_read_frames, folder), clips, isinstance(folder, RemotePath), _NUM_AHEAD)
+    with Progress(len(clips), "clip", "sheet") as progress:
+        for page, before, after in zip(pages, [None, *pages], [*pages[1:], None], strict=False):
+            yield page_start(page, before, after)
+            if isinstance(page, RejectedPage):
+                yield rejected_table(page)
+            else:
+                for clip in page.clips:
+                    yield clip_article(clip, next(frames))
+                    progress.update()
+            yield page_end()
 
 
-def _draw_clips(sheet: Image.Image, top: int, folder: Location, rows: list[dict[str, Any]]) -> None:
-    for place, row in enumerate(rows):
-        left = _GAP_PX + place * (_FRAMES_PER_CLIP * _TILE_WIDTH_PX + _GAP_PX)
-        for number, tile in enumerate(_tiles(folder, row)):
-            sheet.paste(tile, (left + number * _TILE_WIDTH_PX, top))
-        if row.get("num_segment_frames"):
-            _draw_note(sheet, left, top + _TILE_HEIGHT_PX, _time_range(row))
-
-
-def _draw_note(sheet: Image.Image, left: int, bottom: int, text: str) -> None:
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(10)
-    box = draw.textbbox((left + 2, bottom - 2), text, font, anchor="lb")
-    draw.rectangle((left, box[1] - 2, box[2] + 2, bottom - 1), "black")
-    draw.text((left + 2, bottom - 2), text, "white", font, anchor="lb")
-
-
-def _time_range(row: dict[str, Any]) -> str:
-    end = row["end_seconds"] if row["end_seconds"] is not None else row["duration_seconds"]
-    return f"{_clock(row['start_seconds'] or 0.0)} - {_clock(end)}"
-
-
-def _clock(seconds: float) -> str:
-    """Returns a time as players show it, to a tenth: `0:12.5`, `1:02:03.0`."""
-    tenths = round(seconds * 10)
-    minutes, tenths = divmod(tenths, 600)
-    hours, minutes = divmod(minutes, 60)
-    return f"{f'{hours}:{minutes:02d}' if hours else minutes}:{tenths // 10:02d}.{tenths % 10}"
-
-
-def _tiles(folder: Location, row: dict[str, Any]) -> list[Image.Image]:
+def _read_frames(folder: Location, clip: SampleRow) -> list[tuple[int, bytes]]:
+    """Returns the shown frames of a clip, each as its number in the video and its JPEG."""
+    shard = folder / clip.shard
     try:
-        stored = read_members(read_range(folder / row["shard"], row["offset"], row["num_bytes"]))
+        stored = read_members(read_range(shard, clip.offset, clip.num_bytes))
     except ValueError as error:
-        raise ValueError(f"{folder / row['shard']} is damaged: the place of {row['key']} {error}") from error
-    if stored.key != row["key"]:
-        raise ValueError(f"{folder / row['shard']} is damaged: the place of {row['key']} holds {stored.key}")
-    jpegs = stored.jpegs
-    last = len(jpegs) - 1
-    tiles = []
-    for number in (0, last // 2, last):
-        tile = Image.new("RGB", (_TILE_WIDTH_PX, _TILE_HEIGHT_PX), _BESIDE_FRAME)
-        with Image.open(io.BytesIO(jpegs[number])) as frame:
-            frame.thumbnail((_TILE_WIDTH_PX, _TILE_HEIGHT_PX))
-            tile.paste(frame, ((_TILE_WIDTH_PX - frame.width) // 2, (_TILE_HEIGHT_PX - frame.height) // 2))
-        tiles.append(tile)
-    return tiles
+        raise ValueError(f"{shard} is damaged: the place of {clip.key} {error}") from error
+    if stored.key != clip.key:
+        raise ValueError(f"{shard} is damaged: the place of {clip.key} holds {stored.key}")
+    num_frames = len(stored.jpegs)
+    shown = frame_indices(num_frames, _FRAMES_PER_CLIP) if num_frames > _FRAMES_PER_CLIP else range(num_frames)
+    return [(clip.frame_indices[number], _small_enough(stored.jpegs[number], clip)) for number in shown]
+
+
+def _small_enough(jpeg: bytes, clip: SampleRow) -> bytes:
+    if clip.width_px <= _MOST_PX[0] and clip.height_px <= _MOST_PX[1]:
+        return jpeg
+    file = io.BytesIO()
+    with Image.open(io.BytesIO(jpeg)) as frame:
+        frame.thumbnail(_MOST_PX)
+        frame.save(file, "JPEG", quality=_JPEG_QUALITY)
+    return file.getvalue()

@@ -3,7 +3,6 @@
 Only the columns that it counts are read, and they stay columns: an index of 100,000 rows takes a second or two.
 """
 
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -14,18 +13,14 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from packer.inspection.classes import samples_per_class, shown_classes
-from packer.planning.group import video_groups
+from packer.inspection.groups import file_groups, file_of
+from packer.inspection.rejections import KINDS, kind_of
 from packer.report import class_table
 from packer.shards.manifest import Manifest, read_manifest, read_rejected_columns, read_samples
 from packer.shards.stored_plan import PlanNotes, read_plan_notes
 from packer.storage.location import Location
-from packer.video.catalog import Video, has_video_extension
-from packer.video.segment import FRAGMENT
 
 _NUM_SIZES = 5
-_SET_ASIDE = ("not_a_video", "no_video_stream", "proxy")
-_NO_FILE = "no_file"
-_FRAGMENT = re.compile(f"{FRAGMENT}$")
 _COLUMNS = (
     *(
         "source",
@@ -109,8 +104,7 @@ def _segment_lines(table: pa.Table) -> list[str]:
     segments = table.filter(pc.field("num_segment_frames") > 0)
     if not segments.num_rows:
         return []
-    files = pc.replace_substring_regex(segments["source"], _FRAGMENT.pattern, "")
-    per_file = pc.value_counts(files).field("counts").to_numpy()
+    per_file = np.array([*Counter(map(file_of, segments["source"].to_pylist())).values()])
     ends = pc.coalesce(segments["end_seconds"], segments["duration_seconds"])
     seconds = pc.subtract(ends, pc.coalesce(segments["start_seconds"], 0.0)).to_numpy()
     frames = segments["num_segment_frames"].to_numpy()
@@ -125,7 +119,7 @@ def _segment_lines(table: pa.Table) -> list[str]:
 
 def _group_lines(manifest: Manifest, notes: PlanNotes, table: pa.Table) -> Iterator[str]:
     """Yields what videos have in common: groups, each of which is in one split, and equal files of several classes."""
-    sizes = _group_sizes(manifest, notes, table)
+    sizes = np.bincount([*file_groups(manifest, notes, table).values()])
     together = sizes[sizes > 1]
     num_stated = len(set(notes.groups.values()))
     if len(together) or num_stated:
@@ -134,19 +128,6 @@ def _group_lines(manifest: Manifest, notes: PlanNotes, table: pa.Table) -> Itera
         yield f"groups    {len(together) or 'none'} of several files{spread}{stated}"
     if count := len(notes.contradictions):
         yield f"labels    {count} time{'s' * (count != 1)}, equal files have different labels (.pack/plan.json)"
-
-
-def _group_sizes(manifest: Manifest, notes: PlanNotes, table: pa.Table) -> NDArray[np.int64]:
-    """Returns the number of packed files of each group."""
-    columns = (table[name].to_pylist() for name in ("source", "class_name", "source_sha256"))
-    digests: dict[str, str] = {}
-    videos = []
-    for source, class_name, sha256 in zip(*columns, strict=True):
-        file = _FRAGMENT.sub("", source) if "#" in source else source
-        if file not in digests:
-            digests[file] = sha256
-            videos.append(Video("", file, class_name, 0, group=notes.groups.get(source, "")))
-    return np.bincount(video_groups(videos, manifest.config.split.group_regex, digests))
 
 
 def _sampling_lines(table: pa.Table) -> list[str]:
@@ -164,12 +145,10 @@ def _damage(table: pa.Table) -> list[tuple[str, int]]:
 
 
 def _rejected_lines(folder: Location, manifest: Manifest) -> list[str]:
-    counts = {kind: Counter[str]() for kind in ("rejected", "set aside", "no file")}
+    counts = {kind: Counter[str]() for kind in KINDS}
     rows = read_rejected_columns(folder, ("source", "split", "reason"))
     for row in rows.to_pylist() if rows is not None else ():
-        is_aside = not row["split"] and row["reason"] in _SET_ASIDE and not has_video_extension(row["source"])
-        kind = "no file" if row["reason"] == _NO_FILE else "set aside" if is_aside else "rejected"
-        counts[kind][row["reason"]] += 1
+        counts[kind_of(row)][row["reason"]] += 1
     if rows is None:  # its list is lost: the manifest has the sums
         counts["rejected"].update(manifest.rejected)
     lines = [f"rejected  {_counted(counts['rejected'].most_common()) or 'none'}"]

@@ -365,7 +365,7 @@ def test_every_command_takes_frame_folders(tmp_path: Path, capsys: pytest.Captur
     assert {row["source"] for row in rows} >= {"clap/v_0", "wave/v_4", "wave/extra.mp4"}
     assert all(row["frame_indices"] == list(frame_indices(12, 4)) for row in rows if "extra" not in row["source"])
     capsys.readouterr()
-    assert run("inspect", shards, "--sheet", tmp_path / "sheet.png") == 0
+    assert run("inspect", shards, "--sheet", tmp_path / "sheet.html") == 0
     assert "12 to 12 in a video" not in capsys.readouterr().out
     before = (shards / "train-000000.tar").read_bytes()
     (shards / "train-000000.tar").write_bytes(before[:-2000])

@@ -6,11 +6,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from packer.inspection.sheet import draw_sheet
+from packer.inspection.sheet import write_sheet
 from packer.shards.manifest import (
     RejectedRow,
     read_manifest,
@@ -22,7 +21,7 @@ from packer.shards.manifest import (
 from packer.shards.sample import SampleRow
 from packer.shards.stored_plan import PLAN
 from tests.support.packs import rows_of, run
-from tests.support.videos import write_classes, write_video
+from tests.support.videos import write_classes
 
 FAST = ["--workers=1", "--clip.num-frames=3", "--max-rejected-fraction=1"]
 OF_SEGMENTS = ("start_seconds", "end_seconds", "num_segment_frames", "frame_times_seconds")
@@ -119,9 +118,9 @@ def test_an_older_pack_and_one_without_its_lists(target: Path, capsys: pytest.Ca
     table = pq.read_table(target / "samples.parquet")
     pq.write_table(table.drop_columns([*new]), target / "samples.parquet")
     shutil.rmtree(target / ".pack")
-    assert shown(target, capsys, "--sheet", target / "sheet.png").items() - before.items() == {
-        ("sheet", str(target / "sheet.png"))
-    }
+    found = shown(target, capsys, "--sheet", target / "sheet.html")
+    assert found.pop("sheet").startswith(f"{target / 'sheet.html'} (")
+    assert found == {name: text for name, text in before.items() if name in found}
     (target / "rejected.parquet").unlink()
     found = shown(target, capsys)
     assert found["rejected"] == "2 not_a_video, 1 proxy"
@@ -160,33 +159,11 @@ def test_many_classes_are_cut_to_the_largest_and_smallest(target: Path, capsys: 
     assert [line[:9] for line in table[11:21]] == [f"class {number:03d}" for number in range(110, 120)]
     assert table[21].split() == ["all", str(120 * 121 // 2)]
     assert len([line for line in printed(target, capsys, "--all") if line.startswith("class ")]) == 120
-    few, every = draw_sheet(target, 2), draw_sheet(target, 2, show_all=True)
-    assert few.height < every.height / 5
+    few = write_sheet(target, target / "sheet.html", 2)
+    assert (few.num_clips, few.num_pages) == (2 * 19 + 1, 20 + 3)
+    assert "<code>--all</code> shows 100 more" in (target / "sheet.html").read_text()
+    every = write_sheet(target, target / "sheet.html", 2, show_all=True)
+    assert (every.num_clips, every.num_pages) == (2 * 119 + 1, 120 + 3)
+    assert "--all" not in (target / "sheet.html").read_text()
     many_classes(target, 40)
     assert not [line for line in printed(target, capsys) if "more" in line]
-
-
-def test_the_sheet_shows_what_a_segment_is_and_no_black_bars(
-    whole: Path, target: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    plain = np.asarray(draw_sheet(whole, 5)).astype(int)
-    rows = with_segments(target)
-    noted = np.asarray(draw_sheet(target, 5)).astype(int)
-    assert noted.shape == plain.shape
-    changed = np.flatnonzero(np.abs(noted - plain).any(axis=(1, 2)))
-    first_row = range(6 + 18, 6 + 18 + 72)  # class run stands first
-    assert set(changed) <= set(first_row)
-    assert len(changed) > 8
-    clip_px = 3 * 96 + 6
-    num_changed = [np.abs(noted - plain)[:, left : left + clip_px].any() for left in range(6, 5 * clip_px, clip_px)]
-    assert num_changed == [True] * len([row for row in rows if row["class_name"] == "run"])
-
-    for number in range(8):
-        path = tmp_path / "data" / ("a" if number % 2 else "b") / f"{number}.mp4"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_video(path, [np.full((32, 128, 3), 90 + 10 * number, np.uint8)] * 3)
-    assert run(tmp_path / "data", tmp_path / "wide", *FAST) == 0
-    with_bars = np.asarray(draw_sheet(tmp_path / "wide", 1))
-    tile = with_bars[24 : 24 + 72, 6 : 6 + 96]
-    assert (tile[:20] == 225).all()
-    assert 80 < tile[36, 48, 0] < 170

@@ -208,7 +208,7 @@ def test_a_table_of_segments_gives_the_pack_of_that_table(tmp_path: Path, capsys
     assert_alike(target, fresh)
     assert run(tmp_path / "data", target, *options, fixed, ALL_REJECTED, "--append") == 0
     assert_alike(target, fresh)
-    assert run("inspect", target, "--sheet", tmp_path / "sheet.png") == 0
+    assert run("inspect", target, "--sheet", tmp_path / "sheet.html") == 0
     assert "segments  12 of 9 files" in capsys.readouterr().out
     assert "labels_frame_rate" in refused(["relabel", target, "--labels", fixed, "--labels-frame-rate=-1"], capsys)
     assert "none.csv" in refused(["relabel", target, "--labels", tmp_path / "none.csv"], capsys)
@@ -337,7 +337,7 @@ def test_a_relabelled_pack_lives_on(
     relabel(target, labels_of(RENAMED))
     kept = shutil.copytree(target, tmp_path / "kept")
     assert run("verify", target) == 0
-    assert run("inspect", target, "--sheet", tmp_path / "sheet.png") == 0
+    assert run("inspect", target, "--sheet", tmp_path / "sheet.html") == 0
     tar = next(target.glob("train-*r1.tar"))
     tar.unlink()
     assert run("repair", target, data) == 0

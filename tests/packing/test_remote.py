@@ -119,7 +119,7 @@ def test_verify_repair_inspect_and_append(
     assert run("repair", target, data) == 0
     assert run("verify", target) == 0
     assert_same_remote(target, whole, tmp_path)
-    assert run("inspect", target, "--sheet", str(tmp_path / "sheet.png")) == 0
+    assert run("inspect", target, "--sheet", str(tmp_path / "sheet.html")) == 0
     more = shutil.copytree(data, tmp_path / "data")
     shutil.copy(data / "a/video 1.mp4", more / "a/new.mp4")
     local = shutil.copytree(whole, tmp_path / "local")

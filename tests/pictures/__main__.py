@@ -1,8 +1,8 @@
 """Makes the pictures in docs/pictures from the demo: `make pictures`.
 
 A demo that lies in .demo is used; if there is none, it is run first. Every picture shows the real thing: the served
-page and MLflow's UI in Chromium, and the sheet that `python -m packer inspect` draws. No picture shows a path or a
-name of the machine. Everything that is started for them is stopped at the end.
+page, MLflow's UI and the sheet of `python -m packer inspect` in Chromium. No picture shows a path or a name of the
+machine. Everything that is started for them is stopped at the end.
 """
 
 import shutil
@@ -19,13 +19,14 @@ from mlflow.exceptions import MlflowException
 from packer.__main__ import main as packer
 from tests import demo
 from tests.pictures.image import save_png
-from tests.pictures.page import held_out_videos, picture_of_page, record_drop
+from tests.pictures.page import ALL_DRAWN, held_out_videos, picture_of_page, record_drop
 from tests.pictures.tracking import fold_up, picture_of_confusion, picture_of_curves
-from tests.support.browser import chromium
+from tests.support.browser import Browser, chromium
 from tests.support.mlflow_server import Server
 
 FOLDER = demo.ROOT / "docs" / "pictures"
-CLIPS_PER_CLASS = 4
+CLIPS_PER_CLASS = 3
+SHEET_PX = (1200, 760)
 
 
 def champion_run() -> Run | None:
@@ -41,9 +42,9 @@ def champion_run() -> Run | None:
 
 
 def make_pictures(run: Run, scratch: Path, binary: str, chromedriver: str) -> None:
-    picture_of_sheet(scratch / "sheet.png")
     videos = held_out_videos(demo.HOME, scratch)
     with chromium(binary, chromedriver, scratch / "chromedriver.log", "--hide-scrollbars") as browser:
+        picture_of_sheet(browser, scratch / "sheet.html")
         with demo.server() as address:
             for video in videos:  # the first answers of a server are slower than those that people see
                 demo.post(f"{address}/v1/predict", video)
@@ -56,11 +57,14 @@ def make_pictures(run: Run, scratch: Path, binary: str, chromedriver: str) -> No
             picture_of_confusion(browser, run_url, FOLDER / "mlflow-confusion.png")
 
 
-def picture_of_sheet(file: Path) -> None:
-    """Writes the contact sheet of the demo's shards."""
+def picture_of_sheet(browser: Browser, file: Path) -> None:
+    """Writes a picture of the first page of the contact sheet of the demo's shards."""
     if packer(["inspect", str(demo.HOME / "shards"), "--sheet", str(file), f"--clips-per-class={CLIPS_PER_CLASS}"]):
         raise demo.DemoError("the shards of the demo cannot be inspected")
-    save_png(file.read_bytes(), FOLDER / "sheet.png")
+    browser.resize(*SHEET_PX)
+    browser.open(file.as_uri())
+    browser.until(lambda: browser.run(ALL_DRAWN), "frames")
+    save_png(browser.screenshot(), FOLDER / "sheet.png")
 
 
 @contextmanager

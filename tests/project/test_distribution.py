@@ -48,7 +48,7 @@ def wheel(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_wheel_holds_the_packages_with_their_data_and_nothing_else(wheel: Path, checkout: Path) -> None:
     inside = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     wanted = {path.relative_to(checkout).as_posix() for name in PACKAGES for path in (checkout / name).rglob("*.py")}
-    for pattern in ["configs/*.yaml", "configs/deploy/*", "serve/gateway/static/*"]:
+    for pattern in ["configs/*.yaml", "configs/deploy/*", "packer/inspection/static/*", "serve/gateway/static/*"]:
         wanted |= {path.relative_to(checkout).as_posix() for path in checkout.glob(pattern)}
     assert inside == wanted
 

@@ -1,6 +1,7 @@
 """A real headless Chromium, driven by Selenium through the system's ChromeDriver; Selenium downloads nothing."""
 
 import json
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -137,7 +138,9 @@ def chromium(binary: str, chromedriver: str, log: Path, *arguments: str) -> Iter
     """
     options = ChromeOptions()
     options.binary_location = binary
-    options.ignore_local_proxy_environment_variables()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # what is to replace it, Selenium's Chrome does not take
+        options.ignore_local_proxy_environment_variables()
     for argument in (*ARGUMENTS, *arguments):
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})

@@ -17,15 +17,18 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from packer.__main__ import main as packer
+from packer.shards.manifest import read_samples
 from tests import demo
 from tests.pictures.image import save_png
 from tests.pictures.page import held_out_videos, picture_of_page, record_drop
 from tests.pictures.tracking import fold_up, picture_of_confusion, picture_of_curves
 from tests.support.browser import chromium
 from tests.support.mlflow_server import Server
+from trainer.__main__ import main as trainer
 
 FOLDER = demo.ROOT / "docs" / "pictures"
 CLIPS_PER_CLASS = 4
+MAX_WIDTH_PX = 1200
 
 
 def champion_run() -> Run | None:
@@ -42,6 +45,7 @@ def champion_run() -> Run | None:
 
 def make_pictures(run: Run, scratch: Path, binary: str, chromedriver: str) -> None:
     picture_of_sheet(scratch / "sheet.png")
+    picture_of_explanation(run)
     videos = held_out_videos(demo.HOME, scratch)
     with chromium(binary, chromedriver, scratch / "chromedriver.log", "--hide-scrollbars") as browser:
         with demo.server() as address:
@@ -61,6 +65,16 @@ def picture_of_sheet(file: Path) -> None:
     if packer(["inspect", str(demo.HOME / "shards"), "--sheet", str(file), f"--clips-per-class={CLIPS_PER_CLASS}"]):
         raise demo.DemoError("the shards of the demo cannot be inspected")
     save_png(file.read_bytes(), FOLDER / "sheet.png")
+
+
+def picture_of_explanation(run: Run) -> None:
+    """Writes the page on the first clip of the demo's test split, as `python -m trainer explain` draws it."""
+    source = read_samples(demo.HOME / "shards", "test")["source"][0].as_py()
+    options = ["--runs", str(demo.HOME / "runs"), "--clip", source, "--nearest", "2"]
+    if trainer(["explain", run.info.run_name, *options]):
+        raise demo.DemoError("the demo's run cannot be explained")
+    (page,) = (demo.HOME / "runs" / run.info.run_name / "explain").glob(f"*{Path(source).stem}.png")
+    save_png(page.read_bytes(), FOLDER / "explain.png", MAX_WIDTH_PX)
 
 
 @contextmanager

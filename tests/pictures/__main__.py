@@ -68,12 +68,15 @@ def picture_of_sheet(file: Path) -> None:
 
 
 def picture_of_explanation(run: Run) -> None:
-    """Writes the page on the first clip of the demo's test split, as `python -m trainer explain` draws it."""
+    """Writes the page on the demo's worst mistake; if its model made none, that on the first clip of the test split."""
+    command = ["explain", str(run.info.run_name), "--runs", str(demo.HOME / "runs"), "--nearest", "2"]
+    folder = demo.HOME / "runs" / command[1] / "explain"
+    for page in folder.glob("*.png"):
+        page.unlink()
     source = read_samples(demo.HOME / "shards", "test")["source"][0].as_py()
-    options = ["--runs", str(demo.HOME / "runs"), "--clip", source, "--nearest", "2"]
-    if trainer(["explain", run.info.run_name, *options]):
+    if trainer([*command, "--worst", "1"]) and trainer([*command, "--clip", source]):
         raise demo.DemoError("the demo's run cannot be explained")
-    (page,) = (demo.HOME / "runs" / run.info.run_name / "explain").glob(f"*{Path(source).stem}.png")
+    (page,) = folder.glob("*.png")
     save_png(page.read_bytes(), FOLDER / "explain.png", MAX_WIDTH_PX)
 
 

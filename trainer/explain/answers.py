@@ -47,7 +47,6 @@ def explain(config: ExplainConfig) -> Iterator[str]:
 
     Raises:
         UsageError: The run or the clip cannot be found or read, captum is not installed, or nothing is wrong.
-        ManifestError: The pack is not complete.
         OSError: The storage fails.
     """
     check_captum()

@@ -4,12 +4,16 @@ A file is decoded by the packer's own rule and in a process that can be killed, 
 a sample is in evaluation. A file that was packed is recognised by its digest, so that its label is known.
 """
 
+import hashlib
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 
@@ -48,8 +52,12 @@ class AskedClip:
 
     @property
     def file_name(self) -> str:
-        """A name for files about the clip, without an ending: the source, with letters that every system takes."""
-        return re.sub(r"[^A-Za-z0-9._-]+", "-", self.source).strip("-.")[-MAX_FILE_NAME:]
+        """A name for files about the clip, without an ending: its source in letters that every system takes.
+
+        The digest at its end keeps clips apart whose names differ in other letters only.
+        """
+        plain = re.sub(r"[^A-Za-z0-9._-]+", "-", self.source).strip("-.")[-MAX_FILE_NAME:]
+        return f"{plain}-{hashlib.sha256(self.source.encode()).hexdigest()[:6]}"
 
 
 @dataclass(frozen=True)
@@ -69,15 +77,14 @@ def find_clip(run: FinishedRun, name: str) -> AskedClip:
     Raises:
         UsageError: There is no such clip, several fit, or it cannot be read.
     """
-    rows = _rows(run)
-    if exact := [found for found in rows if name in (found.row["source"], found.row["key"])]:
+    if exact := _search(run, lambda table: pc.or_(pc.equal(table["source"], name), pc.equal(table["key"], name))):
         return _of_sample(run, exact[0])
     path = resolve(name)
     if path.is_file():
         digest = file_sha256(path)
-        packed = [found for found in rows if found.row["source_sha256"] == digest and _is_whole(found.row)]
+        packed = _search(run, lambda table: pc.and_(pc.equal(table["source_sha256"], digest), _is_whole(table)))
         return _of_sample(run, packed[0]) if packed else _of_file(run, path)
-    ending = [found for found in rows if f"/{found.row['source']}".endswith(f"/{name}")]
+    ending = _search(run, lambda table: pc.ends_with(table["source"], f"/{name}"))
     if len(ending) == 1:
         return _of_sample(run, ending[0])
     if ending:
@@ -88,8 +95,8 @@ def find_clip(run: FinishedRun, name: str) -> AskedClip:
             f"{', '.join(sources[:_NUM_NAMED])}{more}"
         )
     raise UsageError(
-        f"{name} is neither a clip of {run.spec.shards} (such as {rows[0].row['source']}) nor a file: {path} does not "
-        "exist"
+        f"{name} is neither a clip of {run.spec.shards}, whose index (samples.parquet) lists them, nor a file: {path} "
+        "does not exist"
     )
 
 
@@ -104,16 +111,20 @@ def clips_of(run: FinishedRun, split: str, samples: list[int]) -> list[AskedClip
     ]
 
 
-def _rows(run: FinishedRun) -> list[_Found]:
-    return [
-        _Found(split, sample, row)
-        for split in run.manifest.splits
-        for sample, row in enumerate(read_samples(run.spec.shards, split, columns=_COLUMNS).to_pylist())
-    ]
+def _search(run: FinishedRun, is_wanted: Callable[[pa.Table], pa.ChunkedArray]) -> list[_Found]:
+    """Returns the samples of all splits for which a condition holds; only their rows become Python objects."""
+    found = []
+    for split in run.manifest.splits:
+        table = read_samples(run.spec.shards, split, columns=_COLUMNS)
+        samples = np.flatnonzero(is_wanted(table).to_numpy())
+        rows = table.take(samples).to_pylist()
+        found += [_Found(split, int(sample), row) for sample, row in zip(samples, rows, strict=True)]
+    return found
 
 
-def _is_whole(row: dict[str, Any]) -> bool:
-    return row.get("start_seconds") is None
+def _is_whole(table: pa.Table) -> pa.ChunkedArray | pa.Scalar:
+    """Returns which samples are of whole videos; packs from before there were segments have no others."""
+    return pc.is_null(table["start_seconds"]) if "start_seconds" in table.column_names else pa.scalar(True)
 
 
 def _of_sample(run: FinishedRun, found: _Found) -> AskedClip:

@@ -14,7 +14,7 @@ from configs.home import resolve, tracking_uri
 from configs.load import read_yaml
 from configs.section import UsageError, describe
 from configs.train import TrainConfig
-from packer.shards.manifest import Manifest, manifest_sha256, read_manifest
+from packer.shards.manifest import Manifest, ManifestError, manifest_sha256, read_manifest
 from packer.storage.location import Location, at, locate
 from trainer.driver.run_folder import CONFIG_FILE, RECORD_FILE, RunRecord, read_record
 from trainer.model.cnn_rnn import CnnRnn
@@ -93,8 +93,8 @@ def load_run(folder: Path, shards: str = "") -> FinishedRun:
         shards: The pack that it was trained on; empty: where it lay then.
 
     Raises:
-        UsageError: The run has no evaluated epoch yet, its settings cannot be read, or the pack is another one.
-        ManifestError: The pack is not complete.
+        UsageError: The run has no evaluated epoch yet, its settings cannot be read, or the pack is not complete or not
+            the one that it was trained on.
         OSError: The storage fails.
     """
     record = read_record(folder)
@@ -102,8 +102,7 @@ def load_run(folder: Path, shards: str = "") -> FinishedRun:
         raise UsageError(f"{folder} holds no run: {RECORD_FILE} is missing")
     config = _read_config(folder)
     place = locate(shards) if shards else at(config.shards)
-    manifest = read_manifest(place)
-    _check_pack(folder.name, record, place)
+    manifest = _read_pack(folder.name, record, place)
     spec = JobSpec(config, place, folder, record.run_id, record.tracking_uri, num_workers=1)
     state = _best_state(spec)
     model = make_model(spec, manifest)
@@ -128,13 +127,17 @@ def _read_config(folder: Path) -> TrainConfig:
         raise UsageError(f"{path} cannot be read: {'; '.join(describe(error).splitlines())}") from error
 
 
-def _check_pack(name: str, record: RunRecord, shards: Location) -> None:
-    found = manifest_sha256(shards)
+def _read_pack(name: str, record: RunRecord, shards: Location) -> Manifest:
+    try:
+        manifest, found = read_manifest(shards), manifest_sha256(shards)
+    except ManifestError as error:
+        raise UsageError(f"{error}; if the pack of run {name} lies elsewhere now, give --shards") from error
     if found != record.manifest_sha256:
         raise UsageError(
             f"{shards} is not the pack that run {name} was trained on (manifest {record.manifest_sha256[:12]}, now "
             f"{found[:12]}), perhaps because it was relabelled or appended to: give --shards that pack, or train again"
         )
+    return manifest
 
 
 def _best_state(spec: JobSpec) -> State:

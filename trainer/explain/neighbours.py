@@ -22,6 +22,7 @@ from trainer.explain.passes import read_clips, see_split
 FOLDER = "explain"
 """Within the run's folder."""
 ROWS_AT_ONCE = 65_536
+_FEATURES = "train-features-"
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def _similarities(train_ND: NDArray[np.float16], asked_QD: NDArray[np.float32]) 
 def _train_features(run: FinishedRun) -> NDArray[np.float16]:
     """Returns the directions of the train split's features, `(N, D)`; a sample that cannot be read has 0 everywhere."""
     name = hashlib.sha256(f"{run.weights_sha256} {run.manifest_sha256}".encode()).hexdigest()[:16]
-    path = run.spec.run_folder / FOLDER / f"train-features-{name}.npy"
+    path = run.spec.run_folder / FOLDER / f"{_FEATURES}{name}.npy"
     try:
         if not path.exists():
             path.parent.mkdir(exist_ok=True)
@@ -104,10 +105,13 @@ def _write_features(run: FinishedRun, path: Path) -> None:
         for seen in see_split(run, "train"):
             features_ND[seen.samples] = _directions(seen.features_BD)
         features_ND.flush()
+        for earlier in path.parent.glob(f"{_FEATURES}*"):  # of a model that is no longer the run's best
+            earlier.unlink()
         written.rename(path)
 
 
 def _directions(features_BD: NDArray[np.float32]) -> NDArray[np.float32]:
-    lengths = np.linalg.norm(features_BD, axis=1, keepdims=True)
-    directions: NDArray[np.float32] = features_BD / np.where(lengths > 0, lengths, 1).astype(np.float32)
-    return directions
+    lengths_B1 = np.linalg.norm(features_BD, axis=1, keepdims=True).astype(np.float32)
+    lengths_B1[lengths_B1 == 0] = 1
+    directions_BD: NDArray[np.float32] = features_BD / lengths_B1
+    return directions_BD

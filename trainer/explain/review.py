@@ -93,7 +93,6 @@ def review(config: ReviewConfig) -> Review:
 
     Raises:
         UsageError: The run cannot be found or read.
-        ManifestError: A pack is not complete.
         OSError: The storage fails.
     """
     folder = find_folder(config.run, config.runs)
@@ -103,7 +102,7 @@ def review(config: ReviewConfig) -> Review:
     table = resolve(config.out) if config.out else folder / "review.csv"
     with write_atomically(table) as file:
         file.write(review_table(suspects).encode())
-    sources = {source for run in runs for source in _rows(run, None)["source"]}
+    sources = {source for run in runs for source in _rows(run, None)["source"].to_pylist()}
     return Review(
         suspects=suspects,
         num_covered=len(covered),

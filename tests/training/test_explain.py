@@ -313,6 +313,8 @@ def test_wrong_labels_are_listed_first_and_taken_back(
         assert float(row["suspicion"]) > 0.8
     num_val, num_test = (read_manifest(shards).splits[split].num_samples for split in ("val", "test"))
     assert shown.startswith(f"{num_val + num_test} clips reviewed, {len(rows)} of them may have a wrong label\n")
+    num_agreed = num_val + num_test - NUM_FLIPPED
+    assert f"the model agrees with {num_agreed / (num_val + num_test):.0%} of the labels" in shown
     assert f"{2 * NUM_PER_CLASS - num_val - num_test} clips not reviewed: they are in train" in shown
     with Image.open(tmp_path / "review.png") as image:
         assert image.height <= 2000

@@ -54,6 +54,8 @@ class Review:
     """The most suspicious first."""
     num_covered: int
     """Clips that a model has seen which did not learn from them."""
+    num_right: int
+    """Those of them whose label the model finds most probable."""
     num_uncovered: int
     """Clips that no such model has seen."""
     table: Path
@@ -63,7 +65,11 @@ class Review:
 
     def __str__(self) -> str:
         """Returns what the user reads."""
-        lines = [f"{self.num_covered:,} clips reviewed, {len(self.suspects):,} of them may have a wrong label"]
+        agreed = self.num_right / max(1, self.num_covered)
+        lines = [
+            f"{self.num_covered:,} clips reviewed, {len(self.suspects):,} of them may have a wrong label",
+            f"the model agrees with {agreed:.0%} of the labels: the fewer, the less its objections mean",
+        ]
         if self.num_uncovered:
             lines.append(
                 f"{self.num_uncovered:,} clips not reviewed: they are in train, so the model has learnt their labels; "
@@ -106,6 +112,7 @@ def review(config: ReviewConfig) -> Review:
     return Review(
         suspects=suspects,
         num_covered=len(covered),
+        num_right=sum(int(one.probabilities_K.argmax()) == one.label for one in covered),
         num_uncovered=len(sources) - len(covered),
         table=table,
         pictures=_draw(table, folder.name, suspects[: config.shown]),

@@ -28,7 +28,6 @@ from trainer.__main__ import main as trainer
 
 FOLDER = demo.ROOT / "docs" / "pictures"
 CLIPS_PER_CLASS = 4
-MAX_WIDTH_PX = 1200
 
 
 def champion_run() -> Run | None:
@@ -45,7 +44,6 @@ def champion_run() -> Run | None:
 
 def make_pictures(run: Run, scratch: Path, binary: str, chromedriver: str) -> None:
     picture_of_sheet(scratch / "sheet.png")
-    picture_of_explanation(run)
     videos = held_out_videos(demo.HOME, scratch)
     with chromium(binary, chromedriver, scratch / "chromedriver.log", "--hide-scrollbars") as browser:
         with demo.server() as address:
@@ -58,6 +56,7 @@ def make_pictures(run: Run, scratch: Path, binary: str, chromedriver: str) -> No
             fold_up(browser, run_url)
             picture_of_curves(browser, run_url, FOLDER / "mlflow-curves.png")
             picture_of_confusion(browser, run_url, FOLDER / "mlflow-confusion.png")
+    picture_of_explanation(run)
 
 
 def picture_of_sheet(file: Path) -> None:
@@ -77,7 +76,7 @@ def picture_of_explanation(run: Run) -> None:
     if trainer([*command, "--worst", "1"]) and trainer([*command, "--clip", source]):
         raise demo.DemoError("the demo's run cannot be explained")
     (page,) = folder.glob("*.png")
-    save_png(page.read_bytes(), FOLDER / "explain.png", MAX_WIDTH_PX)
+    save_png(page.read_bytes(), FOLDER / "explain.png", max_width_px=1200)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from packer.shards.manifest import Manifest, ManifestError, manifest_sha256, rea
 from packer.storage.location import Location, at, locate
 from trainer.driver.run_folder import CONFIG_FILE, RECORD_FILE, RunRecord, read_record
 from trainer.model.cnn_rnn import CnnRnn
-from trainer.tracking.find_run import name_of_run
+from trainer.tracking.compare import name_of_run
 from trainer.worker.checkpoint import State, evaluated_weights
 from trainer.worker.parts import make_model, open_checkpoints
 from trainer.worker.spec import JobSpec

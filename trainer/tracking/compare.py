@@ -14,8 +14,8 @@ from tempfile import TemporaryDirectory
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from configs.section import UsageError
 from trainer.tracking.errors import store_answers
-from trainer.tracking.find_run import find_run
 from trainer.tracking.store import check_store
 
 NUM_CLASSES_SHOWN = 10
@@ -59,7 +59,7 @@ def compare(uri: str, names: Sequence[str]) -> str:
     check_store(uri)
     client = MlflowClient(tracking_uri=uri)
     with store_answers(uri):
-        one, other = (_open(client, find_run(client, name)) for name in names)
+        one, other = (_open(client, _find(client, name)) for name in names)
     lines = [
         *_side_by_side("settings that differ", names, one.settings, other.settings, differing_only=True),
         *_side_by_side("figures (val: best epoch)", names, one.figures, other.figures),
@@ -85,6 +85,34 @@ def mcnemar(num_only_one: int, num_only_other: int) -> float:
     total = num_only_one + num_only_other
     tail = sum(math.comb(total, count) for count in range(min(num_only_one, num_only_other) + 1))
     return min(1.0, 2 * tail / (1 << total))
+
+
+def _find(client: MlflowClient, name: str) -> Run:
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    filters = (f"attributes.{field} = '{name}'" for field in ("run_name", "run_id"))
+    runs = [run for condition in filters for run in client.search_runs(experiments, condition)]
+    if not runs:
+        raise UsageError(f"there is no run {name} in {client.tracking_uri}: `mlflow ui` lists them")
+    if len(runs) > 1:
+        ids = ", ".join(run.info.run_id for run in runs)
+        raise UsageError(f"{len(runs)} runs are called {name}: give one of the ids {ids}")
+    return runs[0]
+
+
+def name_of_run(uri: str, name: str) -> str:
+    """Returns the name of the run that has a name or an id.
+
+    Args:
+        uri: MLflow's store.
+        name: Name or id.
+
+    Raises:
+        UsageError: There is no store, it does not answer, or the name fits no run or several.
+    """
+    check_store(uri)
+    with store_answers(uri):
+        found: str = _find(MlflowClient(tracking_uri=uri), name).info.run_name
+    return found
 
 
 def _open(client: MlflowClient, run: Run) -> ComparedRun:

@@ -64,7 +64,7 @@ cluster-stop: ## stop the Ray cluster that `make cluster` started, and nothing e
 
 lock: $(STAMP) ## write requirements.lock, and the bench's, anew from pyproject.toml
 	$(UV) compile --quiet --universal --generate-hashes --no-emit-index-url --python-version 3.11 \
-		--extra s3 --extra dev pyproject.toml -o requirements.lock
+		--extra s3 --extra explain --extra dev pyproject.toml -o requirements.lock
 	$(UV) compile --quiet --universal --generate-hashes --no-emit-index-url --python-version 3.11 \
 		tests/bench/requirements.in -o tests/bench/requirements.lock
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from configs.explain import ExplainConfig, ReviewConfig
 from configs.home import resolve, tracking_uri
 from configs.load import fail, parse
 from configs.section import UsageError
@@ -25,12 +26,32 @@ other commands, each with a --help of its own:
   python -m trainer cv                    cross-validate: repeat the training on several packs
   python -m trainer promote VERSION       make a version the champion
   python -m trainer compare RUN_A RUN_B   show two runs side by side
+  python -m trainer explain RUN           show why clips were answered wrongly: where the model looked, what is alike
+  python -m trainer review RUN            list the clips whose label may be wrong, as a table to correct
   python -m trainer audit RUN             prove that a run with --audit used each sample once per epoch"""
 CV_DESCRIPTION = """Repeat a training on several packs, one for each split or fold of the same videos.
 
 The trainings run one after another, each as `python -m trainer` would do it, but they register no model. The figures of
 each test split with bootstrap intervals, their mean and their range are printed, and logged to one MLflow run whose
 children are the trainings. To resume a cross-validation that was stopped, give the same command with its --run."""
+EXPLAIN_DESCRIPTION = """Show why a finished run's model answered as it did, with a page (PNG) for each clip.
+
+  python -m trainer explain RUN                       the 12 worst mistakes of the test split
+  python -m trainer explain RUN --clip walk/a.mp4     one clip of the pack
+  python -m trainer explain RUN --clip ~/new.mp4      any video file
+
+A page shows the frames as the model sees them, coloured where they speak for the predicted class (orange) or for the
+class that it is compared with (blue), the weight of each frame, and the train clips that the model finds most alike.
+Pages are written to explain/ in the run's folder and in its MLflow run. It needs captum: pip install
+'clipstream[explain]'."""
+REVIEW_DESCRIPTION = """List the clips whose label may be wrong: a model that never saw them in training doubts it.
+
+A run's val and test splits are covered, not its train split, whose labels the model has learnt. The trainings of a
+cross-validation over folds together cover every clip. The table has the columns path, label, predicted, probability,
+probability_of_label, suspicion and split, the most suspicious clip first; a picture of these clips lies beside it.
+Correct the column label and give the table to the packer, then train again:
+
+  python -m packer relabel shards --labels review.csv"""
 COMPARE_USAGE = f"""usage: {PROG} compare RUN_A RUN_B
 
 Show two runs side by side: settings that differ, figures, and whether the difference could be chance. A run is given by
@@ -45,6 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "cv": _cross_validate,
         "promote": _promote,
         "compare": _compare,
+        "explain": _explain,
+        "review": _review,
         "audit": _audit,
     }
     command = commands.get(arguments[0]) if arguments else None
@@ -125,6 +148,29 @@ def _compare(arguments: list[str]) -> int:
     from trainer.tracking.compare import compare  # here, not above: it imports MLflow
 
     print(compare(tracking_uri(), arguments))
+    return 0
+
+
+def _explain(arguments: list[str]) -> int:
+    config = parse(
+        ExplainConfig, arguments, prog=f"{PROG} explain", description=EXPLAIN_DESCRIPTION, env_prefix=ENV_PREFIX
+    )
+    _prepare_imports()
+    from trainer.explain.answers import explain  # here, not above: it imports torch
+
+    for shown in explain(config):
+        print(shown, flush=True)
+    return 0
+
+
+def _review(arguments: list[str]) -> int:
+    config = parse(
+        ReviewConfig, arguments, prog=f"{PROG} review", description=REVIEW_DESCRIPTION, env_prefix=ENV_PREFIX
+    )
+    _prepare_imports()
+    from trainer.explain.review import review  # here, not above: it imports torch
+
+    print(review(config))
     return 0
 
 

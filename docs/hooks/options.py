@@ -14,6 +14,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic.fields import FieldInfo
 from pydantic_settings import CliPositionalArg
 
+from configs.explain import ExplainConfig, ReviewConfig
 from configs.pack import InspectConfig, PackConfig, RelabelConfig, RepairConfig, VerifyConfig
 from configs.score import ScoreConfig
 from configs.section import Section
@@ -49,6 +50,8 @@ COMMANDS = {
     "python -m trainer cv": Command(CvConfig, "CLIPSTREAM_TRAIN_", listed=TrainConfig),
     "python -m trainer promote": Command(PromoteConfig, "CLIPSTREAM_TRAIN_"),
     "python -m trainer audit": Command(AuditConfig, "CLIPSTREAM_TRAIN_"),
+    "python -m trainer explain": Command(ExplainConfig, "CLIPSTREAM_TRAIN_"),
+    "python -m trainer review": Command(ReviewConfig, "CLIPSTREAM_TRAIN_"),
     "python -m serve": Command(
         ServeCommand,
         "CLIPSTREAM_SERVE_",

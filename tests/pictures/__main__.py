@@ -17,12 +17,14 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from packer.__main__ import main as packer
+from packer.shards.manifest import read_samples
 from tests import demo
 from tests.pictures.image import save_png
 from tests.pictures.page import ALL_DRAWN, held_out_videos, picture_of_page, record_drop
 from tests.pictures.tracking import fold_up, picture_of_confusion, picture_of_curves
 from tests.support.browser import Browser, chromium
 from tests.support.mlflow_server import Server
+from trainer.__main__ import main as trainer
 
 FOLDER = demo.ROOT / "docs" / "pictures"
 CLIPS_PER_CLASS = 3
@@ -55,6 +57,7 @@ def make_pictures(run: Run, scratch: Path, binary: str, chromedriver: str) -> No
             fold_up(browser, run_url)
             picture_of_curves(browser, run_url, FOLDER / "mlflow-curves.png")
             picture_of_confusion(browser, run_url, FOLDER / "mlflow-confusion.png")
+    picture_of_explanation(run)
 
 
 def picture_of_sheet(browser: Browser, file: Path) -> None:
@@ -65,6 +68,19 @@ def picture_of_sheet(browser: Browser, file: Path) -> None:
     browser.open(file.as_uri())
     browser.until(lambda: browser.run(ALL_DRAWN), "frames")
     save_png(browser.screenshot(), FOLDER / "sheet.png")
+
+
+def picture_of_explanation(run: Run) -> None:
+    """Writes the page on the demo's worst mistake; if its model made none, that on the first clip of the test split."""
+    command = ["explain", str(run.info.run_name), "--runs", str(demo.HOME / "runs"), "--nearest", "2"]
+    folder = demo.HOME / "runs" / command[1] / "explain"
+    for page in folder.glob("*.png"):
+        page.unlink()
+    source = read_samples(demo.HOME / "shards", "test")["source"][0].as_py()
+    if trainer([*command, "--worst", "1"]) and trainer([*command, "--clip", source]):
+        raise demo.DemoError("the demo's run cannot be explained")
+    (page,) = folder.glob("*.png")
+    save_png(page.read_bytes(), FOLDER / "explain.png", max_width_px=1200)
 
 
 @contextmanager

@@ -13,9 +13,11 @@ POINTER = ((0, 0), (0, 26), (6, 20.5), (10.3, 30), (14.3, 28.2), (10.2, 19), (18
 """Outline of an arrow in pixels from its tip."""
 
 
-def save_png(png: bytes, path: Path) -> None:
-    """Writes a picture as a PNG with a palette, which is a third of the size."""
+def save_png(png: bytes, path: Path, max_width_px: int | None = None) -> None:
+    """Writes a picture as a PNG with a palette, which is a third of the size; a wider one is shrunk."""
     with Image.open(io.BytesIO(png)) as image:
+        if max_width_px:
+            image.thumbnail((max_width_px, image.height), Image.Resampling.LANCZOS)
         # Without dithering: it would put noise on plain areas, and noise is large.
         image.convert("RGB").quantize(NUM_COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)
 

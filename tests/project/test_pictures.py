@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 FOLDER = Path(__file__).parents[2] / "docs" / "pictures"
-STILLS = ("page.png", "sheet.png", "mlflow-curves.png", "mlflow-confusion.png")
+STILLS = ("page.png", "sheet.png", "explain.png", "mlflow-curves.png", "mlflow-confusion.png")
 MAX_STILL_BYTES, MAX_MOVING_BYTES = 300_000, 2_000_000
 
 

@@ -27,7 +27,8 @@ PAGES = {
 }
 TEXT = re.sub(r"<!--.*?-->", "", "\n".join(PAGES.values()), flags=re.DOTALL)
 PARTS = (
-    r"packer\.synthetic|packer (?:inspect|repair|verify)|packer|trainer (?:cv|promote|audit)|trainer|serve score|serve"
+    r"packer\.synthetic|packer (?:inspect|repair|verify)|packer"
+    r"|trainer (?:cv|promote|audit|explain|review)|trainer|serve score|serve"
 )
 COMMANDS = sorted(set(re.findall(rf"python -m ({PARTS})\b([^`'\n#|&]*)", TEXT)))
 OPTIONS_OF_OTHERS = {"--working-dir", "--config", "--help", "--files"}

@@ -120,9 +120,12 @@ class CnnRnn(nn.Module):
 
     def forward(self, clips_BTCHW: Tensor) -> Tensor:
         """Returns the logits `(B, K) float32` of clips `(B, T, 3, H, W) uint8 RGB`."""
-        states_BTD = self._read(self._features_of(self, clips_BTCHW))
-        logits_BK: Tensor = self.head(self.dropout(self._pool(states_BTD)))
+        logits_BK: Tensor = self.head(self.dropout(self.embed(clips_BTCHW)))
         return logits_BK.float()
+
+    def embed(self, clips_BTCHW: Tensor) -> Tensor:
+        """Returns what the classifier sees of each clip, `(B, D)`: alike clips have alike directions."""
+        return self._pool(self._read(self._features_of(self, clips_BTCHW)))
 
     def _features(self, clips_BTCHW: Tensor) -> Tensor:
         pixels_NCHW = clips_BTCHW.flatten(0, 1).to(self.mean.dtype, memory_format=torch.channels_last)

@@ -99,6 +99,22 @@ def _find(client: MlflowClient, name: str) -> Run:
     return runs[0]
 
 
+def name_of_run(uri: str, name: str) -> str:
+    """Returns the name of the run that has a name or an id.
+
+    Args:
+        uri: MLflow's store.
+        name: Name or id.
+
+    Raises:
+        UsageError: There is no store, it does not answer, or the name fits no run or several.
+    """
+    check_store(uri)
+    with store_answers(uri):
+        found: str = _find(MlflowClient(tracking_uri=uri), name).info.run_name
+    return found
+
+
 def _open(client: MlflowClient, run: Run) -> ComparedRun:
     predictions = {}
     for split in ("val", "test"):

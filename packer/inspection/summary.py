@@ -14,13 +14,14 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from packer.inspection.classes import samples_per_class, shown_classes
+from packer.pitfalls.find import pack_pitfalls
 from packer.planning.group import video_groups
 from packer.report import class_table
 from packer.shards.manifest import Manifest, read_manifest, read_rejected_columns, read_samples
 from packer.shards.stored_plan import PlanNotes, read_plan_notes
 from packer.storage.location import Location
 from packer.video.catalog import Video, has_video_extension
-from packer.video.segment import FRAGMENT
+from packer.video.segment import FRAGMENT, file_of
 
 _NUM_SIZES = 5
 _SET_ASIDE = ("not_a_video", "no_video_stream", "proxy")
@@ -53,7 +54,7 @@ def format_inspection(folder: Location, show_all: bool = False) -> str:
     Raises:
         ManifestError: There is no complete pack.
     """
-    manifest = read_manifest(folder)
+    manifest, notes = read_manifest(folder), read_plan_notes(folder)
     table = read_samples(folder, None, _COLUMNS)
     clip = manifest.clip
     num_frames = table["num_frames"].to_numpy()
@@ -67,11 +68,12 @@ def format_inspection(folder: Location, show_all: bool = False) -> str:
         f"sources   {_sizes(table, 'source_width_px', 'source_height_px')}",
         f"frames    {_range(num_frames)} in a video, median {_median(num_frames)}",
         *_segment_lines(table),
-        *_group_lines(manifest, read_plan_notes(folder), table),
+        *_group_lines(manifest, notes, table),
         f"decoded   {_counted(_renamed(_counts(table['decode_road']), full='in full', needed='as far as needed'))}",
         *_sampling_lines(table),
         f"damaged   {_counted(_damage(table)) or 'none'}",
         *_rejected_lines(folder, manifest),
+        *pack_pitfalls(folder, manifest, notes.alike),
     ]
     return "\n".join(lines)
 
@@ -142,10 +144,11 @@ def _group_sizes(manifest: Manifest, notes: PlanNotes, table: pa.Table) -> NDArr
     digests: dict[str, str] = {}
     videos = []
     for source, class_name, sha256 in zip(*columns, strict=True):
-        file = _FRAGMENT.sub("", source) if "#" in source else source
+        file = file_of(source)
         if file not in digests:
             digests[file] = sha256
-            videos.append(Video("", file, class_name, 0, group=notes.groups.get(source, "")))
+            group, alike = notes.groups.get(source, ""), notes.alike.get(source, "")
+            videos.append(Video("", file, class_name, 0, group=group, alike=alike))
     return np.bincount(video_groups(videos, manifest.config.split.group_regex, digests))
 
 

@@ -10,7 +10,7 @@ from packer.video.catalog import Video
 _DATE = r"(?:19|20)\d\d[-_.]?\d\d[-_.]?\d\d"
 _PATTERNS = (
     r"([^/]+?)[ _.-]*\d+\.[^./]+$",  # the name without its last number: cam1_day2_003.mp4 -> cam1_day2
-    r"([^/]+?)(?:[ _.-]*\d+)+\.[^./]+$",  # without all its last numbers: film_0001_0250.mp4 -> film
+    r"([^/]+?)(?:[ _.-]+\d+)+\.[^./]+$",  # without all its last numbers: film_0001_0250.mp4 -> film
     r"([^/]+)[ _.-][^/ _.-]*\.[^./]+$",  # without its last part: film_a_end.mp4 -> film_a
     r"([^/ _.-]+)[ _.-][^/]*$",  # its first part: film_a_end.mp4 -> film
     rf"([^/]*?{_DATE}[-_T .]*\d\d)[^/]*$",  # up to the hour of its first date and time

@@ -19,18 +19,14 @@ from numpy.typing import NDArray
 from packer.video.catalog import Video
 from packer.video.picture_hash import hash_words
 
-MOST_COARSE_BITS, MOST_BITS = 8, 40
-"""Two frames are near if at most this many of the 64 coarse bits differ, and of the 256 fine ones.
-
-Measured on 299 + 180 clips of fixed cameras and 12 of HMDB51 and UCF101: neighbouring thirds of one clip are found for
-99, 96 and 75 % of them; of 59,184 pairs from different sets, none is taken for alike; and of the 140 pairs of the 180
-clips from many cameras that are, the 40 with the most differing bits all show one camera.
-"""
+MOST_COARSE_BITS, MOST_BITS = 10, 48
+"""Two frames are near if at most this many of the 64 coarse bits differ, and of the 256 fine ones: see docs/videos.md
+for what that finds and misses."""
 MOST_COARSE_BITS_BY_NAME, MOST_BITS_BY_NAME = 16, 64
-"""The same, for videos whose names differ in a number by one: they find 100, 99.7 and 79 %, and no pair of two sets."""
+"""The same, for videos whose names differ in a number by one."""
 
 _ROWS, _COLUMNS = 64, 4096
-"""How many videos are compared with how many at once."""
+"""How many videos are compared with how many at once, at most: blocks that fit into a processor's cache."""
 _LAST_NUMBER = re.compile(r"(.*?)(\d{1,18})(\D*)")
 _FAR = np.iinfo(np.uint16).max
 
@@ -119,8 +115,8 @@ def neighbours(sources: Sequence[str]) -> Iterator[tuple[int, int]]:
     """
     numbered: dict[tuple[str, str], list[tuple[int, int]]] = defaultdict(list)
     for at, source in enumerate(sources):
-        stem, _, _ = source.rpartition("/")[2].rpartition(".")
-        if match := _LAST_NUMBER.fullmatch(stem):
+        name = source.rpartition("/")[2]
+        if match := _LAST_NUMBER.fullmatch(name.rpartition(".")[0] or name):
             numbered[match[1], match[3]].append((int(match[2]), at))
     for of_name in numbered.values():
         for (number, at), (next_number, next_at) in pairwise(sorted(of_name)):
@@ -131,13 +127,17 @@ def neighbours(sources: Sequence[str]) -> Iterator[tuple[int, int]]:
 def _near(words: _Words, rows: _Positions, columns: _Positions) -> Iterator[tuple[int, int, int]]:
     """Yields (row, column, number of bits) for each row that is near a column: the nearest of the first block with one.
 
-    A row that has one is not compared with the other blocks: with a fixed camera, all are near.
+    A row that has one is not compared with the other blocks: with a fixed camera, all are near. So the first blocks are
+    small ones.
     """
-    for start in range(0, len(columns), _COLUMNS):
-        of_block = columns[start : start + _COLUMNS]
+    start, num_columns = 0, _ROWS
+    while start < len(columns) and len(rows):
+        of_block = columns[start : start + num_columns]
+        start, num_columns = start + num_columns, min(_COLUMNS, 4 * num_columns)
+        coarse = _coarse(words, of_block)
         still = []
         for some in np.array_split(rows, max(1, -(-len(rows) // _ROWS))):
-            num_bits = _num_bits(words[some], words[of_block])
+            num_bits = _num_bits(words, some, of_block, coarse)
             best = num_bits.argmin(1)
             fewest = num_bits[np.arange(len(some)), best]
             is_near = fewest < _FAR
@@ -149,15 +149,15 @@ def _near(words: _Words, rows: _Positions, columns: _Positions) -> Iterator[tupl
 
 def _chains(words: _Words, positions: _Positions) -> Iterator[tuple[int, int]]:
     """Yields pairs that are near, as many as are needed to link all that are near each other, by others or directly."""
-    left, of_left = positions, words[positions]
+    left, coarse = positions, _coarse(words, positions)
     while len(left):
-        waiting, left, of_left = [int(left[0])], left[1:], of_left[1:]
+        waiting, left, coarse = left[:1].tolist(), left[1:], coarse[:, 1:]
         while waiting and len(left):
             at = waiting.pop()
-            is_near = _num_bits(words[at : at + 1], of_left)[0] < _FAR
+            is_near = _num_bits(words, np.array([at]), left, coarse)[0] < _FAR
             if is_near.any():
                 found = left[is_near].tolist()
-                left, of_left = left[~is_near], of_left[~is_near]
+                left, coarse = left[~is_near], coarse[:, ~is_near]
                 waiting += found
                 yield from ((at, other) for other in found)
 
@@ -171,22 +171,38 @@ def _chains_by_name(words: _Words, positions: _Positions, sources: Sequence[str]
 
 def _num_bits_by_name(words: _Words, first: int, second: int) -> int | None:
     """Returns how many bits of the nearest frames of two videos differ; None if too many do for neighbours."""
+    other = np.array([second])
     limits = MOST_COARSE_BITS_BY_NAME, MOST_BITS_BY_NAME
-    num_bits = int(_num_bits(words[first : first + 1], words[second : second + 1], *limits)[0, 0])
+    num_bits = int(_num_bits(words, np.array([first]), other, _coarse(words, other), *limits)[0, 0])
     return num_bits if num_bits < _FAR else None
 
 
+def _coarse(words: _Words, positions: _Positions) -> NDArray[np.uint64]:
+    """Returns the coarse words of some videos as `(2, N)`, so that those of one kind lie side by side."""
+    return np.ascontiguousarray(words[positions, :, 0].T)
+
+
 def _num_bits(
-    rows: _Words, columns: _Words, most_coarse: int = MOST_COARSE_BITS, most: int = MOST_BITS
+    words: _Words,
+    rows: _Positions,
+    columns: _Positions,
+    coarse: NDArray[np.uint64],
+    most_coarse: int = MOST_COARSE_BITS,
+    most: int = MOST_BITS,
 ) -> NDArray[np.uint16]:
-    """Returns, as `(R, C)`, how many bits of the nearest frames of two videos differ; 65,535 if they are not near."""
+    """Returns, as `(R, C)`, how many fine bits of the nearest frames of two videos differ; 65,535 if they are not near.
+
+    `coarse` holds the coarse words of the columns. The fine ones are compared only if the coarse ones are near.
+    """
     fewest = np.full((len(rows), len(columns)), _FAR, np.uint16)
-    for of_row, of_column in product(range(rows.shape[1]), range(columns.shape[1])):
-        coarse = np.bitwise_count(rows[:, None, of_row, 0] ^ columns[None, :, of_column, 0])
-        at = np.nonzero(coarse <= most_coarse)
-        num_bits = np.bitwise_count(rows[at[0], of_row, 1:] ^ columns[at[1], of_column, 1:]).sum(1, np.uint16)
-        num_bits[num_bits > most] = _FAR
-        fewest[at] = np.minimum(fewest[at], num_bits)
+    for of_row, of_column in product((0, 1), (0, 1)):
+        is_near = np.bitwise_count(words[rows, of_row, :1] ^ coarse[of_column]) <= most_coarse
+        row, column = np.nonzero(is_near)
+        if len(row):
+            differing = words[rows[row], of_row, 1:] ^ words[columns[column], of_column, 1:]
+            num_bits = np.bitwise_count(differing).sum(1, np.uint16)
+            num_bits[num_bits > most] = _FAR
+            fewest[row, column] = np.minimum(fewest[row, column], num_bits)
     return fewest
 
 

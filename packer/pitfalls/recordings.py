@@ -43,10 +43,12 @@ def look_pitfalls(table: pa.Table, config: SplitConfig) -> Iterator[tuple[str, s
     yield (
         "alike",
         f"{len(looks)} of {num_held_out} val and test clips look like a clip of another split, as parts of one "
-        f"recording do{_of_neighbours(looks)}:",
+        "recording do:",
     )
     for look in sorted(looks, key=lambda look: (not look.are_neighbours, look.num_bits, look.video))[:_NUM_NAMED]:
         yield "", " and ".join(f"{rows[at]['source']} ({splits[at]})" for at in (look.video, look.other))
+    if num_neighbours := sum(look.are_neighbours for look in looks):
+        yield "", f"{num_neighbours} of them also have the next number in their names"
     videos = [Video("", file_of(row["source"]), row["class_name"], 0) for row in rows]
     yield "", _way_out(videos, looks, config)
 
@@ -69,11 +71,6 @@ def _root(source: str, alike: Mapping[str, str]) -> str:
     while source in alike:
         source = alike[source]
     return source
-
-
-def _of_neighbours(looks: Sequence[Look]) -> str:
-    num = sum(look.are_neighbours for look in looks)
-    return f" ({num} with neighbouring numbers in their names)" if num else ""
 
 
 def _way_out(videos: Sequence[Video], looks: Sequence[Look], config: SplitConfig) -> str:

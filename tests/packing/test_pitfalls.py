@@ -11,16 +11,19 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from configs.pack import SplitConfig
+from configs.pack import PackRecipe, SplitConfig
+from configs.section import UsageError
 from packer.labels.splits import SPLITS
 from packer.pitfalls.counts import count_pitfalls, wilson_interval
 from packer.pitfalls.name_patterns import find_pattern
 from packer.pitfalls.recordings import crowd_pitfalls
 from packer.planning.alike import looks_across, mark_alike, neighbours
 from packer.planning.group import video_groups
+from packer.planning.plan import make_plan
 from packer.shards.stored_plan import read_plan_notes
 from packer.video.catalog import Video
 from packer.video.picture_hash import hash_words
+from tests.support.catalogs import catalog_of
 from tests.support.packs import assert_same_pack, rows_of, run
 from tests.support.programs import system_program
 from tests.support.videos import write_classes
@@ -207,6 +210,18 @@ def test_a_fixed_camera_is_one_group_and_told_as_that() -> None:
     assert {video.source: video.alike for video in joining if video.alike} == dict.fromkeys(
         ["a/1.mp4", "a/2.mp4"], "a/0.mp4"
     ) | {"a/4.mp4": "a/0.mp4"}
+
+
+def test_a_class_of_one_look_has_too_few_videos() -> None:
+    catalog = catalog_of({"a": 4, "b": 4})
+    of_a, of_b = noise(1), noise(4, 1)
+    hashes = {video.source: hexadecimal(of_a[0]) for video in catalog.videos[:4]}
+    hashes |= {video.source: hexadecimal(of_b[at]) for at, video in enumerate(catalog.videos[4:])}
+    recipe = PackRecipe(split=SplitConfig(group_similar=True))
+    with pytest.raises(
+        UsageError, match=r"'a' has too few videos \(1; .* look alike, .* leave --split.group-similar out"
+    ):
+        make_plan(catalog, recipe, hashes=hashes)
 
 
 def hexadecimal(words: NDArray[np.uint64]) -> tuple[str, str]:

@@ -75,6 +75,9 @@ class SplitConfig(Section):
     """Regular expression that is searched in each video's path below the data folder; videos whose groups match the
     same text stay in one split. Unset: names like those of HMDB51 and UCF101 are grouped by the recording, and files of
     one folder whose names differ in their extension alone (clip1.avi, clip1.mp4) are one group."""
+    group_similar: bool = False
+    """Videos that look alike stay in one split too, as parts of one recording whose names do not tell it. To see that,
+    every video is decoded once more, before the split. No effect on videos whose split lists or folders state."""
     val_fraction: float = Field(0.15, ge=0, lt=1)
     """Share of the videos for choosing the model; taken from train if lists or folders have no val."""
     test_fraction: float = Field(0.15, ge=0, lt=1)

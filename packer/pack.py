@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from configs.section import UsageError
-from packer.decoders.clip_stream import open_pool, read_clips
+from packer.decoders.clip_stream import WINDOW_PER_WORKER, open_pool, read_clips
 from packer.decoders.pool import DecodePool
 from packer.labels.splits import SPLITS
 from packer.planning.group import content_digest
@@ -52,10 +52,6 @@ from packer.video.sampling import SAMPLING_RULES
 
 logger = logging.getLogger(__name__)
 
-_WINDOW_PER_WORKER = 4
-"""Videos per decoder that are decoded, or wait in memory, at one time."""
-
-
 _OF_COPIES = frozenset({"duplicate", "contradiction"})
 _GONE = VideoError("unreadable", "the file went away before it was packed")
 
@@ -68,6 +64,7 @@ class PackError(Exception):
 class PackResult:
     """A complete pack, and what this command did for it."""
 
+    target: Location
     manifest: Manifest
     plan: Plan
     notes: tuple[tuple[str, str], ...]
@@ -141,6 +138,7 @@ def pack(prepared: Preparation, workers: int = 0, strict: bool = False, cluster:
         records = [done[shard.name] for shard in plan.shards]
         manifest = _finish(replace(prepared, plan=plan), records)
     return PackResult(
+        target=target,
         manifest=manifest,
         plan=plan,
         notes=notes,
@@ -206,7 +204,7 @@ class _Packer:
             self._pool,
             [video for video in videos if video.source not in gone],
             plan.recipe.clip,
-            self._pool.num_workers * _WINDOW_PER_WORKER,
+            self._pool.num_workers * WINDOW_PER_WORKER,
         )
         class_of = {video.source: video.class_name for shard in plan.shards for video in shard.videos}
         records = {}

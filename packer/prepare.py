@@ -2,25 +2,26 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import Any
 
 from configs.pack import PackConfig, PackRecipe
 from configs.section import UsageError, flatten
 from packer.candidates import find_candidates
+from packer.decoders.clip_stream import WINDOW_PER_WORKER, open_pool, read_clips
 from packer.planning.layout import count_and_name
 from packer.planning.lists import GivenSplits
 from packer.planning.plan import Plan, extend_plan, make_plan
+from packer.progress import Progress
 from packer.retry import as_they_are_now, find_retries, plan_again, rejected_rows
-from packer.shards.manifest import SAMPLES, ManifestError, read_manifest
+from packer.shards.manifest import SAMPLES, ManifestError, read_manifest, read_samples
 from packer.shards.stored_plan import plan_sha256, read_plan
 from packer.storage.commit import current
-from packer.storage.files import file_sha256, local_copy
+from packer.storage.files import file_sha256
 from packer.storage.location import Location, is_inside, locate
 from packer.storage.target_lock import RECORDS
-from packer.video.catalog import Catalog
-from packer.video.clip import library_versions
+from packer.video.catalog import Catalog, Video
+from packer.video.clip import Clip, library_versions
+from packer.video.picture_hash import frame_hashes
 
 _RELABELLED = "labelled otherwise now"
 
@@ -87,9 +88,9 @@ def _plan(
     if earlier is None:
         if config.append:
             raise UsageError(f"{target} holds no pack to append to: leave --append out to begin one")
-        return make_plan(catalog, config.recipe, given), {}
-    class_of = {video.source: video.class_name for video in earlier.videos}
-    found = {v.source: replace(v, class_name=class_of.get(v.source, v.class_name)) for v in catalog.videos}
+        return make_plan(catalog, config.recipe, given, hashes=_hashes(catalog.videos, config, given or {}, {})), {}
+    old = {video.source: video for video in earlier.videos}
+    found = {video.source: _as_planned(video, old.get(video.source, video)) for video in catalog.videos}
     earlier = as_they_are_now(earlier, target, found)
     is_complete = _is_complete(target)
     rows = rejected_rows(target, earlier, is_complete)
@@ -118,7 +119,41 @@ def _plan(
         )
     if not differing.pop("new", None):
         return earlier, differing
-    return extend_plan(earlier, catalog, given, _known_sha256(target)), differing
+    hashes = _hashes(catalog.videos, config, {**(given or {}), **dict.fromkeys(old, "old")}, _known_hashes(target))
+    return extend_plan(earlier, catalog, given, _known_sha256(target), hashes), differing
+
+
+def _as_planned(video: Video, planned: Video) -> Video:
+    """Returns a video of the data folder with what an earlier pack decided about it."""
+    return replace(video, class_name=planned.class_name, alike=planned.alike)
+
+
+def _hashes(
+    videos: Sequence[Video], config: PackConfig, decided: Mapping[str, str], known: Mapping[str, Sequence[str]]
+) -> dict[str, Sequence[str]]:
+    """Returns, by source, the hashes of the first and last frame of all videos that can be decoded.
+
+    Args:
+        videos: The videos.
+        config: The command; unless it groups by looks, there are none.
+        decided: The splits of videos that need no other: if no other video is left, there are none.
+        known: Hashes of packed videos, which are not decoded again.
+    """
+    if not config.split.group_similar or all(decided.get(video.source) for video in videos):
+        return {}
+    hashes = dict(known)
+    to_read = [video for video in videos if video.source not in hashes]
+    clip = config.clip.model_copy(update={"num_frames": min(2, config.clip.num_frames)})
+    with (
+        Progress(len(to_read), "video", "look") as progress,
+        open_pool(config.limits, config.workers, len(to_read), config.ray) as pool,
+    ):
+        window = pool.num_workers * WINDOW_PER_WORKER
+        for video, outcome in zip(to_read, read_clips(pool, to_read, clip, window), strict=True):
+            if isinstance(outcome, Clip) and (of_video := frame_hashes(outcome.jpegs)):
+                hashes[video.source] = of_video
+            progress.update()
+    return hashes
 
 
 def _refusal(target: Location, what: Sequence[str], differing: Collection[str], is_complete: bool) -> str:
@@ -188,9 +223,20 @@ def _is_complete(target: Location) -> bool:
 
 def _known_sha256(target: Location) -> dict[str, str]:
     """Returns the sha256 of the packed videos by source; empty if the index cannot be read."""
+    return _column(target, "source_sha256")
+
+
+def _known_hashes(target: Location) -> dict[str, Sequence[str]]:
+    """Returns the hashes of the packed videos by source; empty if the index cannot be read, or is an older one."""
+    return {source: hashes for source, hashes in _column(target, "frame_hashes").items() if hashes}
+
+
+def _column(target: Location, name: str) -> dict[str, Any]:
+    """Returns a column of the index by source; empty if the index cannot be read or lacks it."""
     try:
-        with local_copy(current(target, SAMPLES)) as file:
-            table = pq.read_table(file, columns=["source", "source_sha256"])
-    except (OSError, pa.ArrowInvalid):
+        table = read_samples(target, None, ("source", name))
+    except ManifestError:
         return {}  # then the videos are read again
-    return dict(zip(table["source"].to_pylist(), table["source_sha256"].to_pylist(), strict=True))
+    if name not in table.column_names:
+        return {}
+    return dict(zip(table["source"].to_pylist(), table[name].to_pylist(), strict=True))

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from configs.pack import SplitConfig
 from packer.labels.splits import SPLITS
 from packer.pack import PackResult
+from packer.pitfalls.find import pack_pitfalls, plan_pitfalls
 from packer.planning.plan import Plan
 from packer.prepare import Preparation
 from packer.relabel.rewrite import RelabelResult
@@ -31,6 +32,7 @@ def format_report(result: PackResult) -> str:
         *_lacking_lines(manifest.class_names, counts),
         *_leak_lines(result.plan.leaks),
         *_contradiction_lines(result.plan),
+        *pack_pitfalls(result.target, manifest, _alike(result.plan)),
         f"written   {num_bytes:,} bytes in {num_shards} shards",
         f"took      {result.seconds:.1f} s for {result.num_videos_now} videos, "
         f"{result.num_videos_now / result.seconds:.1f} videos/s",
@@ -62,6 +64,7 @@ def format_plan(prepared: Preparation) -> str:
         *_lacking_lines(plan.class_names, {name: count for name, count in counts.items() if count}),
         *_leak_lines(plan.leaks),
         *_contradiction_lines(plan),
+        *plan_pitfalls(plan, counts),
         "dry run   nothing was written",
     ]
     return "\n".join(lines)
@@ -110,6 +113,10 @@ def wanted_shares(config: SplitConfig) -> dict[str, float]:
     """Returns the share of the videos that each split should have, if the fractions decide."""
     test = 1 / config.num_folds if config.num_folds else config.test_fraction
     return {"train": 1 - config.val_fraction - test, "val": config.val_fraction, "test": test}
+
+
+def _alike(plan: Plan) -> dict[str, str]:
+    return {video.source: video.alike for video in plan.videos if video.alike}
 
 
 def _segment_lines(plan: Plan) -> list[str]:

@@ -17,6 +17,9 @@ from packer.video.container import VideoError
 
 logger = logging.getLogger(__name__)
 
+WINDOW_PER_WORKER = 4
+"""Videos per decoder that a pack decodes, or keeps in memory, at one time."""
+
 _LOAD_REASONS = frozenset({"timeout", "out_of_memory", "decoder_crash"})
 """Reasons that may be due to a busy machine instead of the video: a system short of memory kills processes."""
 

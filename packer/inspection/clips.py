@@ -8,10 +8,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from packer.inspection.groups import file_groups, file_of
+from packer.inspection.groups import file_groups
 from packer.shards.manifest import Manifest
 from packer.shards.sample import SampleRow
 from packer.shards.stored_plan import PlanNotes
+from packer.video.segment import file_of
 
 ItemT = TypeVar("ItemT")
 

@@ -1,23 +1,15 @@
 """Tells which packed files belong together: of one recording, of one stated group, or of equal content."""
 
-import re
-
 import pyarrow as pa
 
 from packer.planning.group import video_groups
 from packer.shards.manifest import Manifest
 from packer.shards.stored_plan import PlanNotes
 from packer.video.catalog import Video
-from packer.video.segment import FRAGMENT
+from packer.video.segment import file_of
 
 GROUP_COLUMNS = ("source", "class_name", "source_sha256")
 """The columns of the index that `file_groups` reads."""
-_FRAGMENT = re.compile(f"{FRAGMENT}$")
-
-
-def file_of(source: str) -> str:
-    """Returns the file that a sample was taken from: its source without the part that names a segment."""
-    return _FRAGMENT.sub("", source) if "#" in source else source
 
 
 def file_groups(manifest: Manifest, notes: PlanNotes, table: pa.Table) -> dict[str, int]:
@@ -25,7 +17,7 @@ def file_groups(manifest: Manifest, notes: PlanNotes, table: pa.Table) -> dict[s
 
     Args:
         manifest: The manifest of the pack.
-        notes: What the plan says about the groups that labels state.
+        notes: What the plan says about groups that labels state, and about videos that look alike.
         table: The index, with at least `GROUP_COLUMNS`.
     """
     columns = (table[name].to_pylist() for name in GROUP_COLUMNS)
@@ -35,5 +27,6 @@ def file_groups(manifest: Manifest, notes: PlanNotes, table: pa.Table) -> dict[s
         file = file_of(source)
         if file not in digests:
             digests[file] = sha256
-            videos.append(Video("", file, class_name, 0, group=notes.groups.get(source, "")))
+            group, alike = notes.groups.get(source, ""), notes.alike.get(source, "")
+            videos.append(Video("", file, class_name, 0, group=group, alike=alike))
     return dict(zip(digests, video_groups(videos, manifest.config.split.group_regex, digests), strict=True))

@@ -1,6 +1,7 @@
 """Says what a complete pack holds: samples, segments, labels, groups, sizes, damage, and what was not packed.
 
 Only the columns that it counts are read, and they stay columns: an index of 100,000 rows takes a second or two.
+To compare the pictures of as many clips takes 13 s more.
 """
 
 from collections import Counter
@@ -13,12 +14,14 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from packer.inspection.classes import samples_per_class, shown_classes
-from packer.inspection.groups import file_groups, file_of
+from packer.inspection.groups import file_groups
 from packer.inspection.rejections import KINDS, kind_of
+from packer.pitfalls.find import pack_pitfalls
 from packer.report import class_table
 from packer.shards.manifest import Manifest, read_manifest, read_rejected_columns, read_samples
 from packer.shards.stored_plan import PlanNotes, read_plan_notes
 from packer.storage.location import Location
+from packer.video.segment import file_of
 
 _NUM_SIZES = 5
 _COLUMNS = (
@@ -48,7 +51,7 @@ def format_inspection(folder: Location, show_all: bool = False) -> str:
     Raises:
         ManifestError: There is no complete pack.
     """
-    manifest = read_manifest(folder)
+    manifest, notes = read_manifest(folder), read_plan_notes(folder)
     table = read_samples(folder, None, _COLUMNS)
     clip = manifest.clip
     num_frames = table["num_frames"].to_numpy()
@@ -62,11 +65,12 @@ def format_inspection(folder: Location, show_all: bool = False) -> str:
         f"sources   {_sizes(table, 'source_width_px', 'source_height_px')}",
         f"frames    {_range(num_frames)} in a video, median {_median(num_frames)}",
         *_segment_lines(table),
-        *_group_lines(manifest, read_plan_notes(folder), table),
+        *_group_lines(manifest, notes, table),
         f"decoded   {_counted(_renamed(_counts(table['decode_road']), full='in full', needed='as far as needed'))}",
         *_sampling_lines(table),
         f"damaged   {_counted(_damage(table)) or 'none'}",
         *_rejected_lines(folder, manifest),
+        *pack_pitfalls(folder, manifest, notes.alike),
     ]
     return "\n".join(lines)
 

@@ -31,16 +31,19 @@ def content_digests(videos: Sequence[Video], known_sha256: Mapping[str, str]) ->
     return {video.source: digest for video in videos if (digest := digests.get(video.file_source))}
 
 
-def video_groups(videos: Sequence[Video], group_regex: str, digests: Mapping[str, str]) -> list[int]:
+def video_groups(
+    videos: Sequence[Video], group_regex: str, digests: Mapping[str, str], by_looks: bool = True
+) -> list[int]:
     """Returns a group number per video, in order of first appearance.
 
-    Videos of one group have a name's recording, a file, a stated group or their content in common; a chain of these is
-    one group.
+    Videos of one group have a name's recording, a file, a stated group or their content in common, or one is marked as
+    alike to another; a chain of these is one group.
 
     Args:
         videos: The videos.
         group_regex: `split.group_regex` of the configuration.
         digests: sha256 of contents, by source.
+        by_looks: Whether videos that are marked as alike are of one group.
     """
     pattern = re.compile(group_regex) if group_regex else None
     first: dict[str, int] = {}
@@ -49,7 +52,8 @@ def video_groups(videos: Sequence[Video], group_regex: str, digests: Mapping[str
         stem = None if pattern else stem_group(video)
         file = f"file:{video.file_source}"  # of whole videos too: the same file may have labelled segments
         stated = f"stated:{video.group}" if video.group else None
-        for key in (_name_group(video, pattern), stem, file, stated, digests.get(video.source)):
+        alike = f"file:{video.alike}" if video.alike and by_looks else None
+        for key in (_name_group(video, pattern), stem, file, stated, alike, digests.get(video.source)):
             if key is not None:
                 parents[_root(parents, position)] = _root(parents, first.setdefault(key, position))
     numbers: dict[int, int] = {}

@@ -43,12 +43,6 @@ def check_layout(folder: Location, catalog: Catalog, has_split_folders: bool) ->
 
 def catalog_notes(catalog: Catalog, config: SplitConfig, has_class_folders: bool) -> Iterator[tuple[str, str]]:
     """Yields what looks wrong in a data folder, as (label, text)."""
-    if len(catalog.class_names) == 1:
-        yield (
-            "classes",
-            f"there is one class only, {catalog.class_names[0]!r}: if it holds several, give each a "
-            + ("folder of its own" if has_class_folders else "name of its own"),
-        )
     yield from alike_names(catalog.class_names)
     if misnamed := [
         video.source

@@ -10,6 +10,7 @@ from itertools import pairwise
 from configs.pack import PackRecipe, ShardConfig
 from configs.section import UsageError
 from packer.labels.splits import SPLITS
+from packer.planning.alike import mark_alike
 from packer.planning.group import content_digests, video_groups
 from packer.planning.split import find_leaks, split_videos
 from packer.video.catalog import Catalog, Video
@@ -64,6 +65,7 @@ def make_plan(
     given: Mapping[str, str] | None = None,
     earlier: Plan | None = None,
     known_sha256: Mapping[str, str] | None = None,
+    hashes: Mapping[str, Sequence[str]] | None = None,
 ) -> Plan:
     """Returns the plan of a pack; if it extends an earlier plan, that plan's shards stay and come first.
 
@@ -74,6 +76,7 @@ def make_plan(
             fractions decide.
         earlier: The plan that is extended.
         known_sha256: Digests by source, of videos that need not be read again.
+        hashes: Hashes of frames by source, of the videos that are kept together if they look alike.
 
     Raises:
         UsageError: A class cannot be in every split that it must be in, a group would be in two, or two videos would
@@ -82,11 +85,14 @@ def make_plan(
     old = {video.source: shard.split for shard in earlier.shards for video in shard.videos} if earlier else {}
     _check_keys(catalog.videos)
     digests = content_digests(catalog.videos, known_sha256 or {})
-    groups = video_groups(catalog.videos, recipe.split.group_regex, digests)
+    groups = video_groups(catalog.videos, recipe.split.group_regex, digests, by_looks=False)
     decided = {source: split for source, split in (given or {}).items() if split} | old
+    if hashes:
+        catalog = replace(catalog, videos=tuple(mark_alike(catalog.videos, groups, hashes, decided)))
+    together = video_groups(catalog.videos, recipe.split.group_regex, digests) if recipe.split.group_similar else groups
     of_new = {video.class_name for video in catalog.videos if video.source not in old}
     settled = set(earlier.class_names) - of_new if earlier else ()
-    split_of = split_videos(catalog, groups, recipe.split, recipe.seed, decided, settled)
+    split_of = split_videos(catalog, together, recipe.split, recipe.seed, decided, settled)
     leaks = find_leaks(catalog.videos, groups, split_of)
     if not recipe.split.is_official:
         _check_leaks(catalog.videos, groups, split_of, old)
@@ -104,6 +110,7 @@ def extend_plan(
     catalog: Catalog,
     given: Mapping[str, str] | None,
     known_sha256: Mapping[str, str],
+    hashes: Mapping[str, Sequence[str]] | None = None,
 ) -> Plan:
     """Returns the earlier plan with more shards, for the new videos; new classes come last.
 
@@ -122,7 +129,7 @@ def extend_plan(
         videos=tuple(sorted([*old, *new], key=lambda video: video.source)),
         class_names=(*earlier.class_names, *new_names),
     )
-    return make_plan(both, earlier.recipe, given, earlier, known_sha256)
+    return make_plan(both, earlier.recipe, given, earlier, known_sha256, hashes)
 
 
 def move_videos(plan: Plan, moved: Mapping[str, tuple[Video, str]]) -> Plan:

@@ -170,10 +170,12 @@ def _check_sizes(catalog: Catalog, groups: Sequence[int], config: SplitConfig, s
     for name in catalog.class_names:
         if num_groups[name] < needed and name not in settled:
             what = f"{config.num_folds} folds" if config.num_folds >= len(splits) else " and ".join(splits)
+            alike = "videos that look alike, " * config.group_similar
+            way_out = "leave --split.group-similar out, " * config.group_similar
             raise UsageError(
-                f"class {name!r} has too few videos ({num_groups[name]}; copies, videos of one recording, and segments "
-                f"of one file count as one): {what} need at least {needed}; add videos, leave the class out, or set a "
-                "split's fraction to 0"
+                f"class {name!r} has too few videos ({num_groups[name]}; copies, videos of one recording, {alike}and "
+                f"segments of one file count as one): {what} need at least {needed}; add videos, {way_out}leave the "
+                "class out, or set a split's fraction to 0"
             )
 
 

@@ -63,6 +63,7 @@ _SCHEMA = pa.schema(
         ("end_seconds", pa.float64()),
         ("num_segment_frames", pa.int32()),
         ("frame_times_seconds", pa.list_(pa.float64())),
+        ("frame_hashes", pa.list_(pa.string())),
     ]
 )
 _REJECTED_SCHEMA = pa.schema(

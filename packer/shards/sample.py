@@ -71,6 +71,9 @@ class SampleRow(Section):
     num_segment_frames: int = 0
     frame_times_seconds: tuple[float, ...] = ()
     """These four are those of `Clip`; packs from before there were segments lack them."""
+    frame_hashes: tuple[str, ...] = ()
+    """Perceptual hashes of the clip's first and last frame, in hexadecimal: of pictures that look alike, few bits
+    differ. A frame that shows nothing has none; empty also in packs from before there were any."""
 
 
 @dataclass(frozen=True)

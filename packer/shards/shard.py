@@ -19,6 +19,7 @@ from packer.storage.target_lock import RECORDS
 from packer.video.catalog import Video
 from packer.video.clip import Clip
 from packer.video.container import VideoError
+from packer.video.picture_hash import frame_hashes
 
 
 class ShardRecord(Section):
@@ -59,6 +60,7 @@ class ShardWriter:
             "class_name": video.class_name,
             "source": video.source,
             **clip_metadata(clip),
+            "frame_hashes": frame_hashes(clip.jpegs),
         }
         self._append(known, sample_members(video, class_index, clip))
 

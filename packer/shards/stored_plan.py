@@ -51,6 +51,8 @@ class _StoredPlan(Section):
     """By source, of the videos that are segments; left out if there are none, as in plans from before there were."""
     groups: dict[str, str] = Field(default_factory=dict)
     """By source, of the videos whose labels state a group; left out likewise."""
+    alike: dict[str, str] = Field(default_factory=dict)
+    """By source, see `Video.alike`; left out likewise."""
 
 
 class PlanNotes(Section, extra="ignore"):
@@ -58,6 +60,8 @@ class PlanNotes(Section, extra="ignore"):
 
     groups: dict[str, str] = Field(default_factory=dict)
     """The groups that labels state, by source."""
+    alike: dict[str, str] = Field(default_factory=dict)
+    """By source, see `Video.alike`."""
     contradictions: tuple[str, ...] = ()
     """See `Plan.contradictions`."""
 
@@ -90,8 +94,9 @@ def write_plan(target: Location, plan: Plan) -> None:
         contradictions=plan.contradictions,
         segments={video.source: _stored(video.segment) for video in plan.videos if video.segment},
         groups={video.source: video.group for video in plan.videos if video.group},
+        alike={video.source: video.alike for video in plan.videos if video.alike},
     )
-    absent = {name for name in ("segments", "groups") if not getattr(stored, name)}
+    absent = {name for name in ("segments", "groups", "alike") if not getattr(stored, name)}
     with write_atomically(target / PLAN) as file:
         file.write(stored.model_dump_json(exclude=absent).encode())
 
@@ -128,7 +133,8 @@ def read_plan(target: Location, videos: Sequence[Video]) -> Plan | None:
 
     def planned(source: str, class_name: str, num_bytes: int) -> Video:
         segment = _segment(stored.segments.get(source))
-        video = Video("", source, class_name, num_bytes, segment, stored.groups.get(source, ""))
+        group, alike = stored.groups.get(source, ""), stored.alike.get(source, "")
+        video = Video("", source, class_name, num_bytes, segment, group, alike)
         return replace(video, path=paths.get((video.file_source, num_bytes), ""))
 
     shards = tuple(

@@ -66,6 +66,8 @@ class Video:
     """None: the whole video."""
     group: str = ""
     """Videos of one group come into one split; empty: names and contents alone decide."""
+    alike: str = ""
+    """The `file_source` of a video that it looks like, and with which it stays; empty: none, or nobody looked."""
 
     @cached_property
     def file_source(self) -> str:

@@ -1,5 +1,6 @@
 """A segment: the part of a video that one label is about."""
 
+import re
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -8,6 +9,14 @@ from typing import Literal
 _BOUND = r"-?\d{1,40}(?:\.\d{1,40}|/[1-9]\d{0,39})?"
 FRAGMENT = rf"#(t|frames)=({_BOUND})(?:,({_BOUND}))?"
 """Regular expression for `Segment.fragment`; its groups are the unit, the start and the end."""
+
+
+_AT_END = re.compile(f"{FRAGMENT}$")
+
+
+def file_of(source: str) -> str:
+    """Returns the path of a sample's file by its `source`, which for a segment ends with `Segment.fragment`."""
+    return _AT_END.sub("", source) if "#" in source else source
 
 
 @dataclass(frozen=True)

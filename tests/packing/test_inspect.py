@@ -114,6 +114,7 @@ def test_what_labels_say_is_shown(target: Path, capsys: pytest.CaptureFixture[st
 
 def test_an_older_pack_and_one_without_its_lists(target: Path, capsys: pytest.CaptureFixture[str]) -> None:
     new = {*OF_SEGMENTS, "sampled_by", "damage", "num_concealed_frames", "num_source_sizes", "is_colour_approximate"}
+    new |= {"frame_hashes"}
     before = shown(target, capsys)
     table = pq.read_table(target / "samples.parquet")
     pq.write_table(table.drop_columns([*new]), target / "samples.parquet")

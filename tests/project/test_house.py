@@ -13,7 +13,18 @@ ROOMS = {
     "configs": ["section", "home", "load", "pack", "model", "train", "explain", "serve", "score"],
     "packer": [
         *("progress", "storage", "video", "decoders", "labels", "planning", "shards", "retry"),
-        *("candidates", "prepare", "pack", "verify", "repair", "relabel", "report", "inspection", "synthetic"),
+        *(
+            "candidates",
+            "prepare",
+            "pack",
+            "verify",
+            "repair",
+            "relabel",
+            "pitfalls",
+            "report",
+            "inspection",
+            "synthetic",
+        ),
         "__main__",
     ],
     "trainer": [

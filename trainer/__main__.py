@@ -10,7 +10,7 @@ from pathlib import Path
 from configs.home import resolve, tracking_uri
 from configs.load import fail, parse
 from configs.section import UsageError
-from configs.train import AuditConfig, CvConfig, PromoteConfig, TrainConfig
+from configs.train import AuditConfig, CvConfig, PromoteConfig, TrainConfig, UiConfig
 from trainer.driver.ending import EXIT_FAILED, EXIT_STOPPED, RunFailedError, Stopped
 
 PROG = "python -m trainer"
@@ -23,6 +23,7 @@ better than the champion so far. To resume a run that was stopped, give the same
 
 other commands, each with a --help of its own:
   python -m trainer cv                    cross-validate: repeat the training on several packs
+  python -m trainer ui                    show runs and models in the browser, by MLflow's page
   python -m trainer promote VERSION       make a version the champion
   python -m trainer compare RUN_A RUN_B   show two runs side by side
   python -m trainer audit RUN             prove that a run with --audit used each sample once per epoch"""
@@ -33,8 +34,10 @@ each test split with bootstrap intervals, their mean and their range are printed
 children are the trainings. To resume a cross-validation that was stopped, give the same command with its --run."""
 COMPARE_USAGE = f"""usage: {PROG} compare RUN_A RUN_B
 
-Show two runs side by side: settings that differ, figures, and whether the difference could be chance. A run is given by
-its name or by its MLflow id."""
+Show two runs side by side: the settings that differ, the val and test figures of the epoch that each run kept, and how
+likely it is that chance alone makes such a difference.
+
+  RUN_A, RUN_B  names of the runs, or their MLflow ids: `{PROG} ui` shows both"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
     commands: dict[str, Callable[[list[str]], int]] = {
         "cv": _cross_validate,
+        "ui": _show_ui,
         "promote": _promote,
         "compare": _compare,
         "audit": _audit,
@@ -96,6 +100,21 @@ def _prepare_imports() -> None:
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     if os.environ.get("RAY_ADDRESS", "local") == "local":
         os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
+def _show_ui(arguments: list[str]) -> int:
+    config = parse(
+        UiConfig,
+        arguments,
+        prog=f"{PROG} ui",
+        description="Print the address of MLflow's page. For a store on this machine, serve the page until Ctrl-C.",
+        env_prefix=ENV_PREFIX,
+    )
+    _prepare_imports()
+    from trainer.tracking.ui import show  # here, not above: it imports MLflow
+
+    show(tracking_uri(), config.port)
+    return 0
 
 
 def _promote(arguments: list[str]) -> int:

@@ -17,7 +17,8 @@ import torch
 
 from packer.shards.manifest import read_manifest
 from trainer.evaluation.contact_sheet import draw_batch
-from trainer.evaluation.metrics import Evaluation
+from trainer.evaluation.metrics import BEST, Evaluation
+from trainer.evaluation.sources import sample_sources
 from trainer.learning.evaluate import evaluate
 from trainer.learning.learner import learning_rate
 from trainer.learning.ranks import Ranks, distribute, share_buffers
@@ -195,7 +196,8 @@ class Training:
     def _record_step(self, batch: Batch, epoch: float, rate: float, norm: float) -> None:
         global_step = self.progress.global_step
         if self.log and global_step == 1:
-            self.log.artifact("data/train_clips.png", draw_batch(batch, self.class_names))
+            sources = sample_sources(self.spec.shards, "train", [row.index for row in batch.rows])
+            self.log.artifact("data/train_clips.png", draw_batch(batch, self.class_names, sources))
         self.curves.step(global_step, epoch, batch, self.learner, rate, norm)
         if self.audit:
             self.audit.step(global_step, batch.rows, batch.weights.tolist())
@@ -217,6 +219,7 @@ class Training:
 
     def _test(self) -> Evaluation | None:
         """Returns what the best epoch's model does on the test split; None if there is no such split."""
+        self._log_best("val", self.progress.best_figures)
         best_step, summary = self.progress.best_step, self.manifest.splits.get("test")
         if best_step is None or summary is None or not summary.num_samples:
             return None
@@ -225,11 +228,18 @@ class Training:
         if self.log:
             figures = evaluation.figures()
             self.log.evaluation("test", evaluation, self.class_names)
-            self.log.metrics({f"test_{name}": value for name, value in figures.items()}, self.progress.global_step)
+            self._log_best("test", figures)
             log_event("test", best_step=best_step, **figures)
         if self.config.evaluation.is_averaged:
             self._test_averaged()
         return evaluation
+
+    def _log_best(self, name: str, figures: dict[str, float]) -> None:
+        """Logs figures of the best epoch's model, the one that is kept: apart from the curves, one point each."""
+        if self.log:
+            best_epoch = self._epoch - self.progress.num_epochs_since_best
+            named = {f"{BEST}{name}_{figure}": value for figure, value in figures.items()}
+            self.log.metrics({f"{BEST}epoch": best_epoch, **named}, self.progress.global_step)
 
     def _test_averaged(self) -> None:
         num_read = self.config.view.num_frames_of(self.index.num_frames)
@@ -237,7 +247,7 @@ class Training:
         evaluation = self._evaluate(eval_loader(self.spec, "test", self.ranks, averaged=True), model)
         if self.log:
             figures = evaluation.figures()
-            self.log.metrics({f"test_tta_{name}": value for name, value in figures.items()}, self.progress.global_step)
+            self._log_best("test_tta", figures)
             log_event("test with averaged views", **figures)
 
     def _evaluate(self, loader: Iterable[Batch], model: AveragedModel | None = None) -> Evaluation:

@@ -65,8 +65,8 @@ class AugmentConfig(Section):
 class EvaluationConfig(Section):
     """Test-time averaging: a second test, with logits averaged over several views of each clip.
 
-    Its figures are logged separately, as best/test_tta_top1 and so on, because the server gives the model one view, as
-    does the evaluation that the best epoch and the champion are chosen by. It costs a forward pass for each view.
+    Its figures are logged separately, as test_tta_top1 and so on, because the server gives the model one view, as does
+    the evaluation that the best epoch and the champion are chosen by. It costs a forward pass for each view.
     """
 
     flip: bool = False

@@ -120,6 +120,6 @@ def assert_as_whole(spec: JobSpec, whole: tuple[JobSpec, Outcome], outcome: Outc
         "epoch",
         "val_loss",
         "val_macro_f1",
-        "best/test_loss",
+        "test_loss",
     ):
         assert curve(spec, name) == curve(whole[0], name)

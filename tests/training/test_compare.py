@@ -42,7 +42,7 @@ def add_run(
     config = TrainConfig(run=name, optimizer=OptimizerConfig(learning_rate=learning_rate))
     run_id = open_run(store_uri(store), config, store / "artifacts")
     log = RunLog(store_uri(store), run_id)
-    log.metrics({f"{best}test_top1": top1, "train_loss": 1.0}, 3)
+    log.metrics({"test_top1": top1, "train_loss": 1.0}, 3)
     if predictions is not None:
         log.artifact("evaluation/test/predictions.csv", predictions)
     log.close()
@@ -52,7 +52,7 @@ def add_run(
 def test_settings_figures_and_clips_are_compared(
     store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    one = add_run(store, "one", 0.1, older_table([("k1", "a", "a"), ("k2", "a", "b"), ("k3", "b", "b")]), 2 / 3, "")
+    one = add_run(store, "one", 0.1, older_table([("k1", "a", "a"), ("k2", "a", "b"), ("k3", "b", "b")]), 2 / 3)
     other = add_run(store, "other", 0.2, table([("k1", "a", "a"), ("k2", "a", "a"), ("k3", "b", "a")]), 2 / 3)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store_uri(store))
     capsys.readouterr()
@@ -75,7 +75,7 @@ def shrunk(line: str) -> str:
 
 def test_val_figures_are_those_of_the_epoch_that_is_kept(store: Path) -> None:
     for name in ("curve", "flat"):
-        log = RunLog(store_uri(store), add_run(store, name, 0.1, None, best=""))
+        log = RunLog(store_uri(store), add_run(store, name, 0.1, None))
         epochs = [(0.4, 0.9, 0.3), (0.8, 0.6, 0.7), (0.8, 0.5, 0.6), (0.8, 0.5, 0.1), (0.5, 0.1, 0.9)]
         for epoch, (macro_f1, loss, top1) in enumerate(epochs, 1):
             figures = {"val_macro_f1": macro_f1, "val_loss": loss, "val_top1": top1, "epoch": epoch}

@@ -51,7 +51,7 @@ def result(spec: JobSpec) -> tuple[dict[str, torch.Tensor], dict[str, list[tuple
     state = open_checkpoints(spec).load_newest()
     assert state is not None
     client = MlflowClient(spec.tracking_uri)
-    names = ("train_loss", "grad_norm", "val_loss", "best/test_loss", "best/test_tta_loss")
+    names = ("train_loss", "grad_norm", "val_loss", "test_loss", "test_tta_loss")
     curves = {name: [(p.step, p.value) for p in client.get_metric_history(spec.run_id, name)] for name in names}
     return state["model"], {name: sorted(points) for name, points in curves.items()}
 
@@ -62,7 +62,7 @@ def test_a_run_with_every_recipe_is_resumed_exactly(packed: Path, tmp_path: Path
     outcome = train(whole)
     weights, curves = result(whole)
     assert [step for step, _ in curves["train_loss"]] == list(range(1, NUM_STEPS + 1))
-    assert outcome.test["loss"] == curves["best/test_loss"][0][1] != curves["best/test_tta_loss"][0][1]
+    assert outcome.test["loss"] == curves["test_loss"][0][1] != curves["test_tta_loss"][0][1]
 
     parts = begin(tmp_path / "parts", packed, CONFIG)
     parts.stop_file.touch()
@@ -104,7 +104,7 @@ def test_each_kind_of_view_changes_the_averaged_test(packed: Path, tmp_path: Pat
     config = CONFIG.model_copy(update={"epochs": 1, "evaluation": EvaluationConfig(**averaged)})
     spec = begin(tmp_path / "run", packed, config)
     outcome = train(spec)
-    assert result(spec)[1]["best/test_tta_loss"][0][1] != pytest.approx(outcome.test["loss"], rel=1e-5)
+    assert result(spec)[1]["test_tta_loss"][0][1] != pytest.approx(outcome.test["loss"], rel=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,7 @@ def test_a_run_is_tracked_and_its_model_registered(server: Server, bucket: str, 
     run = registry.client.get_run(run_id)
     assert (run.info.status, run.data.tags["code_version"]) == ("FINISHED", "commit")
     assert run.data.params["global_batch"] == "4"
-    assert run.data.metrics["best/test_top1"] == outcome.test["top1"]
+    assert run.data.metrics["test_top1"] == outcome.test["top1"]
     assert run.inputs.dataset_inputs[0].dataset.name == "shards"
     system, root = fsspec.core.url_to_fs(f"{bucket}/artifacts", use_listings_cache=False)
     stored = {name.removeprefix(f"{root}/") for name in system.find(root)}

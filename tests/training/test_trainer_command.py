@@ -82,10 +82,11 @@ def test_the_run_is_tracked(plain: Project, first_log: str) -> None:
     for curve in CURVES:
         assert plain.steps("first", curve) == list(range(1, num_steps + 1))
     assert len(plain.steps("first", "val_macro_f1")) == 2
-    of_best = {f"best/{split}_{name}" for split in ("val", "test") for name in FIGURES}
-    assert of_best | {"best/epoch"} | {f"val_{name}" for name in FIGURES} <= run.data.metrics.keys()
-    best_epoch = int(run.data.metrics["best/epoch"])
-    assert run.data.metrics["best/val_loss"] == plain.curve("first", "val_loss")[best_epoch - 1][1]
+    metrics = run.data.metrics
+    assert {f"{split}_{name}" for split in ("val", "test") for name in FIGURES} <= metrics.keys()
+    best_epoch = int(metrics["best/epoch"])
+    assert metrics["best/val_top1"] == plain.curve("first", "val_top1")[best_epoch - 1][1]
+    assert metrics["best/test_top1"] == metrics["test_top1"]
     (dataset,) = run.inputs.dataset_inputs
     assert dataset.dataset.digest == manifest_sha256(plain.home / "shards")[:36]
 

@@ -30,9 +30,9 @@ Source: Guo et al. 2017, "On Calibration of Modern Neural Networks".
 FIGURES = ("top1", "macro_f1", "mean_class_accuracy")
 """Figures that need the confusion matrix only; `intervals` gives their intervals."""
 BEST = "best/"
-"""What the MLflow metrics of the kept model begin with: its epoch, and its figures on val and test.
+"""What the MLflow metrics of the kept model begin with: its epoch, and its accuracy on val and test.
 
-MLflow's page shows metrics of one beginning together, before those without one, such as the curves `val_top1`.
+MLflow's page shows metrics with the same beginning together, and before those without one, such as the curves.
 """
 LEVEL = 0.95
 """Share of the resamples that an interval covers."""

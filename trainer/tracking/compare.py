@@ -16,7 +16,6 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from configs.section import UsageError
-from trainer.evaluation.metrics import BEST
 from trainer.tracking.errors import store_answers
 from trainer.tracking.pages import comparison_page
 from trainer.tracking.store import check_store
@@ -118,28 +117,19 @@ def _open(client: MlflowClient, run: Run) -> ComparedRun:
 
 
 def _figures(client: MlflowClient, run: Run) -> dict[str, str]:
-    """Returns the figures of the epoch whose model was kept."""
-    values = {name.removeprefix(BEST): value for name, value in run.data.metrics.items() if name.startswith(BEST)}
-    values = values or _figures_of_curves(client, run)
-    named = {name: split for split in SPLITS for name in values if name.startswith(f"{split}_")}
-    figures = {name: f"{values[name]:.4f}" for name in sorted(named, key=lambda name: _place(name, named[name]))}
-    if "epoch" not in values:
-        return figures
-    return {"epoch": f"{values['epoch']:.0f} of {run.data.params.get('epochs', '?')}"} | figures
-
-
-def _figures_of_curves(client: MlflowClient, run: Run) -> dict[str, float]:
-    """Returns the same from the curves of a run that has not reached its end, or is from before it was logged."""
-    names = [name for name in run.data.metrics if name.startswith(("val_", "test_")) or name == "epoch"]
+    """Returns the figures of the epoch whose model was kept; on test only that one was measured."""
+    split_of = {name: split for split in SPLITS for name in run.data.metrics if name.startswith(f"{split}_")}
+    curves = [name for name, split in split_of.items() if split == "val"]
     by_step = {
         name: {metric.step: metric.value for metric in client.get_metric_history(run.info.run_id, name)}
-        for name in names
-        if not name.startswith("test_")  # only the kept model was tested
+        for name in ("epoch", *curves)
     }
     # The step at the end of the best epoch, found as the training finds it: the first of the best rank.
     rank, losses = by_step.get(f"val_{run.data.params.get('select_by', '')}", {}), by_step.get("val_loss", {})
     kept = max(sorted(rank), key=lambda step: (rank[step], -losses.get(step, math.inf)), default=-1)
-    return {name: by_step.get(name, {}).get(kept, run.data.metrics[name]) for name in names}
+    epochs = {"epoch": f"{by_step['epoch'][kept]:.0f} of {run.data.params.get('epochs')}"} if by_step["epoch"] else {}
+    names = sorted(split_of, key=lambda name: _place(name, split_of[name]))
+    return epochs | {name: f"{by_step.get(name, {}).get(kept, run.data.metrics[name]):.4f}" for name in names}
 
 
 def _place(name: str, split: str) -> tuple[int, int, str]:

@@ -24,8 +24,8 @@ from trainer.tracking.pages import KIND, KIND_TAG, home_page, runs_page
 from trainer.tracking.store import check_store
 
 HOST = "127.0.0.1"
-START_SECONDS = 120.0
-"""How long the server may take to answer: it takes 5 to 20 s."""
+START_SECONDS = 300.0
+"""How long the server may take to answer: it takes 5 to 10 s, on a busy machine over a minute."""
 STOP_SECONDS = 10.0
 _POLL_SECONDS = 0.2
 
@@ -51,6 +51,8 @@ def show(uri: str, port: int) -> None:
         except OSError as error:
             raise UsageError(f"port {port} cannot be used ({error.strerror}): give another --port") from error
     with tempfile.TemporaryFile() as log, _server(uri, port, log) as server:
+        if sys.stdout.isatty():
+            print("MLflow starts ...", end="\r", flush=True)  # the address takes the place of this
         _await_start(server, port, log)
         print(f"MLflow: {_page(uri, f'http://{HOST}:{port}')} (Ctrl-C ends it)", flush=True)
         server.wait()
@@ -58,13 +60,13 @@ def show(uri: str, port: int) -> None:
 
 
 def _page(uri: str, address: str) -> str:
-    """Returns the address of the table of runs of the experiment that was used last."""
+    """Returns the address of the table of runs of the experiment with the newest run."""
     client = MlflowClient(tracking_uri=uri)
     with store_answers(uri):
-        found = client.search_experiments(
-            filter_string=f"tags.`{KIND_TAG}` = '{KIND}'", order_by=["last_update_time DESC"], max_results=1
-        )
-    return runs_page(address, found[0].experiment_id) if found else home_page(address)
+        found = client.search_experiments(filter_string=f"tags.`{KIND_TAG}` = '{KIND}'")
+        ids = [experiment.experiment_id for experiment in found]
+        runs = client.search_runs(ids, order_by=["attributes.start_time DESC"], max_results=1) if ids else []
+    return runs_page(address, runs[0].info.experiment_id) if runs else home_page(address)
 
 
 @contextmanager

@@ -219,8 +219,11 @@ class Training:
 
     def _test(self) -> Evaluation | None:
         """Returns what the best epoch's model does on the test split; None if there is no such split."""
-        self._log_best("val", self.progress.best_figures)
         best_step, summary = self.progress.best_step, self.manifest.splits.get("test")
+        if self.log and best_step is not None:  # apart from the curves, which go on after the best epoch
+            best_epoch = self._epoch - self.progress.num_epochs_since_best
+            best = {f"{BEST}epoch": best_epoch, f"{BEST}val_top1": self.progress.best_figures["top1"]}
+            self.log.metrics(best, self.progress.global_step)
         if best_step is None or summary is None or not summary.num_samples:
             return None
         self.evaluated_model.load_state_dict(evaluated_weights(self.checkpoints.load(best_step)))
@@ -228,18 +231,12 @@ class Training:
         if self.log:
             figures = evaluation.figures()
             self.log.evaluation("test", evaluation, self.class_names)
-            self._log_best("test", figures)
+            named = {f"test_{name}": value for name, value in figures.items()}
+            self.log.metrics({f"{BEST}test_top1": figures["top1"], **named}, self.progress.global_step)
             log_event("test", best_step=best_step, **figures)
         if self.config.evaluation.is_averaged:
             self._test_averaged()
         return evaluation
-
-    def _log_best(self, name: str, figures: dict[str, float]) -> None:
-        """Logs figures of the best epoch's model, the one that is kept: apart from the curves, one point each."""
-        if self.log:
-            best_epoch = self._epoch - self.progress.num_epochs_since_best
-            named = {f"{BEST}{name}_{figure}": value for figure, value in figures.items()}
-            self.log.metrics({f"{BEST}epoch": best_epoch, **named}, self.progress.global_step)
 
     def _test_averaged(self) -> None:
         num_read = self.config.view.num_frames_of(self.index.num_frames)
@@ -247,7 +244,7 @@ class Training:
         evaluation = self._evaluate(eval_loader(self.spec, "test", self.ranks, averaged=True), model)
         if self.log:
             figures = evaluation.figures()
-            self._log_best("test_tta", figures)
+            self.log.metrics({f"test_tta_{name}": value for name, value in figures.items()}, self.progress.global_step)
             log_event("test with averaged views", **figures)
 
     def _evaluate(self, loader: Iterable[Batch], model: AveragedModel | None = None) -> Evaluation:

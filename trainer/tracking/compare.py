@@ -22,6 +22,8 @@ from trainer.tracking.store import check_store
 
 NUM_CLASSES_SHOWN = 10
 """Most classes whose gains are listed, the largest first."""
+SURE_BELOW = 0.05
+"""A difference that chance makes more rarely than this counts as one."""
 SPLITS = ("val", "test")
 FIGURES = ("top1", "top5", "macro_f1", "mean_class_accuracy", "loss", "ece")
 """In the order in which they are shown; others follow."""
@@ -156,9 +158,10 @@ def _compare(split: str, names: Sequence[str], one: Predictions, other: Predicti
         for first, second in ((one, other), (other, one))
     )
     probability = mcnemar(len(only_one), len(only_other))
+    verdict = "is hardly chance" if probability < SURE_BELOW else "may be chance"
     lines = [
-        f"{split}, best epoch, {len(one)} clips: right in {names[0]} only: {len(only_one)}, in {names[1]} only: "
-        f"{len(only_other)}; two equally good runs would differ at least this much with probability {probability:.2g}"
+        f"{split}, {len(one)} clips: right in {names[0]} only: {len(only_one)}, in {names[1]} only: {len(only_other)}",
+        f"  that {verdict}: two equally good runs differ at least this much with probability {probability:.2g}",
     ]
     gains = {true: 0 for true, _ in one.values()}
     for keys, step in ((only_one, -1), (only_other, 1)):

@@ -7,6 +7,7 @@ address choose model training. A view that is stored with the experiment shows a
 
 import json
 from collections.abc import Sequence
+from urllib.parse import urlencode
 
 from mlflow import MlflowClient
 from mlflow.entities import Experiment, RunInfo
@@ -57,9 +58,10 @@ def run_page(uri: str, experiment_id: str, run_id: str) -> str:
 
 def comparison_page(uri: str, runs: Sequence[RunInfo]) -> str:
     """Returns the address at which runs are compared, see `runs_page`."""
-    ids = ",".join(f'"{run.run_id}"' for run in runs)
-    experiments = ",".join(f'"{name}"' for name in sorted({run.experiment_id for run in runs}))
-    return f"{_host(uri)}/#/compare-runs?runs=[{ids}]&experiments=[{experiments}]&{_FACE}"
+    lists = {"runs": [run.run_id for run in runs], "experiments": sorted({run.experiment_id for run in runs})}
+    # Encoded: a terminal's link would end at a quotation mark.
+    query = urlencode({name: json.dumps(values, separators=(",", ":")) for name, values in lists.items()})
+    return f"{_host(uri)}/#/compare-runs?{query}&{_FACE}"
 
 
 def version_page(uri: str, name: str, version: str) -> str:

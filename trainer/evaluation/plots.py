@@ -74,10 +74,12 @@ def draw_calibration(evaluation: Evaluation, title: str) -> bytes:
         color="C0",
         elinewidth=1,
         capsize=2,
-        label="this model, with 95 % intervals",
+        clip_on=False,
+        label="this model, with 95% intervals",
     )
-    upper.set(ylabel="share of right predictions", ylim=(0, 1.02), title=title)
-    upper.legend(loc="upper left", frameon=False)
+    figure.suptitle(title)
+    upper.set(ylabel="share of right predictions", ylim=(0, 1.02))
+    upper.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)  # above, where no point can be
     centres = (np.arange(NUM_BINS) + 0.5) / NUM_BINS
     bars = lower.bar(centres[filled], num_samples, 1 / NUM_BINS, color="C0", edgecolor="white")
     lower.bar_label(bars, [f"{count:,}" for count in num_samples], fontsize=7)

@@ -52,9 +52,8 @@ fuzz: $(STAMP) ## send 10,000 damaged videos to a real server; what breaks it is
 pictures: $(STAMP) ## make the pictures in docs/pictures anew from the demo, which is run first if need be
 	$(BIN)/python -m tests.pictures
 
-ui: $(STAMP) ## open MLflow's UI on 127.0.0.1:5000 over ./mlflow.db, or over the demo's store if there is none
-	@# Its job executors, seven processes that take a quarter of a core, serve features that are not used here.
-	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --backend-store-uri sqlite:///$(abspath $(STORE)) --host 127.0.0.1 --port 5000 --workers 1
+ui: $(STAMP) ## show runs and models in MLflow's page, of ./mlflow.db or, if there is none, of the demo; PORT=5001
+	@MLFLOW_TRACKING_URI=$${MLFLOW_TRACKING_URI:-sqlite:///$(abspath $(STORE))} $(BIN)/python -m trainer ui --port $(or $(PORT),5000)
 
 cluster: $(STAMP) ## start a Ray cluster on this machine: loopback, token authentication
 	@bash configs/deploy/cluster.sh start

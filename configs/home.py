@@ -36,5 +36,5 @@ def code_path() -> str:
 
 
 def tracking_uri() -> str:
-    """Returns MLFLOW_TRACKING_URI, or the SQLite store in the home folder that `mlflow ui` opens there."""
+    """Returns MLFLOW_TRACKING_URI, or the SQLite store in the home folder that `python -m trainer ui` shows."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home() / 'mlflow.db'}"

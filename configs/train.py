@@ -1,4 +1,4 @@
-"""Configuration of the trainer: training, cross-validation, promotion and audit."""
+"""Configuration of the trainer: training, cross-validation, promotion, MLflow's page and audit."""
 
 import math
 from typing import Literal
@@ -240,6 +240,13 @@ class PromoteConfig(Section):
 
     registered_model: str = REGISTERED_MODEL
     """Name of the model in the MLflow registry."""
+
+
+class UiConfig(Section):
+    """All options of `python -m trainer ui`."""
+
+    port: int = Field(5000, ge=1, le=65535)
+    """Port of the page, on 127.0.0.1."""
 
 
 class AuditConfig(Section):

@@ -11,7 +11,7 @@ from configs.explain import ExplainConfig, ReviewConfig
 from configs.home import resolve, tracking_uri
 from configs.load import fail, parse
 from configs.section import UsageError
-from configs.train import AuditConfig, CvConfig, PromoteConfig, TrainConfig
+from configs.train import AuditConfig, CvConfig, PromoteConfig, TrainConfig, UiConfig
 from trainer.driver.ending import EXIT_FAILED, EXIT_STOPPED, RunFailedError, Stopped
 
 PROG = "python -m trainer"
@@ -24,6 +24,7 @@ better than the champion so far. To resume a run that was stopped, give the same
 
 other commands, each with a --help of its own:
   python -m trainer cv                    cross-validate: repeat the training on several packs
+  python -m trainer ui                    show runs and models in the browser, by MLflow's page
   python -m trainer promote VERSION       make a version the champion
   python -m trainer compare RUN_A RUN_B   show two runs side by side
   python -m trainer explain RUN           show why clips were answered wrongly: where the model looked, what is alike
@@ -54,8 +55,10 @@ Correct the column label and give the table to the packer, then train again:
   python -m packer relabel shards --labels review.csv"""
 COMPARE_USAGE = f"""usage: {PROG} compare RUN_A RUN_B
 
-Show two runs side by side: settings that differ, figures, and whether the difference could be chance. A run is given by
-its name or by its MLflow id."""
+Show two runs side by side: the settings that differ, the val and test figures of the epoch that each run kept, and how
+likely it is that chance alone makes such a difference.
+
+  RUN_A, RUN_B  names of the runs, or their MLflow ids: `{PROG} ui` shows both"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -64,6 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
     commands: dict[str, Callable[[list[str]], int]] = {
         "cv": _cross_validate,
+        "ui": _show_ui,
         "promote": _promote,
         "compare": _compare,
         "explain": _explain,
@@ -119,6 +123,21 @@ def _prepare_imports() -> None:
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     if os.environ.get("RAY_ADDRESS", "local") == "local":
         os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
+def _show_ui(arguments: list[str]) -> int:
+    config = parse(
+        UiConfig,
+        arguments,
+        prog=f"{PROG} ui",
+        description="Print the address of MLflow's page. For a store on this machine, serve the page until Ctrl-C.",
+        env_prefix=ENV_PREFIX,
+    )
+    _prepare_imports()
+    from trainer.tracking.ui import show  # here, not above: it imports MLflow
+
+    show(tracking_uri(), config.port)
+    return 0
 
 
 def _promote(arguments: list[str]) -> int:

@@ -19,7 +19,7 @@ from configs.pack import InspectConfig, PackConfig, RelabelConfig, RepairConfig,
 from configs.score import ScoreConfig
 from configs.section import Section
 from configs.serve import ServeCommand
-from configs.train import AuditConfig, CvConfig, PromoteConfig, TrainConfig
+from configs.train import AuditConfig, CvConfig, PromoteConfig, TrainConfig, UiConfig
 
 MARK = re.compile(r"<!-- options: (python -m [\w ]+) -->")
 POSITIONAL = get_args(CliPositionalArg[str])[1]
@@ -48,6 +48,7 @@ COMMANDS = {
     "python -m packer repair": Command(RepairConfig, "CLIPSTREAM_PACK_"),
     "python -m trainer": Command(TrainConfig, "CLIPSTREAM_TRAIN_"),
     "python -m trainer cv": Command(CvConfig, "CLIPSTREAM_TRAIN_", listed=TrainConfig),
+    "python -m trainer ui": Command(UiConfig, "CLIPSTREAM_TRAIN_"),
     "python -m trainer promote": Command(PromoteConfig, "CLIPSTREAM_TRAIN_"),
     "python -m trainer audit": Command(AuditConfig, "CLIPSTREAM_TRAIN_"),
     "python -m trainer explain": Command(ExplainConfig, "CLIPSTREAM_TRAIN_"),

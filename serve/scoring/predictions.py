@@ -26,6 +26,7 @@ from packer.video.catalog import Video
 from packer.video.clip import Clip
 from packer.video.container import VideoError
 from serve.scoring.formats import TableFormat
+from trainer.model.contract import prediction_columns
 
 _DIGEST, _DECIDED_BY = "clipstream.digest", "clipstream.decided_by"
 _ROWS_PER_PART = 256
@@ -180,13 +181,11 @@ def _known(video: Video, class_names: Sequence[str]) -> dict[str, Any]:
 
 
 def _schema(class_names: Sequence[str]) -> pa.Schema:
+    names = prediction_columns(class_names)  # as in a run's tables
+    types = [pa.string()] * 3 + [pa.float64()] * (len(names) - 3)
     return pa.schema(
         [
-            ("source", pa.string()),
-            ("true_class", pa.string()),
-            ("predicted", pa.string()),
-            ("probability", pa.float64()),
-            *((f"p_{name}", pa.float64()) for name in class_names),
+            *zip(names, types, strict=True),
             ("num_frames", pa.int64()),
             ("duration_seconds", pa.float64()),
             ("reason", pa.string()),

@@ -28,7 +28,7 @@ from tests.support.steps import (
     share_of,
     take_step,
 )
-from trainer.evaluation.metrics import Evaluation
+from trainer.evaluation.metrics import MAX_PROBABILITIES, Evaluation
 from trainer.learning.evaluate import evaluate
 from trainer.learning.ranks import Ranks, distribute, share_buffers
 from trainer.stream.loader import PRELOADED
@@ -135,6 +135,7 @@ def run_rank(rank: int, folder: Path) -> None:
             evaluation = evaluate_shares(ranks)
             results[f"evaluation {world_size}"] = (evaluation.confusion.tolist(), evaluation.figures())
             results[f"bad {world_size}"] = evaluation.num_bad
+            results[f"probabilities {world_size}"] = (evaluation.packed(), evaluation.packed_probabilities())
             for number, case in enumerate([*CASES, *MIXED_CASES]):
                 if case.world_size == world_size:
                     results[f"case {number}"] = take_step(ranks, case)
@@ -243,6 +244,33 @@ def test_evaluation_is_the_same_for_any_number_of_ranks(by_rank: list[dict[str, 
         assert figures["top1"] == pytest.approx((logits.argmax(1) == labels).float().mean().item())
         assert figures["top5"] == 1.0  # of three classes
         assert by_rank[rank][f"bad {world_size}"] == 2
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+def test_rank_0_alone_gets_the_probability_of_each_class(by_rank: list[dict[str, Any]], world_size: int) -> None:
+    evaluation = Evaluation.unpack(*by_rank[0][f"probabilities {world_size}"], NUM_CLASSES)
+    predictions, probabilities = evaluation.predictions, evaluation.probabilities
+    assert probabilities is not None
+    assert probabilities.shape == (15, NUM_CLASSES)
+    assert probabilities.argmax(axis=1).tolist() == predictions["predicted"].tolist()
+    assert probabilities.max(axis=1).tolist() == predictions["probability"].tolist()
+    of_labels = probabilities[np.arange(15), predictions["label"]]
+    assert -np.log(of_labels) == pytest.approx(predictions["loss"], abs=1e-5)
+    for rank in range(1, world_size):
+        assert by_rank[rank][f"probabilities {world_size}"][1] is None
+
+
+def test_no_more_probabilities_are_kept_than_the_limit() -> None:
+    num_classes = MAX_PROBABILITIES // 16 + 1  # of 16 clips, they are too many
+    logits = torch.zeros(8, num_classes)
+    batch = replace(make_batch((1.0,) * 8), labels=torch.arange(8))
+    kept = [
+        evaluate(lambda clips: logits, [batch] * num_batches, num_classes, Ranks(), CPU).probabilities
+        for num_batches in (1, 2, 3)
+    ]
+    assert kept[0] is not None
+    assert kept[0].shape == (8, num_classes)
+    assert kept[1:] == [None, None]
 
 
 def test_every_rank_gets_the_buffers_of_rank_0(by_rank: list[dict[str, Any]]) -> None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from configs.train import AugmentConfig, ViewConfig
 from packer.shards.manifest import read_samples
-from trainer.evaluation.contact_sheet import batch_strips
+from trainer.evaluation.contact_sheet import TRAIN_CLIPS_SHOWN, batch_strips
 from trainer.schedule.order import Shuffle
 from trainer.schedule.rows import Row
 from trainer.schedule.schedule import Schedule
@@ -198,8 +198,12 @@ def test_the_sheet_of_training_clips_says_what_was_mixed(index: SampleIndex) -> 
         )
     ]
     assert any("+" in title for title in wanted)
-    assert [strip.title for strip in batch_strips(mixed, names)] == wanted
-    assert [strip.title for strip in batch_strips(plain, names)] == [names[label] for label in plain.labels.tolist()]
+    sources = [f"{row.index}.mp4" for row in mixed.rows]
+    assert [strip.title for strip in batch_strips(mixed, names, sources)] == wanted
+    assert [strip.note for strip in batch_strips(mixed, names, sources)] == sources[:TRAIN_CLIPS_SHOWN]
+    assert [strip.title for strip in batch_strips(plain, names, sources)] == [
+        names[label] for label in plain.labels.tolist()
+    ]
 
 
 def test_an_unreadable_partner_leaves_a_clip_as_it_is(packed: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ def evaluation(num_right: int, loss: float) -> Evaluation:
     records["predicted"] = records["label"]
     records["predicted"][num_right:] = 1 - records["label"][num_right:]
     records["loss"] = loss
-    return Evaluation(records, 2)
+    return Evaluation(records, 2, probabilities=np.linspace(0, 1, 8, dtype=np.float32).reshape(4, 2))
 
 
 def test_steps_are_counted() -> None:
@@ -53,7 +53,8 @@ def test_a_checkpoint_gives_it_back() -> None:
     state = progress.state()
     again = Progress.from_state(state, num_classes=2)
     assert again.state().keys() == state.keys()
-    assert {name: value for name, value in again.state().items() if name != "best_predictions"} == {
+    of_best = {"best_predictions", "best_probabilities"}
+    assert {name: value for name, value in again.state().items() if name not in of_best} == {
         "position": 4,
         "global_step": 1,
         "num_bad": 1,
@@ -63,9 +64,22 @@ def test_a_checkpoint_gives_it_back() -> None:
     }
     assert again.best_evaluation is not None
     assert (again.best_evaluation.predictions == evaluation(3, 0.5).predictions).all()
+    assert np.array_equal(again.best_evaluation.probabilities, evaluation(3, 0.5).probabilities)
 
 
 def test_older_checkpoints_lack_the_newest_entries() -> None:
     state = Progress(position=8, global_step=2).state()
     del state["num_epochs_since_best"], state["best_predictions"]
+    del state["best_probabilities"]
     assert Progress.from_state(state, num_classes=2) == Progress(position=8, global_step=2)
+
+
+def test_a_checkpoint_from_before_probabilities_were_kept_gives_the_predictions() -> None:
+    progress = Progress()
+    progress.end_epoch(evaluation(3, 0.5), "top1")
+    state = progress.state()
+    del state["best_probabilities"]
+    again = Progress.from_state(state, num_classes=2).best_evaluation
+    assert again is not None
+    assert again.probabilities is None
+    assert again.figures() == evaluation(3, 0.5).figures()

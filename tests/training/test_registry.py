@@ -238,7 +238,7 @@ def test_promote_moves_the_alias_forward_and_back(store: Store) -> None:
 def test_an_unknown_version_is_not_promoted(store: Store, version: str) -> None:
     registry = store.registry(f"unpromoted-{version}", 1)
     registry.promote("1")
-    message = f"unpromoted-{version} has no version {version} in {store.uri}: look with `mlflow ui`"
+    message = f"unpromoted-{version} has no version {version} in {store.uri}: `python -m trainer ui` shows them all"
     with pytest.raises(UsageError, match=message):
         registry.promote(version)
     assert champion(registry) == "1"

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 import shutil
 from dataclasses import replace
 from importlib.metadata import version
@@ -23,10 +24,11 @@ from trainer.driver.release import register_best
 from trainer.driver.report import draw_mistakes, report
 from trainer.evaluation.contact_sheet import Strip, draw_sheet
 from trainer.evaluation.metrics import PREDICTION, Evaluation
-from trainer.evaluation.model_card import write_card
+from trainer.evaluation.model_card import MAX_DESCRIPTION_CHARACTERS, as_description, write_card
 from trainer.evaluation.tables import prediction_table
 from trainer.learning.ranks import Ranks
-from trainer.tracking.registry import MAX_DESCRIPTION_CHARACTERS, Registry
+from trainer.model.contract import prediction_columns
+from trainer.tracking.registry import Registry
 from trainer.tracking.runs import open_run
 from trainer.worker.outcome import Outcome
 from trainer.worker.parts import eval_loader, train_loader
@@ -123,16 +125,21 @@ def test_every_prediction_is_in_the_table(reported: tuple[JobSpec, Outcome, Path
     for split, figures in (("val", outcome.val), ("test", outcome.test)):
         rows = rows_of((folder / "evaluation" / split / "predictions.csv").read_text())
         index = read_samples(spec.shards, split).to_pylist()
-        assert [(row["key"], row["source"], row["true"]) for row in rows] == [
+        assert [(row["key"], row["source"], row["true_class"]) for row in rows] == [
             (row["key"], row["source"], row["class_name"]) for row in index
         ]
-        right = [row["true"] == row["predicted"] for row in rows]
+        right = [row["true_class"] == row["predicted"] for row in rows]
         assert sum(right) / len(rows) == pytest.approx(figures["top1"])
-        for row in rows:
-            if row["true"] == row["predicted"]:
-                assert row["probability"] == row["probability of true"]
-            else:
-                assert float(row["probability"]) + float(row["probability of true"]) == pytest.approx(1, abs=2e-4)
+        for row, known in zip(rows, index, strict=True):
+            of_classes = {name: float(row[f"p_{name}"]) for name in ("a", "b")}
+            assert sum(of_classes.values()) == pytest.approx(1, abs=2e-6)
+            assert row["predicted"] == max(of_classes, key=of_classes.__getitem__)
+            assert float(row["probability"]) == of_classes[row["predicted"]]
+            assert math.exp(-float(row["loss"])) == pytest.approx(of_classes[row["true_class"]], abs=1e-4)
+            assert (row["num_frames"], row["duration_seconds"]) == (
+                str(known["num_frames"]),
+                str(known["duration_seconds"]),
+            )
         per_class = rows_of((folder / "evaluation" / split / "per_class.csv").read_text())
         assert sum(float(row["f1"]) for row in per_class) / 2 == pytest.approx(figures["macro_f1"], abs=1e-4)
 
@@ -141,7 +148,21 @@ def test_tables_survive_names_with_commas_and_quotes(reported: tuple[JobSpec, Ou
     spec, outcome, _ = reported
     names = ("run, fast", 'say "hi"')
     evaluation = outcome.evaluations["val"]
-    assert {row["true"] for row in rows_of(prediction_table(evaluation, names, spec.shards, "val"))} == set(names)
+    rows = rows_of(prediction_table(evaluation, names, spec.shards, "val"))
+    assert {row["true_class"] for row in rows} == set(names)
+    assert list(rows[0])[:6] == prediction_columns(names)
+
+
+def test_a_split_with_too_many_probabilities_keeps_the_highest(reported: tuple[JobSpec, Outcome, Path]) -> None:
+    spec, outcome, _ = reported
+    names = read_manifest(spec.shards).class_names
+    whole = outcome.evaluations["val"]
+    rows, all_rows = (
+        rows_of(prediction_table(evaluation, names, spec.shards, "val"))
+        for evaluation in (replace(whole, probabilities=None), whole)
+    )
+    assert [name for name in all_rows[0] if name not in rows[0]] == ["p_a", "p_b"]
+    assert rows == [{name: row[name] for name in rows[0]} for row in all_rows]
 
 
 def test_data_and_machine_are_described(reported: tuple[JobSpec, Outcome, Path]) -> None:
@@ -161,10 +182,11 @@ def test_the_card_is_with_the_version_and_says_what_was_measured(
     spec, outcome, folder = reported
     card = (folder / "model_card.md").read_text()
     registry = Registry(spec.tracking_uri, CONFIG.registered_model)
-    assert registry.client.get_model_version("clipstream", "1").description == card
+    assert registry.client.get_model_version("clipstream", "1").description == as_description(card)
+    assert MlflowClient(spec.tracking_uri).get_run(spec.run_id).data.tags["mlflow.note.content"] == as_description(card)
     assert card.startswith("# clipstream version 1\n")
     for fact in [
-        f"{outcome.test['top1']:.1%}",
+        f"**{outcome.test['top1']:.1%} of {outcome.evaluations['test'].num_samples} test clips are right** (95% ",
         f"{outcome.val['macro_f1']:.1%}",
         manifest_sha256(spec.shards)[:12],
         "4 frames",

@@ -111,7 +111,9 @@ def test_a_server_that_is_down_for_a_while_costs_no_point_and_no_file(
     log = RunLog(server.uri, run_id)
     log.description(CONFIG, read_manifest(packed), "0" * 64, "commit")
     log.close(seconds=0.1)
-    assert "tracking lost num_points=0 files=code_version,dataset\n" in caplog.text  # files go to a folder here
+    assert (
+        "tracking lost num_points=0 files=code_version,description,dataset\n" in caplog.text
+    )  # files go to a folder here
     end_run(server.uri, run_id, "FINISHED")
     assert f"run not marked status=FINISHED mlflow_run={run_id}" in caplog.text
     with (

@@ -17,6 +17,7 @@ from tests.support.registry import MLFLOW_WARNINGS, register_again
 from tests.support.training import ROOT, TINY, Project, ended, project
 from trainer.__main__ import main
 from trainer.driver.run_folder import locked
+from trainer.evaluation.model_card import as_description
 from trainer.tracking.registry import Registry
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1800), *MLFLOW_WARNINGS]
@@ -81,7 +82,11 @@ def test_the_run_is_tracked(plain: Project, first_log: str) -> None:
     for curve in CURVES:
         assert plain.steps("first", curve) == list(range(1, num_steps + 1))
     assert len(plain.steps("first", "val_macro_f1")) == 2
-    assert {f"{split}_{name}" for split in ("val", "test") for name in FIGURES} <= run.data.metrics.keys()
+    metrics = run.data.metrics
+    assert {f"{split}_{name}" for split in ("val", "test") for name in FIGURES} <= metrics.keys()
+    best_epoch = int(metrics["best/epoch"])
+    assert metrics["best/val_top1"] == plain.curve("first", "val_top1")[best_epoch - 1][1]
+    assert metrics["best/test_top1"] == metrics["test_top1"]
     (dataset,) = run.inputs.dataset_inputs
     assert dataset.dataset.digest == manifest_sha256(plain.home / "shards")[:36]
 
@@ -105,7 +110,8 @@ def test_the_best_model_is_registered_with_its_contract(plain: Project, first_lo
     assert contract.val_metric == max(value for _, value in plain.curve("first", "val_macro_f1"))
     assert contract.code_version == run.data.tags["code_version"]
     folder = Path(plain.store.download_artifacts(run.info.run_id, ""))
-    assert registry.champion().description == (folder / "model_card.md").read_text()
+    card = as_description((folder / "model_card.md").read_text())
+    assert registry.champion().description == run.data.tags["mlflow.note.content"] == card
 
 
 def test_a_finished_run_is_refused(

@@ -10,7 +10,7 @@ from torch import nn
 from packer.shards.manifest import Manifest, manifest_sha256, read_samples
 from packer.storage.location import Location
 from trainer.driver.code_version import code_version
-from trainer.evaluation.model_card import write_card
+from trainer.evaluation.model_card import as_description, write_card
 from trainer.learning.evaluate import evaluate
 from trainer.learning.ranks import Ranks
 from trainer.model.contract import ModelContract
@@ -57,6 +57,7 @@ def register_best(spec: JobSpec, manifest: Manifest, outcome: Outcome) -> str:
         card = write_card(version, contract, spec.config, manifest, outcome.evaluations)
         log = RunLog(spec.tracking_uri, spec.run_id)
         log.artifact("model_card.md", card)
+        log.note(as_description(card))
         log.close()
         registry.describe(version, card)
         registry.promote_if_better(version, contract, lambda model, held: evaluate_on_val(spec, model, held))

@@ -10,10 +10,11 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from packer.shards.manifest import Manifest, read_samples
+from packer.shards.manifest import Manifest
 from trainer.evaluation.contact_sheet import Strip, draw_sheet
 from trainer.evaluation.metrics import Evaluation
 from trainer.evaluation.plots import draw_balance, draw_calibration, draw_confusion
+from trainer.evaluation.sources import sample_sources
 from trainer.evaluation.tables import prediction_table
 from trainer.learning.ranks import Ranks
 from trainer.tracking.run_log import RunLog
@@ -52,13 +53,13 @@ def draw_mistakes(spec: JobSpec, split: str, evaluation: Evaluation, class_names
     if not num_wrong:
         return draw_sheet(head, [])
     worst = evaluation.worst_mistakes(MISTAKES_SHOWN)
-    keys = read_samples(spec.shards, split, columns=["key"]).take(worst["sample"])["key"].to_pylist()
+    sources = sample_sources(spec.shards, split, worst["sample"].tolist())
     few = spec.config.model_copy(update={"global_batch": len(worst), "loader_workers": 0})
     (batch,) = eval_loader(replace(spec, config=few), split, Ranks(), worst["sample"].tolist())
     clips_BTHWC = batch.clips.permute(0, 1, 3, 4, 2).numpy()
     strips = [
-        Strip(_mistake(record, class_names), key, clip)
-        for record, key, clip, weight in zip(worst, keys, clips_BTHWC, batch.weights.tolist(), strict=True)
+        Strip(_mistake(record, class_names), source, clip)
+        for record, source, clip, weight in zip(worst, sources, clips_BTHWC, batch.weights.tolist(), strict=True)
         if weight > 0  # 0: it can no longer be read
     ]
     return draw_sheet(f"{head}; the {len(strips)} surest of them", strips)

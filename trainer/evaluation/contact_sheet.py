@@ -45,10 +45,11 @@ def draw_sheet(head: str, strips: Sequence[Strip]) -> bytes:
     draw = ImageDraw.Draw(sheet)
     draw.text((_MARGIN_PX, _MARGIN_PX), head, _INK, ImageFont.load_default(18))
     title_font, note_font = ImageFont.load_default(15), ImageFont.load_default(12)
+    text_px = width_px - 2 * _MARGIN_PX
     for number, (strip, tiles) in enumerate(zip(strips, rows, strict=True)):
         top = _MARGIN_PX + _HEAD_PX + number * row_px
         draw.text((_MARGIN_PX, top), strip.title, _INK, title_font)
-        draw.text((_MARGIN_PX, top + _TITLE_PX), strip.note, _PALE, note_font)
+        draw.text((_MARGIN_PX, top + _TITLE_PX), _shortened(strip.note, note_font, text_px), _PALE, note_font)
         for place, tile in enumerate(tiles):
             sheet.paste(tile, (_MARGIN_PX + place * (side_px + _GAP_PX), top + _TITLE_PX + _NOTE_PX))
     file = io.BytesIO()
@@ -56,19 +57,27 @@ def draw_sheet(head: str, strips: Sequence[Strip]) -> bytes:
     return file.getvalue()
 
 
-def draw_batch(batch: Batch, class_names: Sequence[str]) -> bytes:
-    """Returns a sheet of a batch's first clips as PNG, as the model sees them."""
-    return draw_sheet("Training clips as the model sees them", batch_strips(batch, class_names))
+def draw_batch(batch: Batch, class_names: Sequence[str], sources: Sequence[str]) -> bytes:
+    """Returns a sheet of a batch's first clips as PNG, as the model sees them; `sources` has one entry per clip."""
+    return draw_sheet("Training clips as the model sees them", batch_strips(batch, class_names, sources))
 
 
-def batch_strips(batch: Batch, class_names: Sequence[str]) -> list[Strip]:
-    """Returns a batch's first clips, each with its class; a mixed clip with both classes and their shares."""
+def batch_strips(batch: Batch, class_names: Sequence[str], sources: Sequence[str]) -> list[Strip]:
+    """Returns a batch's first clips, each with its class and file; a mixed clip with both classes and their shares."""
     real = [place for place, weight in enumerate(batch.weights.tolist()) if weight > 0][:TRAIN_CLIPS_SHOWN]
     clips_BTHWC = batch.clips[real].permute(0, 1, 3, 4, 2).cpu().numpy()
     return [
-        Strip(_classes(batch, place, class_names), f"sample {batch.rows[place].index} of the train split", clip)
+        Strip(_classes(batch, place, class_names), sources[place], clip)
         for place, clip in zip(real, clips_BTHWC, strict=True)
     ]
+
+
+def _shortened(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width_px: int) -> str:
+    """Returns a text that fits; the end of a path, which names the file, is kept."""
+    if font.getlength(text) <= width_px:
+        return text
+    start = next(start for start in range(len(text)) if font.getlength(f"...{text[start:]}") <= width_px)
+    return f"...{text[start:]}"
 
 
 def _classes(batch: Batch, place: int, class_names: Sequence[str]) -> str:

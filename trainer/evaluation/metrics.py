@@ -6,6 +6,7 @@ can be shown later which samples went wrong. Running the model is not done here:
 
 from dataclasses import dataclass
 from functools import cached_property
+from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +16,12 @@ from torch import Tensor
 
 TOP_K = 5
 """A prediction counts for `top5` if the true class is among the K most probable ones."""
+MAX_PROBABILITIES = 1 << 24
+"""Most probabilities, samples times classes, that an evaluation keeps for its table: 64 MiB of float32.
+
+19,796 clips of 400 classes, the val split of Kinetics-400, are half of them. Of a larger split only the probability of
+the predicted class is kept.
+"""
 NUM_BINS = 15
 """Equal bins of probability in the calibration error.
 
@@ -22,6 +29,11 @@ Source: Guo et al. 2017, "On Calibration of Modern Neural Networks".
 """
 FIGURES = ("top1", "macro_f1", "mean_class_accuracy")
 """Figures that need the confusion matrix only; `intervals` gives their intervals."""
+BEST = "best/"
+"""What the MLflow metrics of the kept model begin with: its epoch, and its accuracy on val and test.
+
+MLflow's page shows metrics with the same beginning together, and before those without one, such as the curves.
+"""
 LEVEL = 0.95
 """Share of the resamples that an interval covers."""
 NUM_RESAMPLES = 1000
@@ -69,15 +81,22 @@ class Evaluation:
     """K."""
     num_bad: int = 0
     """Samples that could not be read; no figure counts them."""
+    probabilities: NDArray[np.float32] | None = None
+    """`(N, K) float32`, of each class; None if there are more than `MAX_PROBABILITIES`, or on a rank other than 0."""
 
     @classmethod
-    def unpack(cls, packed: Tensor, num_classes: int) -> "Evaluation":
+    def unpack(cls, packed: Tensor, probabilities: Tensor | None, num_classes: int) -> "Evaluation":
         """Returns the evaluation that `packed` came from; its count of bad samples is not kept."""
-        return cls(packed.numpy().view(PREDICTION), num_classes)
+        known = None if probabilities is None else probabilities.numpy()
+        return cls(packed.numpy().view(PREDICTION), num_classes, probabilities=known)
 
     def packed(self) -> Tensor:
         """Returns the predictions as bytes, `(N * 25,) uint8`, which a checkpoint may hold."""
         return torch.from_numpy(self.predictions.view(np.uint8))
+
+    def packed_probabilities(self) -> Tensor | None:
+        """Returns the probabilities of each class, which a checkpoint may hold."""
+        return None if self.probabilities is None else torch.from_numpy(self.probabilities)
 
     @property
     def num_samples(self) -> int:
@@ -176,3 +195,19 @@ def intervals(confusion: NDArray[np.int64]) -> dict[str, tuple[float, float]]:
         values.append([figures[name] for name in FIGURES])
     lows, highs = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0).tolist()
     return dict(zip(FIGURES, zip(lows, highs, strict=True), strict=True))
+
+
+def wilson_interval(
+    shares: NDArray[np.float64], num_samples: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Returns the low and the high ends of the 95 % intervals of shares, each of at least one sample.
+
+    3 of 4 right are a share of 0.75, whose interval is 0.30 to 0.95.
+
+    Source: Wilson 1927, "Probable Inference, the Law of Succession, and Statistical Inference".
+    """
+    z = NormalDist().inv_cdf((1 + LEVEL) / 2)
+    spread = z**2 / num_samples
+    centres = (shares + spread / 2) / (1 + spread)
+    halves = np.sqrt(shares * (1 - shares) * spread + spread**2 / 4) / (1 + spread)
+    return centres - halves, centres + halves

@@ -6,18 +6,21 @@ Source: Mitchell et al. 2019, "Model Cards for Model Reporting".
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 
 import numpy as np
 
 from configs.section import flatten
 from configs.train import TrainConfig
 from packer.shards.manifest import Manifest
-from trainer.evaluation.metrics import Evaluation
+from trainer.evaluation.metrics import LEVEL, Evaluation, wilson_interval
 from trainer.evaluation.tables import class_counts
 from trainer.model.contract import ModelContract
 
 NUM_NAMED = 10
 """Most classes and confusions that a card names; the tables beside it hold all."""
+MAX_DESCRIPTION_CHARACTERS = 5000
+"""What MLflow's tables hold as a version's description; PostgreSQL refuses more. For a run's it takes 8,000."""
 
 
 def write_card(
@@ -39,7 +42,8 @@ def write_card(
     # No choice depended on the test split; without one, val must do.
     evaluated_on = "test" if "test" in evaluations else "val"
     sections = [
-        [f"# {config.registered_model} version {version}", "", *_purpose(contract, config)],
+        [f"# {config.registered_model} version {version}", "", _headline(evaluated_on, evaluations[evaluated_on])],
+        _purpose(contract, config),
         ["## How good it is", "", *_figures(evaluations)],
         [f"## Where it is weak ({evaluated_on})", "", *_weak_points(evaluations[evaluated_on], contract.class_names)],
         ["## What it was trained on", "", *_data(contract, config, manifest)],
@@ -47,6 +51,34 @@ def write_card(
         ["## How to use it", "", *_usage(version, contract, config)],
     ]
     return "\n\n".join("\n".join(section) for section in sections) + "\n"
+
+
+def as_description(card: str) -> str:
+    """Returns a card in the form in which MLflow's page shows it well and its tables take it.
+
+    The page leaves no room between the columns of a table, nor below it. A card that is too long is cut at the end of a
+    line.
+    """
+    lines = [_spaced(line) if line.startswith("| ") else line for line in card.split("\n")]
+    below = [f"{line}\n\n&nbsp;" if line[:1] == "|" != after[:1] else line for line, after in pairwise([*lines, ""])]
+    text = "\n".join(below)
+    if len(text) <= MAX_DESCRIPTION_CHARACTERS:
+        return text
+    ending = "\n\nThe rest is in model_card.md among the run's artifacts.\n"
+    return text[: MAX_DESCRIPTION_CHARACTERS - len(ending)].rpartition("\n")[0] + ending
+
+
+def _spaced(row: str) -> str:
+    return row if row.startswith("| ---") else row.replace(" | ", "&emsp; | ")
+
+
+def _headline(split: str, evaluation: Evaluation) -> str:
+    num_samples, right = evaluation.num_samples, int(np.trace(evaluation.confusion))
+    (low,), (high,) = wilson_interval(np.array([right / num_samples]), np.array([num_samples]))
+    return (
+        f"**{right / num_samples:.1%} of {num_samples:,} {split} clips are right** ({LEVEL:.0%} interval {low:.1%} to "
+        f"{high:.1%})."
+    )
 
 
 def _purpose(contract: ModelContract, config: TrainConfig) -> list[str]:

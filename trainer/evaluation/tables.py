@@ -5,7 +5,6 @@ The column names are a stored format: they never change.
 
 import csv
 import io
-import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from packer.shards.manifest import Manifest, read_samples
 from packer.storage.location import Location
 from trainer.evaluation.metrics import TOP_K, Evaluation
+from trainer.model.contract import prediction_columns
 
 
 def confusion_table(evaluation: Evaluation, class_names: Sequence[str]) -> str:
@@ -38,27 +38,26 @@ def class_table(evaluation: Evaluation, class_names: Sequence[str]) -> str:
 def prediction_table(evaluation: Evaluation, class_names: Sequence[str], shards: Location, split: str) -> str:
     """Returns a row for every evaluated sample of a split, in the order of the index.
 
-    `key` and `source` name the sample, `true` and `predicted` are classes, `probability` is that of the predicted
-    class, `probability of true` that of the true class, and `true in top 5` tells whether that is among the five most
-    probable ones.
+    The first columns are those of `prediction_columns`, and `num_frames` and `duration_seconds` follow, as in the table
+    of `python -m serve score`. Then come the sample's `key`, its `loss` (cross entropy in nats), and whether the true
+    class is among the five most probable ones. A split with more than `MAX_PROBABILITIES` has no `p_<class>`.
     """
-    index = read_samples(shards, split, columns=["key", "source"])
-    known = index.take(evaluation.predictions["sample"])
-    names = ["key", "source", "true", "predicted", "probability", "probability of true", f"true in top {TOP_K}"]
-    rows = zip(known["key"].to_pylist(), known["source"].to_pylist(), evaluation.predictions.tolist(), strict=True)
+    predictions, probabilities_NK = evaluation.predictions, evaluation.probabilities
+    table = read_samples(shards, split, columns=["source", "key", "num_frames", "duration_seconds"])
+    known = table.take(predictions["sample"]).to_pydict()
+    sources, keys = known.pop("source"), known.pop("key")
+    if probabilities_NK is None:
+        probabilities_NK = np.empty((len(predictions), 0), np.float32)
+    rows = zip(sources, keys, zip(*known.values(), strict=True), predictions.tolist(), probabilities_NK, strict=True)
     return _csv(
-        names,
+        [*prediction_columns(class_names[: probabilities_NK.shape[1]]), *known, "key", "loss", f"in_top_{TOP_K}"],
         (
             [
-                key,
-                source,
-                class_names[label],
-                class_names[predicted],
-                _short(probability),
-                _short(math.exp(-loss)),
-                in_k,
+                *(source, class_names[label], class_names[predicted], _probability(probability)),
+                *map(_probability, of_classes.tolist()),
+                *(*lengths, key, _short(loss), in_k),
             ]
-            for key, source, (_, label, predicted, probability, loss, in_k) in rows
+            for source, key, lengths, (_, label, predicted, probability, loss, in_k), of_classes in rows
         ),
     )
 
@@ -82,6 +81,10 @@ def _csv(names: Sequence[str], rows: Iterable[Iterable[object]]) -> str:
     writer.writerow(names)
     writer.writerows(rows)
     return text.getvalue()
+
+
+def _probability(value: float) -> str:
+    return f"{value:.6f}"  # those of rare classes are small
 
 
 def _short(value: float) -> str:

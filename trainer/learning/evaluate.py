@@ -1,6 +1,6 @@
 """Evaluates a model on a split: each sample exactly once over all ranks."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from trainer.evaluation.metrics import PREDICTION, TOP_K, Evaluation
+from trainer.evaluation.metrics import MAX_PROBABILITIES, PREDICTION, TOP_K, Evaluation
 from trainer.learning.learner import autocast
 from trainer.learning.ranks import Ranks
 from trainer.stream.batch import Batch
@@ -24,7 +24,9 @@ def evaluate(
     device: torch.device,
     autocast_dtype: torch.dtype | None = None,
 ) -> Evaluation:
-    """Returns what the model predicts on a split that the ranks share; the same result on every rank.
+    """Returns what the model predicts on a split that the ranks share; the same on every rank.
+
+    Only rank 0, which makes the run's tables of it, gets the probability of each class.
 
     Args:
         model: In evaluation mode and without DDP, which would wait for other ranks in its forward pass.
@@ -34,27 +36,38 @@ def evaluate(
         device: Where the model is.
         autocast_dtype: Precision of the forward passes; None: float32.
     """
-    records, num_bad = [np.empty(0, PREDICTION)], 0
+    records, kept = [np.empty(0, PREDICTION)], [np.empty((0, num_classes), np.float32)]
+    num_samples = num_bad = 0
     for batch in on_device(batches, device):
         num_bad += len(batch.errors)
         with autocast(device, autocast_dtype):
             logits_BK = model(batch.clips).float().cpu()
-        records.append(_records(logits_BK, batch))
+        real = batch.weights > 0  # the others fill the batch, or could not be read
+        samples = [row.index for row, is_real in zip(batch.rows, real.tolist(), strict=True) if is_real]
+        probabilities_BK = logits_BK[real].softmax(dim=1)
+        records.append(_records(logits_BK[real], probabilities_BK, batch.labels[real], samples))
+        num_samples += len(samples)
+        if num_samples * num_classes <= MAX_PROBABILITIES:
+            kept.append(probabilities_BK.numpy())
+        else:
+            del kept[1:]
     predictions = ranks.join(np.concatenate(records))
-    in_order = predictions[np.argsort(predictions["sample"], kind="stable")]
-    return Evaluation(in_order, num_classes, int(ranks.sum([num_bad])[0]))
+    order = np.argsort(predictions["sample"], kind="stable")
+    probabilities = None
+    if len(predictions) * num_classes <= MAX_PROBABILITIES:  # then no rank had more either
+        joined = ranks.join(np.concatenate(kept))
+        probabilities = joined[order] if ranks.rank == 0 else None
+    return Evaluation(predictions[order], num_classes, int(ranks.sum([num_bad])[0]), probabilities)
 
 
-def _records(logits_BK: Tensor, batch: Batch) -> NDArray[np.void]:
-    """Returns the records of a batch's samples, without those of weight 0."""
-    real = batch.weights > 0
-    logits_BK, labels_B = logits_BK[real], batch.labels[real]
+def _records(logits_BK: Tensor, probabilities_BK: Tensor, labels_B: Tensor, samples: Sequence[int]) -> NDArray[np.void]:
+    """Returns the records of samples, whose numbers in the split's index are `samples`."""
     best = logits_BK.topk(min(TOP_K, logits_BK.shape[1]), dim=1).indices
     records = np.empty(len(labels_B), PREDICTION)
-    records["sample"] = [row.index for row, is_real in zip(batch.rows, real.tolist(), strict=True) if is_real]
+    records["sample"] = samples
     records["label"] = labels_B
     records["predicted"] = best[:, 0]
-    records["probability"] = logits_BK.softmax(dim=1).amax(dim=1)
+    records["probability"] = probabilities_BK.amax(dim=1)
     records["loss"] = functional.cross_entropy(logits_BK, labels_B, reduction="none")
     records["in_top_k"] = (best == labels_B[:, None]).any(dim=1)
     return records

@@ -3,6 +3,7 @@
 It imports neither torch nor MLflow, so every process of the server can afford it.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 from configs.pack import ClipConfig
@@ -11,6 +12,19 @@ from configs.train import ViewConfig
 
 METADATA_KEY = "clipstream"
 """Key of the contract in a registered model's MLflow metadata."""
+
+
+def prediction_columns(class_names: Sequence[str]) -> list[str]:
+    """Returns the first columns of every table of predictions, in a run and of `python -m serve score` alike.
+
+    `source` is the video's path relative to its data folder, for a segment with its time range; `true_class` and
+    `predicted` are classes; `probability` is that of `predicted`, and `p_<class>` that of each class. The names are a
+    stored format: they never change.
+
+    Args:
+        class_names: In the order of the logits.
+    """
+    return ["source", "true_class", "predicted", "probability", *(f"p_{name}" for name in class_names)]
 
 
 class ModelContract(Section):

@@ -5,6 +5,7 @@ alone. The predictions that each run keeps can tell, if both runs were measured 
 """
 
 import csv
+import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,10 +17,16 @@ from mlflow.entities import Run
 
 from configs.section import UsageError
 from trainer.tracking.errors import store_answers
+from trainer.tracking.pages import comparison_page
 from trainer.tracking.store import check_store
 
 NUM_CLASSES_SHOWN = 10
 """Most classes whose gains are listed, the largest first."""
+SURE_BELOW = 0.05
+"""A difference that chance makes more rarely than this counts as one."""
+SPLITS = ("val", "test")
+FIGURES = ("top1", "top5", "macro_f1", "mean_class_accuracy", "loss", "ece")
+"""In the order in which they are shown; others follow."""
 _OWN_PARAMS = {"run", "runs"}
 """Params that differ between any two runs."""
 
@@ -35,7 +42,7 @@ class ComparedRun:
     predictions: Mapping[str, Predictions]
     """By split; empty for a run that did not reach its end."""
     figures: Mapping[str, str]
-    """On val those of the best epoch, whose model is kept; on test, which only that model sees, the last ones."""
+    """Of the best epoch, whose model is kept."""
 
     @property
     def settings(self) -> dict[str, str]:
@@ -62,13 +69,12 @@ def compare(uri: str, names: Sequence[str]) -> str:
         one, other = (_open(client, _find(client, name)) for name in names)
     lines = [
         *_side_by_side("settings that differ", names, one.settings, other.settings, differing_only=True),
-        *_side_by_side("figures (val: best epoch)", names, one.figures, other.figures),
+        *_side_by_side("figures of the epoch that was kept", names, one.figures, other.figures),
     ]
-    for split in ("val", "test"):
+    for split in SPLITS:
         lines += _compare(split, names, one.predictions.get(split, {}), other.predictions.get(split, {}))
-    ids = f'["{one.run.info.run_id}","{other.run.info.run_id}"]&experiments=["{one.run.info.experiment_id}"]'
-    page = uri if uri.startswith("http") else "`mlflow ui`, then http://127.0.0.1:5000"
-    return "\n".join([*lines, f"curves: {page}/#/compare-runs?runs={ids}"])
+    page = comparison_page(uri, [one.run.info, other.run.info])
+    return "\n".join([*lines, f"curves: {'' if uri.startswith('http') else '`python -m trainer ui`, then '}{page}"])
 
 
 def mcnemar(num_only_one: int, num_only_other: int) -> float:
@@ -92,7 +98,7 @@ def _find(client: MlflowClient, name: str) -> Run:
     filters = (f"attributes.{field} = '{name}'" for field in ("run_name", "run_id"))
     runs = [run for condition in filters for run in client.search_runs(experiments, condition)]
     if not runs:
-        raise UsageError(f"there is no run {name} in {client.tracking_uri}: `mlflow ui` lists them")
+        raise UsageError(f"there is no run {name} in {client.tracking_uri}: `python -m trainer ui` shows them all")
     if len(runs) > 1:
         ids = ", ".join(run.info.run_id for run in runs)
         raise UsageError(f"{len(runs)} runs are called {name}: give one of the ids {ids}")
@@ -117,30 +123,37 @@ def name_of_run(uri: str, name: str) -> str:
 
 def _open(client: MlflowClient, run: Run) -> ComparedRun:
     predictions = {}
-    for split in ("val", "test"):
+    for split in SPLITS:
         path = f"evaluation/{split}/predictions.csv"
         if path in {file.path for file in client.list_artifacts(run.info.run_id, f"evaluation/{split}")}:
             with TemporaryDirectory() as folder:
                 text = Path(client.download_artifacts(run.info.run_id, path, folder)).read_text(encoding="utf-8")
-            rows = csv.DictReader(text.splitlines())
-            predictions[split] = {row["key"]: (row["true"], row["predicted"]) for row in rows}
+            rows = csv.DictReader(io.StringIO(text, newline=""))
+            # Runs from before `python -m serve score` had the same columns call the second one `true`.
+            predictions[split] = {row["key"]: (row.get("true_class") or row["true"], row["predicted"]) for row in rows}
     return ComparedRun(run, predictions, _figures(client, run))
 
 
 def _figures(client: MlflowClient, run: Run) -> dict[str, str]:
-    """Returns the figures of a run; the best epoch is found as the training finds it: the first of the best rank."""
-    values = {name: value for name, value in run.data.metrics.items() if name.startswith(("val_", "test_"))}
+    """Returns the figures of the epoch whose model was kept; on test only that one was measured."""
+    split_of = {name: split for split in SPLITS for name in run.data.metrics if name.startswith(f"{split}_")}
+    curves = [name for name, split in split_of.items() if split == "val"]
     by_step = {
         name: {metric.step: metric.value for metric in client.get_metric_history(run.info.run_id, name)}
-        for name in values
-        if name.startswith("val_")
+        for name in ("epoch", *curves)
     }
-    rank = by_step.get(f"val_{run.data.params.get('select_by', '')}", {})
-    if rank:
-        losses = by_step.get("val_loss", {})
-        best_step = max(sorted(rank), key=lambda step: (rank[step], -losses.get(step, math.inf)))
-        values |= {name: steps[best_step] for name, steps in by_step.items() if best_step in steps}
-    return {name: f"{value:.4f}" for name, value in sorted(values.items())}
+    # The step at the end of the best epoch, found as the training finds it: the first of the best rank.
+    rank, losses = by_step.get(f"val_{run.data.params.get('select_by', '')}", {}), by_step.get("val_loss", {})
+    kept = max(sorted(rank), key=lambda step: (rank[step], -losses.get(step, math.inf)), default=-1)
+    epochs = {"epoch": f"{by_step['epoch'][kept]:.0f} of {run.data.params.get('epochs')}"} if by_step["epoch"] else {}
+    names = sorted(split_of, key=lambda name: _place(name, split_of[name]))
+    return epochs | {name: f"{by_step.get(name, {}).get(kept, run.data.metrics[name]):.4f}" for name in names}
+
+
+def _place(name: str, split: str) -> tuple[int, int, str]:
+    """Returns a key that sorts figures as people read them: by split, the most asked for first."""
+    figure = name.removeprefix(f"{split}_")
+    return SPLITS.index(split), FIGURES.index(figure) if figure in FIGURES else len(FIGURES), figure
 
 
 def _side_by_side(
@@ -161,9 +174,10 @@ def _compare(split: str, names: Sequence[str], one: Predictions, other: Predicti
         for first, second in ((one, other), (other, one))
     )
     probability = mcnemar(len(only_one), len(only_other))
+    verdict = "is hardly chance" if probability < SURE_BELOW else "may be chance"
     lines = [
-        f"{split}, best epoch, {len(one)} clips: right in {names[0]} only: {len(only_one)}, in {names[1]} only: "
-        f"{len(only_other)}; two equally good runs would differ at least this much with probability {probability:.2g}"
+        f"{split}, {len(one)} clips: right in {names[0]} only: {len(only_one)}, in {names[1]} only: {len(only_other)}",
+        f"  that {verdict}: two equally good runs differ at least this much with probability {probability:.2g}",
     ]
     gains = {true: 0 for true, _ in one.values()}
     for keys, step in ((only_one, -1), (only_other, 1)):

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from configs.section import UsageError
 from configs.train import CHAMPION
+from trainer.evaluation.model_card import as_description
 from trainer.model.contract import METADATA_KEY, ModelContract
 from trainer.tracking.errors import is_not_found, store_answers
 from trainer.tracking.store import check_store
@@ -36,8 +37,6 @@ CHECKED_BATCH_SIZES = (1, 3)
 """Batches on which an exported model is compared with the model it came from."""
 LOGIT_TOLERANCE = 1e-3
 """How far their logits, of the order of 1 to 10, may differ: the exported graph adds float32 in another order."""
-MAX_DESCRIPTION_CHARACTERS = 5000
-"""What MLflow's tables hold; PostgreSQL refuses more."""
 Evaluate = Callable[[nn.Module, ModelContract], float]
 """Returns a model's figure on the present val split, by the metric of the present run."""
 
@@ -153,11 +152,8 @@ class Registry:
 
     def describe(self, version: str, card: str) -> None:
         """Makes a model card the description of a version, cut to what the registry takes."""
-        if len(card) > MAX_DESCRIPTION_CHARACTERS:
-            ending = "\n\nThe rest is in model_card.md among the run's artifacts.\n"
-            card = card[: MAX_DESCRIPTION_CHARACTERS - len(ending)].rpartition("\n")[0] + ending
         try:
-            self.client.update_model_version(self.name, version, card)
+            self.client.update_model_version(self.name, version, as_description(card))
         except MlflowException as error:
             logger.warning("version not described model=%s version=%s reason=%s", self.name, version, error)
 
@@ -224,7 +220,7 @@ class Registry:
                 if not is_not_found(error):
                     raise
                 raise UsageError(
-                    f"{self.name} has no version {version} in {self.uri}: look with `mlflow ui`"
+                    f"{self.name} has no version {version} in {self.uri}: `python -m trainer ui` shows them all"
                 ) from error
             self.client.set_registered_model_alias(self.name, CHAMPION, version)
         before = f"version {champion.version}" if champion else "none"

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import yaml
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, RunTag
+from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT, MLFLOW_RUN_NOTE  # no public names: what its page shows
 from numpy.typing import NDArray
 
 from configs.train import TrainConfig
@@ -92,9 +93,13 @@ class RunLog:
         self.artifact("config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
         self.artifact("classes.json", json.dumps({"class_names": list(manifest.class_names)}, indent=2))
         self.artifact("data/class_balance.csv", balance_table(manifest))
-        set_version = partial(self._client.set_tag, self._run_id, "code_version", code_version)
-        self._delivery.add_file("code_version", set_version)
+        self._code_version(code_version)
         counts = {f"num_{split}": summary.num_samples for split, summary in manifest.splits.items()}
+        clips = ", ".join(f"{summary.num_samples:,} {split}" for split, summary in manifest.splits.items())
+        self.note(
+            f"Trains {config.model.backbone} on {Path(config.shards).name}: {len(manifest.class_names)} classes, clips "
+            f"{clips}. When its best model is registered, the model's card takes the place of this text."
+        )
         dataset = Dataset(
             name=Path(config.shards).name,
             digest=digest[:36],
@@ -104,6 +109,16 @@ class RunLog:
         )
         inputs = [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])]
         self._delivery.add_file("dataset", partial(self._client.log_inputs, self._run_id, inputs))
+
+    def note(self, text: str) -> None:
+        """Makes a text, in Markdown, the run's description; it takes the place of the one before."""
+        self._delivery.add_file("description", partial(self._client.set_tag, self._run_id, MLFLOW_RUN_NOTE, text))
+
+    def _code_version(self, version: str) -> None:
+        tags = [RunTag("code_version", version)]
+        if (commit := version.removesuffix("-dirty")) and not commit.startswith("sources-"):
+            tags.append(RunTag(MLFLOW_GIT_COMMIT, commit))
+        self._delivery.add_file("code_version", partial(self._client.log_batch, self._run_id, tags=tags))
 
     def _upload(self, path: str, content: bytes) -> None:
         folder, _, name = path.rpartition("/")

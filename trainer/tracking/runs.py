@@ -3,6 +3,7 @@
 What a run holds, its points and files, is the business of `trainer.tracking.run_log`.
 """
 
+import getpass
 import logging
 from pathlib import Path
 from typing import Literal
@@ -10,11 +11,17 @@ from typing import Literal
 from mlflow import MlflowClient
 from mlflow.entities import Param
 from mlflow.exceptions import MlflowException
-from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID  # no public name: the tag by which its page nests runs
+from mlflow.utils.mlflow_tags import (  # no public names: what its page shows of a run, and nests runs by
+    MLFLOW_PARENT_RUN_ID,
+    MLFLOW_SOURCE_NAME,
+    MLFLOW_SOURCE_TYPE,
+    MLFLOW_USER,
+)
 
 from configs.section import UsageError, flatten
-from configs.train import TrainConfig
+from configs.train import CvConfig, TrainConfig
 from trainer.tracking.errors import is_not_found, store_answers
+from trainer.tracking.pages import experiment_tags, mark_experiment
 from trainer.tracking.store import create_store, is_absent
 
 logger = logging.getLogger(__name__)
@@ -47,7 +54,13 @@ def open_run(
     """
     create_store(tracking_uri)
     client = MlflowClient(tracking_uri=tracking_uri)
-    tags = {FOLDER_TAG: folder_id} | ({MLFLOW_PARENT_RUN_ID: parent_run_id} if parent_run_id else {})
+    tags = {
+        FOLDER_TAG: folder_id,
+        MLFLOW_USER: _user(),
+        MLFLOW_SOURCE_NAME: "python -m trainer cv" if isinstance(config, CvConfig) else "python -m trainer",
+        MLFLOW_SOURCE_TYPE: "LOCAL",
+        **({MLFLOW_PARENT_RUN_ID: parent_run_id} if parent_run_id else {}),
+    }
     params = [Param(name, str(value)[:MAX_PARAM_CHARACTERS]) for name, value in flatten(config.model_dump()).items()]
     with store_answers(tracking_uri):
         experiment_id = _experiment_id(client, config.experiment, artifact_folder)
@@ -100,5 +113,14 @@ def _experiment_id(client: MlflowClient, name: str, artifact_folder: Path | None
     """Returns the id of an experiment, which is created if it does not exist."""
     experiment = client.get_experiment_by_name(name)
     if experiment is not None:
+        mark_experiment(client, experiment)
         return str(experiment.experiment_id)
-    return str(client.create_experiment(name, artifact_location=artifact_folder.as_uri() if artifact_folder else None))
+    location = artifact_folder.as_uri() if artifact_folder else None
+    return str(client.create_experiment(name, artifact_location=location, tags=experiment_tags()))
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # as in a container whose user has no name
+        return "unknown"

@@ -57,11 +57,12 @@ class Progress:
             "best_figures": self.best_figures,
             "num_epochs_since_best": self.num_epochs_since_best,
             "best_predictions": self.best_evaluation.packed() if self.best_evaluation else None,
+            "best_probabilities": self.best_evaluation.packed_probabilities() if self.best_evaluation else None,
         }
 
     @classmethod
     def from_state(cls, state: dict[str, Any], num_classes: int) -> "Progress":
-        """Returns the progress that a checkpoint holds; older checkpoints lack the last two entries of `state`."""
+        """Returns the progress that a checkpoint holds; older checkpoints lack the last entries of `state`."""
         predictions = state.get("best_predictions")
         return cls(
             position=state["position"],
@@ -70,7 +71,9 @@ class Progress:
             best_step=state["best_step"],
             best_figures=state["best_figures"],
             num_epochs_since_best=state.get("num_epochs_since_best", 0),
-            best_evaluation=None if predictions is None else Evaluation.unpack(predictions, num_classes),
+            best_evaluation=None
+            if predictions is None
+            else Evaluation.unpack(predictions, state.get("best_probabilities"), num_classes),
         )
 
 

@@ -17,7 +17,8 @@ import torch
 
 from packer.shards.manifest import read_manifest
 from trainer.evaluation.contact_sheet import draw_batch
-from trainer.evaluation.metrics import Evaluation
+from trainer.evaluation.metrics import BEST, Evaluation
+from trainer.evaluation.sources import sample_sources
 from trainer.learning.evaluate import evaluate
 from trainer.learning.learner import learning_rate
 from trainer.learning.ranks import Ranks, distribute, share_buffers
@@ -195,7 +196,8 @@ class Training:
     def _record_step(self, batch: Batch, epoch: float, rate: float, norm: float) -> None:
         global_step = self.progress.global_step
         if self.log and global_step == 1:
-            self.log.artifact("data/train_clips.png", draw_batch(batch, self.class_names))
+            sources = sample_sources(self.spec.shards, "train", [row.index for row in batch.rows])
+            self.log.artifact("data/train_clips.png", draw_batch(batch, self.class_names, sources))
         self.curves.step(global_step, epoch, batch, self.learner, rate, norm)
         if self.audit:
             self.audit.step(global_step, batch.rows, batch.weights.tolist())
@@ -218,6 +220,10 @@ class Training:
     def _test(self) -> Evaluation | None:
         """Returns what the best epoch's model does on the test split; None if there is no such split."""
         best_step, summary = self.progress.best_step, self.manifest.splits.get("test")
+        if self.log and best_step is not None:  # apart from the curves, which go on after the best epoch
+            best_epoch = self._epoch - self.progress.num_epochs_since_best
+            best = {f"{BEST}epoch": best_epoch, f"{BEST}val_top1": self.progress.best_figures["top1"]}
+            self.log.metrics(best, self.progress.global_step)
         if best_step is None or summary is None or not summary.num_samples:
             return None
         self.evaluated_model.load_state_dict(evaluated_weights(self.checkpoints.load(best_step)))
@@ -225,7 +231,8 @@ class Training:
         if self.log:
             figures = evaluation.figures()
             self.log.evaluation("test", evaluation, self.class_names)
-            self.log.metrics({f"test_{name}": value for name, value in figures.items()}, self.progress.global_step)
+            named = {f"test_{name}": value for name, value in figures.items()}
+            self.log.metrics({f"{BEST}test_top1": figures["top1"], **named}, self.progress.global_step)
             log_event("test", best_step=best_step, **figures)
         if self.config.evaluation.is_averaged:
             self._test_averaged()

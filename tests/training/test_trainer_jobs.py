@@ -74,7 +74,7 @@ def test_a_job_is_stopped_resubmitted_and_finished(cluster: Project, tmp_path: P
     assert finished.code == 0
     assert "an edited worker" in finished.log
     assert "_ray_pkg_" in finished.log.partition("package=")[2].splitlines()[0]
-    assert "resumed step=" in finished.log
+    assert "resumed at step " in finished.log
     run = cluster.mlflow_run("stopped")
     assert (run.info.run_id, run.info.status) == (first.info.run_id, "FINISHED")
     assert run.data.params["shards"] == str(cluster.home / "shards")
@@ -88,7 +88,7 @@ def test_a_killed_worker_costs_no_step_and_changes_none(cluster: Project) -> Non
     train_workers(cluster)[0].send_signal(signal.SIGKILL)
     logged = ray_job(cluster, "logs", "--follow", "killed")
     assert "worker failed rank=" in logged.log
-    assert "resumed step=" in logged.log
+    assert "resumed at step " in logged.log
     until(lambda: cluster.mlflow_run("killed").info.status == "FINISHED", 30)
 
     killed, stopped = (cluster.curve(name, "train_loss") for name in ("killed", "stopped"))

@@ -61,7 +61,6 @@ def live_run(
     except (Stopped, KeyboardInterrupt):
         os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"  # otherwise a server that is down takes minutes
         end("KILLED")
-        logger.warning("run stopped run=%s; the same command with --run %s resumes it", config.run, config.run)
         raise
     except RunFailedError as error:
         end("FAILED")

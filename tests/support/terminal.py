@@ -10,6 +10,7 @@ import subprocess
 import termios
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 CTRL_C = b"\x03"
 
@@ -24,7 +25,7 @@ class Terminal:
         num_columns: Width of the terminal.
     """
 
-    def __init__(self, command: Sequence[str], cwd: str, environment: dict[str, str], num_columns: int = 80) -> None:
+    def __init__(self, command: Sequence[str], cwd: Path, environment: dict[str, str], num_columns: int = 80) -> None:
         self._master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, num_columns, 0, 0))
         self._process = subprocess.Popen(
@@ -38,6 +39,11 @@ class Terminal:
         )
         os.close(slave)
         self._shown = b""
+
+    @property
+    def pid(self) -> int:
+        """Of the command."""
+        return self._process.pid
 
     def type(self, keys: bytes) -> None:
         """Presses keys."""

@@ -61,6 +61,9 @@ def test_a_job_is_stopped_resubmitted_and_finished(cluster: Project, tmp_path: P
     first = cluster.mlflow_run("stopped")
     assert first.info.status == "KILLED"
     step = newest_step(cluster.home, "stopped")
+    assert cluster.steps("stopped", "train_loss")[-1] == step
+    stopped = ray_job(cluster, "logs", "ours")
+    assert f"run stopped is stopped: its newest checkpoint is of step {step}. " in stopped.log
 
     # What Ray does by itself, on a cluster that was not started by `make cluster`.
     defaults = {"RAY_JOB_STOP_SIGNAL": "SIGTERM", "RAY_JOB_STOP_WAIT_TIME_S": "3"}

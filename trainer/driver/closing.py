@@ -61,8 +61,8 @@ class Closing:
         low, high = wilson_interval(num_right, num_clips)
         guess, name = self._guess(evaluation)
         yield (
-            f"{split}: {num_right / num_clips:.1%} of {num_clips:,} clips are right ({LEVEL:.0%} interval {low:.1%} to "
-            f"{high:.1%}); to answer always {name} would be {guess:.1%}"
+            f"{split} accuracy: {num_right / num_clips:.1%} of {num_clips:,} clips, {LEVEL:.0%} interval {low:.1%} to "
+            f"{high:.1%}; always answering {name}, the commonest: {guess:.1%}"
         )
         if split == "val":
             yield "  val chose the best epoch, so this is optimistic: pack a test split for a figure to rely on"
@@ -70,8 +70,8 @@ class Closing:
             yield f"  with averaged views: {self.outcome.test_averaged['top1']:.1%}"
         if low <= guess:
             yield (
-                "  this is not surely better than guessing: look at data/train_clips.png in the run, at the labels, "
-                "and at how many clips each class has"
+                "  not surely better than guessing: look at the labels, at data/train_clips.png in the run, and at "
+                "the number of clips"
             )
 
     def _guess(self, evaluation: Evaluation) -> tuple[float, str]:
@@ -87,11 +87,11 @@ class Closing:
             return
         config, metric = self.config, self.config.select_by
         num_val = self.outcome.evaluations["val"].num_samples
-        last = [epoch.val[metric] for epoch in history[-NUM_LAST_EPOCHS:]]
-        fall = best.val[metric] - sum(last) / len(last)
-        if fall > max(LEAST_FALL, 2 * _standard_error(best.val[metric], num_val)):
+        last = [epoch.val[metric] for epoch in history if epoch.epoch > best.epoch][-NUM_LAST_EPOCHS:]
+        end = sum(last) / NUM_LAST_EPOCHS if len(last) == NUM_LAST_EPOCHS else best.val[metric]
+        if best.val[metric] - end > max(LEAST_FALL, 2 * _standard_error(best.val[metric], num_val)):
             yield (
-                f"val {metric} fell after epoch {best.epoch}, to {sum(last) / len(last):.3f}; the best epoch is kept. "
+                f"val {metric} fell after epoch {best.epoch}, to {end:.3f}; the best epoch is kept. "
                 f"Try {self._against_fall()}"
             )
         elif best is history[-1] and best.epoch == config.epochs and best.val[metric] < GOOD_ENOUGH:
@@ -99,9 +99,10 @@ class Closing:
         gap = best.train_top1 - best.val["top1"]
         if gap > max(LEAST_GAP, 2 * _standard_error(best.val["top1"], num_val)):
             yield (
-                f"train accuracy, {best.train_top1:.1%}, is far above val, {best.val['top1']:.1%}: the train clips are "
-                f"learnt by heart. More clips help most; otherwise {self._against_heart()}"
+                f"train accuracy, {best.train_top1:.1%}, is far above val, {best.val['top1']:.1%}: clips are learnt by "
+                "heart"
             )
+            yield f"  more clips help most; otherwise try {self._against_heart()}"
 
     def _against_fall(self) -> str:
         return " or ".join(

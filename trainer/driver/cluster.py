@@ -33,6 +33,9 @@ def start_ray(config: TrainConfig) -> int:
         # A node that is lost is not known to be lost at once. By default Ray Train waits 60 s for room on it before it
         # tries with fewer workers; it tries any number of times.
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")
+    else:
+        # It tells elastic runs that a machine is about to leave; in others it only logs an error about itself.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     if not sys.stdout.isatty():
         os.environ.setdefault("RAY_COLOR_PREFIX", "0")
     address = os.environ.get("RAY_ADDRESS", "local")

@@ -16,7 +16,7 @@ from trainer.driver.cluster import has_gpus, worker_range
 from trainer.driver.ending import RunFailedError, Stopped
 from trainer.driver.failure import FailureReport, last_line
 from trainer.worker.entry import train_worker, worker_settings
-from trainer.worker.events import Began, Event, EventReader, Halted, Testing
+from trainer.worker.events import Began, EpochsDone, Event, EventReader, Halted
 from trainer.worker.outcome import Failure, Outcome
 from trainer.worker.spec import JobSpec
 
@@ -97,7 +97,7 @@ class WorkerGroup:
 
     def _has_unsaved_steps(self) -> bool:
         """Returns whether the workers have begun to train, and neither halted nor stored the last epoch."""
-        kinds = [type(event) for event in self._events() if isinstance(event, Began | Halted | Testing)]
+        kinds = [type(event) for event in self._events() if isinstance(event, Began | Halted | EpochsDone)]
         return kinds[-1:] == [Began]
 
     def _events(self) -> list[Event]:

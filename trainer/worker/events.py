@@ -50,7 +50,7 @@ class EpochEnded:
 
 
 @dataclass(frozen=True)
-class Testing:
+class EpochsDone:
     """Every epoch is done and stored; the best one is being tested."""
 
 
@@ -63,8 +63,8 @@ class Halted:
     """Whether a checkpoint of this very step was written."""
 
 
-Event = Began | Stepped | EpochEnded | Testing | Halted
-_KINDS: dict[str, type[Event]] = {kind.__name__: kind for kind in (Began, Stepped, EpochEnded, Testing, Halted)}
+Event = Began | Stepped | EpochEnded | EpochsDone | Halted
+_KINDS: dict[str, type[Event]] = {kind.__name__: kind for kind in (Began, Stepped, EpochEnded, EpochsDone, Halted)}
 
 
 def tell(path: Path, event: Event) -> None:

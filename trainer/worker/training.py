@@ -34,7 +34,7 @@ from trainer.worker.checkpoint import State, SupersededError, evaluated_weights,
 from trainer.worker.cores import num_loader_workers
 from trainer.worker.curves import Curves
 from trainer.worker.epoch import EpochSums
-from trainer.worker.events import Began, EpochEnded, Event, Halted, Testing, tell
+from trainer.worker.events import Began, EpochEnded, EpochsDone, Event, Halted, tell
 from trainer.worker.machine import Machine
 from trainer.worker.outcome import Outcome
 from trainer.worker.parts import (
@@ -266,7 +266,7 @@ class Training:
         best_step, summary = self.progress.best_step, self.manifest.splits.get("test")
         if best_step is None or summary is None or not summary.num_samples:
             return None
-        self._tell(Testing())
+        self._tell(EpochsDone())
         self.evaluated_model.load_state_dict(evaluated_weights(self.checkpoints.load(best_step)))
         evaluation = self._evaluate(eval_loader(self.spec, "test", self.ranks))
         if self.log:

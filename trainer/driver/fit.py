@@ -70,21 +70,24 @@ def fit(
             outcome = workers.train(spec)
             closing = _release(spec, manifest, outcome, registers=record.parent_run_id is None)
     except Stopped:
-        _tell_where(spec, workers.await_halt())
-        workers.await_end()
+        halted = workers.await_halt()
+        _tell_where(spec, halted, is_whole=record.parent_run_id is None)
+        if halted:
+            workers.await_end()
         raise
     finally:
         spec.events_file.unlink(missing_ok=True)
     print("\n".join(closing.lines()), flush=True)
 
 
-def _tell_where(spec: JobSpec, halted: Halted | None) -> None:
-    """Says from which step a stopped run will go on."""
+def _tell_where(spec: JobSpec, halted: Halted | None, *, is_whole: bool) -> None:
+    """Says from which step a stopped run will go on, and how if it is not a part of a cross-validation."""
     newest = next(iter(open_checkpoints(spec).steps()), 0)
     lost = f"; {halted.global_step - newest} steps after it are lost" if halted and halted.global_step > newest else ""
     where = f"its newest checkpoint is of step {newest}{lost}" if newest else "it has no checkpoint yet"
     run = spec.config.run
-    logger.warning("run %s is stopped: %s. The same command with --run %s goes on", run, where, run)
+    way = f". The same command with --run {run} goes on" if is_whole else ""
+    logger.warning("run %s is stopped: %s%s", run, where, way)
 
 
 def _put_in_place(

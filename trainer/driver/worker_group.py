@@ -92,7 +92,7 @@ class WorkerGroup:
     def await_end(self) -> None:
         """Waits until workers that have halted have handed their last points to MLflow, for a limited time."""
         deadline = time.monotonic() + LAST_POINTS_SECONDS
-        while self._spec and not self._ended and time.monotonic() < deadline:
+        while not self._ended and time.monotonic() < deadline:
             time.sleep(POLL_SECONDS)
 
     def _has_unsaved_steps(self) -> bool:

@@ -218,6 +218,7 @@ def test_a_champion_of_other_classes_or_clips_stays(
     registry.promote_if_better("1", CONTRACT, never)
     promotion = registry.promote_if_better("2", changed(val_metric=0.99, **values), never)
     assert (promotion.moved, promotion.former_value) == (False, None)
+    assert promotion.obstacle == "it has other classes or another clip contract"
     assert champion(registry) == "1"
 
 

@@ -231,11 +231,11 @@ FORMER = ModelVersion("clipstream", "2", 0, run_id="r")
             ],
         ),
         (
-            Promotion(False, FORMER, None),
+            Promotion(False, FORMER, None, "it has other classes"),
             None,
             [
-                "registered clipstream version 3: @champion stays version 2, which has other classes or other clips; "
-                "to change it by hand: python -m trainer promote 3"
+                "registered clipstream version 3: @champion stays version 2, which cannot be compared: it has other "
+                "classes; to change it by hand: python -m trainer promote 3"
             ],
         ),
     ],

@@ -136,8 +136,8 @@ class Closing:
                 "" if config.registered_model == REGISTERED_MODEL else f" --registered-model {config.registered_model}"
             )
             yield (
-                f"{head}@champion stays version {former.version}, which has other classes or other clips; to change it "
-                f"by hand: python -m trainer promote {version}{option}"
+                f"{head}@champion stays version {former.version}, which cannot be compared: {promotion.obstacle}; to "
+                f"change it by hand: python -m trainer promote {version}{option}"
             )
             return
         fate = (

@@ -72,6 +72,8 @@ class Promotion:
     """The champion before; None: there was none."""
     former_value: float | None = None
     """Its figure on the present val split; None: it cannot be compared."""
+    obstacle: str = ""
+    """Why it cannot be compared, such as "it has other classes"."""
 
 
 @dataclass(frozen=True)
@@ -199,7 +201,7 @@ class Registry:
             return Promotion(True, None)
         model, held = self.load(f"models:/{self.name}/{champion.version}")
         if (held.class_names, held.clip) != (contract.class_names, contract.clip):
-            return Promotion(False, champion)
+            return Promotion(False, champion, obstacle="it has other classes or another clip contract")
         same_measure = (held.val_sha256, held.select_by) == (contract.val_sha256, contract.select_by)
         value = held.val_metric if same_measure else evaluate(model, held)
         better = contract.val_metric > value

@@ -111,7 +111,7 @@ def break_checkpoint(drills: Drills) -> Row:
         file.seek(path.stat().st_size // 2)
         file.write(os.urandom(16))
     done, seconds = drills.go_on("checkpoint")
-    said = "checkpoint ignored" in done.log and f"resumed step={before} " in done.log
+    said = "checkpoint ignored" in done.log and f"resumed at step {before}:" in done.log
     wrong = [] if said else ["the log does not say that the one before was taken"]
     return drills.row("checkpoint", "driver killed, newest checkpoint damaged", done, seconds, *wrong)
 

@@ -21,6 +21,7 @@ import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from tests.support.terminal import Terminal
 from tests.support.waiting import until
 
 ROOT = Path(__file__).parents[2]
@@ -58,19 +59,26 @@ class Project:
 
     def start(self, *command: str, cwd: Path = ROOT, **variables: str) -> subprocess.Popen[str]:
         """Starts a command in a process group of its own, as a shell's foreground does."""
-        foreign = ("CLIPSTREAM_", "MLFLOW_", "RAY_")
-        clean = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
-        local = {"CLIPSTREAM_HOME": str(self.home), "RAY_TMPDIR": self.ray_folder, MARK: self.mark}
         return subprocess.Popen(
             command,
             cwd=cwd,
-            env=clean | local | self.environment | variables,
+            env=self._variables() | variables,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             process_group=0,
         )
+
+    def _variables(self) -> dict[str, str]:
+        foreign = ("CLIPSTREAM_", "MLFLOW_", "RAY_")
+        clean = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+        local = {"CLIPSTREAM_HOME": str(self.home), "RAY_TMPDIR": self.ray_folder, MARK: self.mark}
+        return clean | local | self.environment
+
+    def train_in_terminal(self, *options: str) -> Terminal:
+        """Starts a training in a terminal, where Ctrl-C can be typed."""
+        return Terminal([sys.executable, "-m", "trainer", "--config", "tiny.yaml", *options], ROOT, self._variables())
 
     def run(self, *command: str, cwd: Path = ROOT, **variables: str) -> Ended:
         return ended(self.start(*command, cwd=cwd, **variables))

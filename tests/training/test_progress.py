@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from trainer.evaluation.metrics import PREDICTION, Evaluation
+from trainer.worker.epoch import EpochSums
 from trainer.worker.progress import Progress
 
 
@@ -35,10 +36,10 @@ def test_an_epoch_is_the_best_if_it_is_better_or_as_good_with_less_loss(
     first, second = evaluation(2, 0.5), evaluation(num_right, loss)
     progress = Progress()
     progress.end_step(4, 0)
-    assert progress.end_epoch(first, "top1")
+    assert progress.end_epoch(first, "top1", 1, EpochSums())
     assert (progress.best_step, progress.num_epochs_since_best) == (1, 0)
     progress.end_step(8, 0)
-    assert progress.end_epoch(second, "top1") is is_best
+    assert progress.end_epoch(second, "top1", 2, EpochSums()) is is_best
     best = second if is_best else first
     assert (progress.best_step, progress.num_epochs_since_best) == ((2, 0) if is_best else (1, 1))
     assert progress.best_evaluation is best
@@ -48,8 +49,9 @@ def test_an_epoch_is_the_best_if_it_is_better_or_as_good_with_less_loss(
 def test_a_checkpoint_gives_it_back() -> None:
     progress = Progress()
     progress.end_step(4, 1)
-    progress.end_epoch(evaluation(3, 0.5), "top1")
-    progress.end_epoch(evaluation(1, 0.5), "top1")
+    progress.end_epoch(evaluation(3, 0.5), "top1", 1, EpochSums(2.0, 3.0, 8.0, 2.0))
+    progress.end_epoch(evaluation(1, 0.5), "top1", 2, EpochSums())
+    progress.is_evaluation_due = True
     state = progress.state()
     again = Progress.from_state(state, num_classes=2)
     assert again.state().keys() == state.keys()
@@ -61,7 +63,13 @@ def test_a_checkpoint_gives_it_back() -> None:
         "best_step": 1,
         "best_figures": evaluation(3, 0.5).figures(),
         "num_epochs_since_best": 1,
+        "is_evaluation_due": True,
+        "history": [
+            {"epoch": 1, "global_step": 1, "train_loss": 1.5, "train_top1": 0.25, "val": evaluation(3, 0.5).figures()},
+            {"epoch": 2, "global_step": 1, "train_loss": 0.0, "train_top1": 0.0, "val": evaluation(1, 0.5).figures()},
+        ],
     }
+    assert again.history == progress.history
     assert again.best_evaluation is not None
     assert (again.best_evaluation.predictions == evaluation(3, 0.5).predictions).all()
     assert np.array_equal(again.best_evaluation.probabilities, evaluation(3, 0.5).probabilities)
@@ -69,8 +77,8 @@ def test_a_checkpoint_gives_it_back() -> None:
 
 def test_older_checkpoints_lack_the_newest_entries() -> None:
     state = Progress(position=8, global_step=2).state()
-    del state["num_epochs_since_best"], state["best_predictions"]
-    del state["best_probabilities"]
+    for newer in ("num_epochs_since_best", "best_predictions", "best_probabilities", "history", "is_evaluation_due"):
+        del state[newer]
     assert Progress.from_state(state, num_classes=2) == Progress(position=8, global_step=2)
 
 

@@ -56,8 +56,8 @@ def test_a_block_that_ends_makes_the_run_finished(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("error", "wanted", "told"),
     [
-        (Stopped(), "KILLED", "run stopped run=one"),
-        (KeyboardInterrupt(), "KILLED", "run stopped run=one"),
+        (Stopped(), "KILLED", ""),
+        (KeyboardInterrupt(), "KILLED", ""),
         (
             RunFailedError("no model"),
             "FAILED",

@@ -51,7 +51,7 @@ def test_a_run_is_tracked_and_its_model_registered(server: Server, bucket: str, 
     spec.stop_file.unlink()
     outcome = train(spec)
     report(spec, manifest, outcome.evaluations)
-    assert register_best(spec, manifest, outcome) == "1"
+    assert register_best(spec, manifest, outcome).version == "1"
     end_run(server.uri, run_id, "FINISHED")
 
     assert [step for step, _ in curve(spec, "train_loss")] == list(range(1, NUM_STEPS + 1))

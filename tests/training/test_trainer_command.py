@@ -13,8 +13,11 @@ import pytest
 import yaml
 
 from packer.shards.manifest import manifest_sha256
+from tests.support.processes import train_workers
 from tests.support.registry import MLFLOW_WARNINGS, register_again
-from tests.support.training import ROOT, TINY, Project, ended, project
+from tests.support.terminal import CTRL_C
+from tests.support.training import ROOT, TINY, Project, project
+from tests.support.waiting import until
 from trainer.__main__ import main
 from trainer.driver.run_folder import locked
 from trainer.evaluation.model_card import as_description
@@ -64,10 +67,18 @@ def first_log(plain: Project) -> str:
 def test_the_log_says_what_ran_and_reads_well(plain: Project, first_log: str) -> None:
     lines = first_log.splitlines()
     assert f"trainer interpreter={sys.executable} package={ROOT / 'trainer'}" in lines[0]
-    for epoch in (1, 2):
-        assert re.search(rf"epoch={epoch} of=2 val_top1=[0-9.]+ ", first_log)
-    assert lines[-1].startswith("run first: registered clipstream version 1")
-    assert len(lines) < 25
+    figures = r"loss [0-9.]+  val macro_f1 [0-9.]+ (best|    )  top1 [0-9.]+  [0-9.]+ s"
+    for number, left in (("1", r"  \d+ s left"), ("2", "")):
+        (line,) = [line for line in lines if line.startswith(f"epoch {number}/2  ")]
+        assert re.fullmatch(rf"epoch {number}/2  {figures}{left}", line)
+    run = plain.mlflow_run("first")
+    assert re.search(r"\nrun first is done: epoch [12] of 2 was the best, val macro_f1 [0-9.]+\n", first_log)
+    assert re.search(r"\ntest accuracy: [0-9.]+% of \d clips, 95% interval [0-9.]+% to [0-9.]+%; always ", first_log)
+    assert "registered clipstream version 1: it is @champion, as the first one" in lines
+    page = f"http://127.0.0.1:5000/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+    assert lines[-2] == f"look: mlflow ui --backend-store-uri sqlite:///{plain.home / 'mlflow.db'}, then {page}"
+    assert lines[-1] == "serve @champion: python -m serve"
+    assert len(lines) < 20
     assert "\x1b" not in first_log
     assert "Traceback" not in first_log
 
@@ -122,28 +133,54 @@ def test_a_finished_run_is_refused(
     assert "run first has finished its 2 epochs: give more --epochs" in sentence(capsys)
 
 
-def test_more_epochs_continue_a_finished_run_and_ctrl_c_costs_nothing(plain: Project, first_log: str) -> None:
+def test_more_epochs_continue_a_finished_run_and_ctrl_c_loses_no_step(plain: Project, first_log: str) -> None:
     mlflow_run = plain.mlflow_run("first").info.run_id
     last_step = plain.steps("first", "train_loss")[-1]
 
-    process = plain.start_training("--run", "first", "--epochs", "50")
+    terminal = plain.train_in_terminal("--run", "first", "--epochs", "50")
+    terminal.await_text(rf"resumed at step {last_step}: 2.00 of 50 epochs are done")
     plain.await_checkpoint("first", after_step=last_step)
-    os.killpg(process.pid, signal.SIGINT)  # as the terminal does: to Ray's processes too
-    stopped = ended(process)
-    assert stopped.code == 130
-    assert "Traceback" not in stopped.log
+    terminal.type(CTRL_C)  # the kernel signals Ray's processes too
+    assert terminal.await_end() == 130
+    step = int(terminal.await_text(r"run first is stopped: its newest checkpoint is of step (\d+)\.")[1])
+    assert plain.steps("first", "train_loss")[-1] == step
+    assert "Traceback" not in terminal.shown
     assert plain.mlflow_run("first").info.status == "KILLED"
 
     resumed = plain.train("--run", "first", "--epochs", "50")
     assert resumed.code == 0
-    step = int(re.search(r"resumed step=(\d+)", resumed.log)[1])
-    assert step > last_step
+    assert f"resumed at step {step}:" in resumed.log
     run = plain.mlflow_run("first")
     assert (run.info.run_id, run.info.status) == (mlflow_run, "FINISHED")
     for curve in [*CURVES, "val_loss"]:
         steps = plain.steps("first", curve)
         assert len(steps) == len(set(steps))
     assert step + 1 in plain.steps("first", "train_loss")
+
+
+def test_a_stop_before_the_first_step_is_at_once(plain: Project) -> None:
+    terminal = plain.train_in_terminal("--run", "early")
+    terminal.await_text("run started run=early")
+    os.kill(terminal.pid, signal.SIGTERM)
+    assert terminal.await_end(30) == 130
+    assert "run early is stopped: it has no checkpoint yet. The same command with --run early" in terminal.shown
+    assert "Traceback" not in terminal.shown
+    assert plain.mlflow_run("early").info.status == "KILLED"
+
+
+def test_a_second_ctrl_c_ends_it_at_once(plain: Project) -> None:
+    """Even if a worker hangs; nothing is left behind."""
+    terminal = plain.train_in_terminal("--run", "twice", "--epochs", "500")
+    plain.await_checkpoint("twice")
+    for worker in train_workers(plain.alive()):
+        worker.suspend()
+    terminal.type(CTRL_C)
+    terminal.await_text("stopping: the step under way is finished and stored; Ctrl-C again stops without that")
+    until(lambda: plain.mlflow_run("twice").info.status == "KILLED")
+    terminal.type(CTRL_C)
+    assert terminal.await_end(10) == -signal.SIGINT
+    assert "Traceback" not in terminal.shown
+    until(lambda: not plain.alive(), 30)
 
 
 def test_a_run_that_diverges_fails_at_once(plain: Project) -> None:

@@ -61,6 +61,9 @@ def test_a_job_is_stopped_resubmitted_and_finished(cluster: Project, tmp_path: P
     first = cluster.mlflow_run("stopped")
     assert first.info.status == "KILLED"
     step = newest_step(cluster.home, "stopped")
+    assert cluster.steps("stopped", "train_loss")[-1] == step
+    stopped = ray_job(cluster, "logs", "ours")
+    assert f"run stopped is stopped: its newest checkpoint is of step {step}. " in stopped.log
 
     # What Ray does by itself, on a cluster that was not started by `make cluster`.
     defaults = {"RAY_JOB_STOP_SIGNAL": "SIGTERM", "RAY_JOB_STOP_WAIT_TIME_S": "3"}
@@ -74,7 +77,7 @@ def test_a_job_is_stopped_resubmitted_and_finished(cluster: Project, tmp_path: P
     assert finished.code == 0
     assert "an edited worker" in finished.log
     assert "_ray_pkg_" in finished.log.partition("package=")[2].splitlines()[0]
-    assert "resumed step=" in finished.log
+    assert "resumed at step " in finished.log
     run = cluster.mlflow_run("stopped")
     assert (run.info.run_id, run.info.status) == (first.info.run_id, "FINISHED")
     assert run.data.params["shards"] == str(cluster.home / "shards")
@@ -88,7 +91,7 @@ def test_a_killed_worker_costs_no_step_and_changes_none(cluster: Project) -> Non
     train_workers(cluster)[0].send_signal(signal.SIGKILL)
     logged = ray_job(cluster, "logs", "--follow", "killed")
     assert "worker failed rank=" in logged.log
-    assert "resumed step=" in logged.log
+    assert "resumed at step " in logged.log
     until(lambda: cluster.mlflow_run("killed").info.status == "FINISHED", 30)
 
     killed, stopped = (cluster.curve(name, "train_loss") for name in ("killed", "stopped"))

@@ -3,6 +3,7 @@
 import logging
 import math
 import shutil
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -15,6 +16,8 @@ from tests.support.runs import CPU, EPOCH_ENDS, NUM_STEPS, MakeSpec, assert_as_w
 from trainer.learning.evaluate import evaluate
 from trainer.learning.ranks import Ranks
 from trainer.schedule.rows import dropout_seed
+from trainer.stream.batch import Batch
+from trainer.worker.events import Began, EventReader, Halted
 from trainer.worker.outcome import Outcome
 from trainer.worker.parts import eval_loader, open_checkpoints
 from trainer.worker.spec import JobSpec
@@ -64,10 +67,10 @@ def test_a_later_epoch_is_the_best_only_if_it_is_better(
     spec = make_spec(select_by=metric)
     reached = max(value for step, value in curve(whole_run[0], f"val_{metric}") if step > EPOCH_ENDS[0])
     spec.stop_file.touch()
-    for _ in range(EPOCH_ENDS[0]):
+    for _ in range(EPOCH_ENDS[0] + 1):  # a start that finds an evaluation due does it first
         train(spec)
     spec.stop_file.unlink()
-    state = newest(spec)
+    state = open_checkpoints(spec).load(EPOCH_ENDS[0])
     assert state["best_step"] == EPOCH_ENDS[0]
     state["best_figures"] = {"macro_f1": 0.0, "top1": 0.0, metric: reached + ahead, "loss": loss}
     open_checkpoints(spec).save(state, EPOCH_ENDS[0], EPOCH_ENDS[0])
@@ -90,6 +93,30 @@ def test_a_run_stopped_after_every_step_is_the_whole_run(
     assert_as_whole(spec, whole_run, outcome)
 
 
+def test_a_stop_during_an_evaluation_is_seen_at_its_next_batch(
+    make_spec: MakeSpec, whole_run: tuple[JobSpec, Outcome]
+) -> None:
+    spec = make_spec()
+    spec.events_file.touch()
+    training = Training(spec, Ranks(), CPU)
+    seen = []
+
+    def stopped_on_the_way(batches: Iterable[Batch]) -> Iterator[Batch]:
+        for batch in batches:
+            seen.append(batch)
+            spec.stop_file.touch()
+            yield batch
+
+    training.val_loader = stopped_on_the_way(training.val_loader)
+    assert training.run().stopped
+    assert len(seen) == 1
+    state = newest(spec)
+    assert (state["global_step"], state["is_evaluation_due"], state["best_step"]) == (EPOCH_ENDS[0], True, None)
+    assert EventReader(spec.events_file).read()[-1] == Halted(EPOCH_ENDS[0], is_saved=True)
+    spec.stop_file.unlink()
+    assert_as_whole(spec, whole_run, train(spec))
+
+
 @pytest.mark.parametrize("lost", [1, 2])
 def test_steps_that_were_lost_are_taken_again_and_logged_once(
     make_spec: MakeSpec, whole_run: tuple[JobSpec, Outcome], lost: int, caplog: pytest.LogCaptureFixture
@@ -103,9 +130,9 @@ def test_steps_that_were_lost_are_taken_again_and_logged_once(
         lost = 1
     for step in steps[:lost]:
         (spec.run_folder / f"checkpoints/step-{step:010d}/state.pt").write_bytes(b"torn")
-    with caplog.at_level(logging.INFO):
-        outcome = train(spec)
-    assert f"resumed step={steps[lost]} " in caplog.text
+    spec.events_file.touch()
+    outcome = train(spec)
+    assert EventReader(spec.events_file).read()[0] == Began(steps[lost], steps[lost] * 4 / 21)
     assert caplog.text.count("checkpoint ignored") >= lost
     assert_as_whole(spec, whole_run, outcome)
 

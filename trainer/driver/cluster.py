@@ -10,6 +10,8 @@ import ray
 from configs.section import UsageError
 from configs.train import TrainConfig
 from packer.shards.manifest import Manifest
+from trainer.driver.ending import RunFailedError
+from trainer.driver.failure import last_line
 from trainer.driver.preflight import refuse, share_problems, shared_memory_problems, spread_problems
 from trainer.worker.cores import num_loader_workers
 from trainer.worker.spec import JobSpec
@@ -22,6 +24,7 @@ def start_ray(config: TrainConfig) -> int:
 
     Raises:
         UsageError: No cluster answers there, or it has no room for the workers.
+        RunFailedError: The local one did not start.
     """
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
     # By default Ray Train looks at its workers every 2 s only, so it would notice late that they failed or are done.
@@ -30,6 +33,9 @@ def start_ray(config: TrainConfig) -> int:
         # A node that is lost is not known to be lost at once. By default Ray Train waits 60 s for room on it before it
         # tries with fewer workers; it tries any number of times.
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")
+    else:
+        # It tells elastic runs that a machine is about to leave; in others it only logs an error about itself.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     if not sys.stdout.isatty():
         os.environ.setdefault("RAY_COLOR_PREFIX", "0")
     address = os.environ.get("RAY_ADDRESS", "local")
@@ -77,7 +83,11 @@ def _start_local_ray() -> None:
     # Otherwise Ray waits for one process per core; Ray Train's workers, whose environment differs, use none of them.
     os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
     logger.info("start a local Ray; this takes 10 to 30 seconds")
-    ray.init(address="local", dashboard_port=port, logging_level=logging.WARNING)
+    try:
+        ray.init(address="local", dashboard_port=port, logging_level=logging.WARNING)
+    except Exception as error:  # Ray raises this very class if it is not up after 30 s
+        logger.error("Ray did not start reason=%s", last_line(error))
+        raise RunFailedError("Ray did not start: look at what else keeps this machine busy, and try again") from error
 
 
 def check_cluster(spec: JobSpec, manifest: Manifest) -> None:

@@ -10,18 +10,23 @@ from dataclasses import replace
 import torch
 
 from packer.shards.manifest import Manifest
+from trainer.driver.closing import Closing
 from trainer.driver.code_version import code_version
 from trainer.driver.ending import RunFailedError, Stopped, catch_stop_signals
+from trainer.driver.epoch_lines import EpochLines
 from trainer.driver.failure import last_line
-from trainer.driver.release import register_best
+from trainer.driver.release import Release, register_best
 from trainer.driver.run_folder import RunRecord, save_config
 from trainer.driver.run_life import live_run
 from trainer.driver.worker_group import WorkerGroup
+from trainer.tracking.address import run_address
+from trainer.tracking.compare import Paired, paired
 from trainer.tracking.registry import RegistryError
 from trainer.tracking.run_log import RunLog
+from trainer.worker.events import Halted
 from trainer.worker.outcome import Outcome
 from trainer.worker.parts import open_checkpoints
-from trainer.worker.spec import JobSpec
+from trainer.worker.spec import EVENTS_FILES, JobSpec
 
 logger = logging.getLogger(__name__)
 
@@ -53,19 +58,36 @@ def fit(
     catch_stop_signals()
     checkpoints = open_checkpoints(spec)
     checkpoints.take()
-    spec.stop_file.unlink(missing_ok=True)
-    workers = WorkerGroup()
+    for left in (spec.stop_file, *spec.run_folder.glob(EVENTS_FILES)):  # by an earlier start
+        left.unlink(missing_ok=True)
+    num_samples = manifest.splits["train"].num_samples
+    workers = WorkerGroup(EpochLines(spec.config, len(manifest.class_names), num_samples).show)
     try:
         with live_run(record, spec.config, spec.run_folder, folder_id, checkpoints.is_superseded) as opened:
             spec = replace(spec, run_id=opened.run_id)
             if not record.run_id:
                 _put_in_place(spec, opened, manifest, weights)
             outcome = workers.train(spec)
-            version = _release(spec, manifest, outcome, registers=record.parent_run_id is None)
+            closing = _release(spec, manifest, outcome, registers=record.parent_run_id is None)
     except Stopped:
-        workers.await_checkpoint()
+        halted = workers.await_halt()
+        _tell_where(spec, halted, is_whole=record.parent_run_id is None)
+        if halted:
+            workers.await_end()
         raise
-    _summarise(spec, outcome, version)
+    finally:
+        spec.events_file.unlink(missing_ok=True)
+    print("\n".join(closing.lines()), flush=True)
+
+
+def _tell_where(spec: JobSpec, halted: Halted | None, *, is_whole: bool) -> None:
+    """Says from which step a stopped run will go on, and how if it is not a part of a cross-validation."""
+    newest = next(iter(open_checkpoints(spec).steps()), 0)
+    lost = f"; {halted.global_step - newest} steps after it are lost" if halted and halted.global_step > newest else ""
+    where = f"its newest checkpoint is of step {newest}{lost}" if newest else "it has no checkpoint yet"
+    run = spec.config.run
+    way = f". The same command with --run {run} goes on" if is_whole else ""
+    logger.warning("run %s is stopped: %s%s", run, where, way)
 
 
 def _put_in_place(
@@ -81,22 +103,28 @@ def _put_in_place(
     log.close(DESCRIPTION_SECONDS)
 
 
-def _release(spec: JobSpec, manifest: Manifest, outcome: Outcome, *, registers: bool) -> str | None:
-    """Logs pictures and tables of the best model, and returns the version that it was registered as, if it was."""
+def _release(spec: JobSpec, manifest: Manifest, outcome: Outcome, *, registers: bool) -> Closing:
+    """Logs pictures and tables of the best model, registers it if asked to, and returns what the user reads."""
     from trainer.driver.report import report  # here, not above: matplotlib would delay the start of the training
 
     report(spec, manifest, outcome.evaluations)
     try:
-        return register_best(spec, manifest, outcome) if registers else None
+        release = register_best(spec, manifest, outcome) if registers else None
     except RegistryError as error:
         raise RunFailedError(last_line(error)) from error
-
-
-def _summarise(spec: JobSpec, outcome: Outcome, version: str | None) -> None:
-    shown = {f"val_{name}": value for name, value in outcome.val.items()}
-    shown |= {f"test_{name}": value for name, value in outcome.test.items()}
-    logger.info(
-        "run finished run=%s %s", spec.config.run, " ".join(f"{name}={value:.4f}" for name, value in shown.items())
+    return Closing(
+        config=spec.config,
+        manifest=manifest,
+        outcome=outcome,
+        address=run_address(spec.tracking_uri, spec.run_id),
+        release=release,
+        paired=_paired(spec, release),
     )
-    if version:
-        print(f"run {spec.config.run}: registered {spec.config.registered_model} version {version}; look: mlflow ui")
+
+
+def _paired(spec: JobSpec, release: Release | None) -> Paired | None:
+    """Returns how the former champion's run and this one did on the same clips, if that is known."""
+    former = release.promotion.former if release else None
+    if former is None or not former.run_id or former.run_id == spec.run_id:
+        return None
+    return paired(spec.tracking_uri, [former.run_id, spec.run_id])

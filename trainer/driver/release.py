@@ -1,8 +1,8 @@
 """Registers the best checkpoint of a run as a version of the model; the better version becomes the champion."""
 
 import hashlib
-import logging
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import nn
@@ -14,18 +14,24 @@ from trainer.evaluation.model_card import as_description, write_card
 from trainer.learning.evaluate import evaluate
 from trainer.learning.ranks import Ranks
 from trainer.model.contract import ModelContract
-from trainer.tracking.registry import Registry, answering
+from trainer.tracking.registry import Promotion, Registry, answering
 from trainer.tracking.run_log import RunLog
 from trainer.worker.checkpoint import evaluated_weights
 from trainer.worker.outcome import Outcome
 from trainer.worker.parts import eval_loader, make_model, open_checkpoints
 from trainer.worker.spec import JobSpec
 
-logger = logging.getLogger(__name__)
+
+@dataclass(frozen=True)
+class Release:
+    """A registered version."""
+
+    version: str
+    promotion: Promotion
 
 
-def register_best(spec: JobSpec, manifest: Manifest, outcome: Outcome) -> str:
-    """Exports and registers the model of the best epoch, promotes it if it is better, and returns its version.
+def register_best(spec: JobSpec, manifest: Manifest, outcome: Outcome) -> Release:
+    """Exports and registers the model of the best epoch, and promotes it if it is better than the champion.
 
     Args:
         spec: The run.
@@ -53,15 +59,14 @@ def register_best(spec: JobSpec, manifest: Manifest, outcome: Outcome) -> str:
     with answering(registry.uri):
         uri = registry.export(model.eval(), spec.run_id, contract)
         version = registry.register(uri, spec.run_id, contract)
-        logger.info("registered model=%s version=%s", registry.name, version)
         card = write_card(version, contract, spec.config, manifest, outcome.evaluations)
         log = RunLog(spec.tracking_uri, spec.run_id)
         log.artifact("model_card.md", card)
         log.note(as_description(card))
         log.close()
         registry.describe(version, card)
-        registry.promote_if_better(version, contract, lambda model, held: evaluate_on_val(spec, model, held))
-    return version
+        evaluate = partial(evaluate_on_val, spec)
+        return Release(version, registry.promote_if_better(version, contract, evaluate))
 
 
 def evaluate_on_val(spec: JobSpec, model: nn.Module, contract: ModelContract) -> float:

@@ -11,6 +11,7 @@ from configs.section import UsageError
 from configs.train import TrainConfig
 from trainer.driver.ending import RunFailedError, Stopped
 from trainer.driver.run_folder import LOCK_FILE, RunRecord, locked
+from trainer.tracking.address import without_password
 from trainer.tracking.runs import EndStatus, end_run, open_run, reopen_run, running_runs
 
 logger = logging.getLogger(__name__)
@@ -55,13 +56,21 @@ def live_run(
 
     try:
         opened = _open(record, config, folder_id)
+        logger.info(
+            "run %s run=%s mlflow_run=%s tracking=%s",
+            *(
+                "resumed" if record.run_id else "started",
+                config.run,
+                opened.run_id,
+                without_password(record.tracking_uri),
+            ),
+        )
         yield opened
         if end("FINISHED"):
             opened.model_copy(update={"finished_epochs": config.epochs}).save(folder)
     except (Stopped, KeyboardInterrupt):
         os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"  # otherwise a server that is down takes minutes
         end("KILLED")
-        logger.warning("run stopped run=%s; the same command with --run %s resumes it", config.run, config.run)
         raise
     except RunFailedError as error:
         end("FAILED")
@@ -76,11 +85,9 @@ def _open(record: RunRecord, config: TrainConfig, folder_id: str) -> RunRecord:
     uri = record.tracking_uri
     if record.run_id:
         reopen_run(uri, record.run_id)
-        logger.info("run resumed run=%s mlflow_run=%s", config.run, record.run_id)
         return record
     artifacts = resolve("mlruns") if uri.startswith("sqlite:") else None
     run_id = open_run(uri, config, artifacts, record.parent_run_id, folder_id)
-    logger.info("run started run=%s mlflow_run=%s tracking=%s", config.run, run_id, uri)
     return record.model_copy(update={"run_id": run_id})
 
 

@@ -15,6 +15,10 @@ from trainer.stream.batch import Batch
 from trainer.stream.prefetch import on_device
 
 
+class EvaluationStopped(BaseException):
+    """The user asked to stop. Not an Exception, so that no library on the way handles it as an error of its own."""
+
+
 @torch.no_grad()
 def evaluate(
     model: Callable[[Tensor], Tensor],
@@ -23,6 +27,7 @@ def evaluate(
     ranks: Ranks,
     device: torch.device,
     autocast_dtype: torch.dtype | None = None,
+    stops: Callable[[], bool] = lambda: False,
 ) -> Evaluation:
     """Returns what the model predicts on a split that the ranks share; the same on every rank.
 
@@ -35,10 +40,16 @@ def evaluate(
         ranks: The processes that share the split.
         device: Where the model is.
         autocast_dtype: Precision of the forward passes; None: float32.
+        stops: Asked before every batch whether to stop; the same answer on every rank.
+
+    Raises:
+        EvaluationStopped: It is to stop; on every rank.
     """
     records, kept = [np.empty(0, PREDICTION)], [np.empty((0, num_classes), np.float32)]
     num_samples = num_bad = 0
     for batch in on_device(batches, device):
+        if stops():
+            raise EvaluationStopped
         num_bad += len(batch.errors)
         with autocast(device, autocast_dtype):
             logits_BK = model(batch.clips).float().cpu()

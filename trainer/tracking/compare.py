@@ -6,6 +6,7 @@ alone. The predictions that each run keeps can tell, if both runs were measured 
 
 import csv
 import io
+import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,11 +15,14 @@ from tempfile import TemporaryDirectory
 
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
 
 from configs.section import UsageError
 from trainer.tracking.errors import store_answers
 from trainer.tracking.pages import comparison_page
 from trainer.tracking.store import check_store
+
+logger = logging.getLogger(__name__)
 
 NUM_CLASSES_SHOWN = 10
 """Most classes whose gains are listed, the largest first."""
@@ -91,6 +95,59 @@ def mcnemar(num_only_one: int, num_only_other: int) -> float:
     total = num_only_one + num_only_other
     tail = sum(math.comb(total, count) for count in range(min(num_only_one, num_only_other) + 1))
     return min(1.0, 2 * tail / (1 << total))
+
+
+@dataclass(frozen=True)
+class Paired:
+    """How two runs did on the same clips of one split."""
+
+    split: str
+    num_clips: int
+    num_only_one: int
+    """Clips that only the first run gets right."""
+    num_only_other: int
+
+    @property
+    def chance(self) -> float:
+        """How probable at least such a difference is if both are equally good; see `mcnemar`."""
+        return mcnemar(self.num_only_one, self.num_only_other)
+
+
+def paired(uri: str, run_ids: Sequence[str]) -> Paired | None:
+    """Returns how two runs did on the test split, otherwise on val.
+
+    Args:
+        uri: MLflow's store.
+        run_ids: Ids of the two runs.
+
+    Returns:
+        None if they share the clips of neither split, or if the store does not have both runs and their files.
+    """
+    client = MlflowClient(tracking_uri=uri)
+    try:
+        runs = [_open(client, client.get_run(run_id)) for run_id in run_ids]
+    except (MlflowException, OSError) as error:
+        logger.info("runs not compared reason=%s", error)
+        return None
+    for split in ("test", "val"):
+        one, other = (run.predictions.get(split, {}) for run in runs)
+        if one and _are_same_clips(one, other):
+            only_one, only_other = _right_in_one(one, other)
+            return Paired(split, len(one), len(only_one), len(only_other))
+    return None
+
+
+def _are_same_clips(one: Predictions, other: Predictions) -> bool:
+    return {key: true for key, (true, _) in one.items()} == {key: true for key, (true, _) in other.items()}
+
+
+def _right_in_one(one: Predictions, other: Predictions) -> tuple[list[str], list[str]]:
+    """Returns the keys of the clips that only the first run gets right, and of those that only the second does."""
+    only_one, only_other = (
+        [key for key in one if _is_right(first[key]) and not _is_right(second[key])]
+        for first, second in ((one, other), (other, one))
+    )
+    return only_one, only_other
 
 
 def _find(client: MlflowClient, name: str) -> Run:
@@ -167,12 +224,9 @@ def _side_by_side(
 def _compare(split: str, names: Sequence[str], one: Predictions, other: Predictions) -> list[str]:
     if not one or not other:
         return []
-    if {key: true for key, (true, _) in one.items()} != {key: true for key, (true, _) in other.items()}:
+    if not _are_same_clips(one, other):
         return [f"{split}: the two runs were measured on different clips, so their figures cannot be compared", ""]
-    only_one, only_other = (
-        [key for key in one if _is_right(first[key]) and not _is_right(second[key])]
-        for first, second in ((one, other), (other, one))
-    )
+    only_one, only_other = _right_in_one(one, other)
     probability = mcnemar(len(only_one), len(only_other))
     verdict = "is hardly chance" if probability < SURE_BELOW else "may be chance"
     lines = [

@@ -62,6 +62,20 @@ def answering(uri: str) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
+class Promotion:
+    """What became of the champion's alias when a version was registered."""
+
+    moved: bool
+    """Whether the new version is the champion now."""
+    former: ModelVersion | None
+    """The champion before; None: there was none."""
+    former_value: float | None = None
+    """Its figure on the present val split; None: it cannot be compared."""
+    obstacle: str = ""
+    """Why it cannot be compared, such as "it has other classes"."""
+
+
+@dataclass(frozen=True)
 class Registry:
     """One registered model of one registry."""
 
@@ -166,8 +180,8 @@ class Registry:
                 raise
             return None
 
-    def promote_if_better(self, version: str, contract: ModelContract, evaluate: Evaluate) -> bool:
-        """Moves the champion's alias to a version if it is strictly better, and logs what was done and why.
+    def promote_if_better(self, version: str, contract: ModelContract, evaluate: Evaluate) -> Promotion:
+        """Moves the champion's alias to a version if it is strictly better, and returns what was done.
 
         A champion that was measured on another val split, or by another metric, is first evaluated on the present one.
         A champion with other classes or another clip contract cannot be compared: then the alias stays.
@@ -176,34 +190,20 @@ class Registry:
             version: The new version.
             contract: Its contract.
             evaluate: Measures the champion, if that is needed.
-
-        Returns:
-            Whether the alias moved.
         """
         champion = self.champion()
         if champion is None:
             self.client.set_registered_model_alias(self.name, CHAMPION, version)
-            logger.info("champion set model=%s version=%s reason=there was none", self.name, version)
-            return True
+            return Promotion(True, None)
         model, held = self.load(f"models:/{self.name}/{champion.version}")
         if (held.class_names, held.clip) != (contract.class_names, contract.clip):
-            logger.warning(
-                "champion kept model=%s version=%s reason=version %s has other classes or another clip contract; to "
-                "promote it all the same: python -m trainer promote %s --registered-model %s",
-                *(self.name, champion.version, version, version, self.name),
-            )
-            return False
+            return Promotion(False, champion, obstacle="it has other classes or another clip contract")
         same_measure = (held.val_sha256, held.select_by) == (contract.val_sha256, contract.select_by)
         value = held.val_metric if same_measure else evaluate(model, held)
         better = contract.val_metric > value
         if better:
             self.client.set_registered_model_alias(self.name, CHAMPION, version)
-        logger.info(
-            "champion %s model=%s version=%s %s=%.4f former_version=%s former_%s=%.4f",
-            *("moved" if better else "kept", self.name, version if better else champion.version),
-            *(contract.select_by, contract.val_metric, champion.version, contract.select_by, value),
-        )
-        return better
+        return Promotion(better, champion, value)
 
     def promote(self, version: str) -> str:
         """Moves the champion's alias to a version and returns a sentence that names the version before.

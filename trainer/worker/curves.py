@@ -1,21 +1,21 @@
-"""The curves of a training, for MLflow and for the log: each point is a mean over some steps and all ranks."""
+"""The curves of a training, for MLflow and for the driver: each point is a mean over some steps and all ranks."""
 
-import logging
 import math
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainer.learning.learner import Learner
 from trainer.learning.ranks import Ranks
 from trainer.stream.batch import Batch
+from trainer.worker.events import Stepped, tell
 from trainer.worker.machine import Machine
 
 if TYPE_CHECKING:
     from trainer.tracking.run_log import RunLog
 
-logger = logging.getLogger(__name__)
-
-PROGRESS_INTERVAL_SECONDS = 10.0
+TOLD_INTERVAL_SECONDS = 5.0
+"""Shortest time between two events that tell the driver of a point."""
 
 
 class Curves:
@@ -26,14 +26,16 @@ class Curves:
         log: Where rank 0 logs the points; None on the others.
         machine: Whose load is logged with them.
         num_steps: Steps from one point to the next.
+        events: File in which rank 0 tells the driver of points.
     """
 
-    def __init__(self, ranks: Ranks, log: "RunLog | None", machine: Machine, num_steps: int) -> None:
+    def __init__(self, ranks: Ranks, log: "RunLog | None", machine: Machine, num_steps: int, events: Path) -> None:
         self._ranks = ranks
         self._log = log
         self._machine = machine
         self._num_steps = num_steps
-        self._shown_at_seconds = -math.inf
+        self._events = events
+        self._told_at_seconds = -math.inf
         self.restart()
 
     def restart(self) -> None:
@@ -78,14 +80,6 @@ class Curves:
         if self._log is None:
             return
         self._log.metrics(figures | self._machine.read(), global_step)
-        if time.monotonic() - self._shown_at_seconds > PROGRESS_INTERVAL_SECONDS:
-            self._shown_at_seconds = time.monotonic()
-            log_event("train", step=global_step, epoch=epoch, **figures)
-
-
-def log_event(event: str, **figures: float) -> None:
-    """Writes an event and its figures to the log as one line, such as `test top1=0.91 loss=0.2034`."""
-    shown = [
-        f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}" for name, value in figures.items()
-    ]
-    logger.info("%s %s", event, " ".join(shown))
+        if time.monotonic() - self._told_at_seconds > TOLD_INTERVAL_SECONDS:
+            self._told_at_seconds = time.monotonic()
+            tell(self._events, Stepped(global_step, epoch, figures["train_loss"], figures["clips_per_second"]))

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from trainer.evaluation.metrics import Evaluation
+from trainer.worker.epoch import EpochFigures
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,10 @@ class Outcome:
     """Its figures on the test split; empty if the training was stopped or if there is no such split."""
     evaluations: dict[str, Evaluation] = field(repr=False)
     """By split, what the best epoch's model predicted for each sample."""
+    test_averaged: dict[str, float] = field(default_factory=dict)
+    """Its figures on the test split with test-time averaging; empty if none was asked for."""
+    history: tuple[EpochFigures, ...] = field(default=(), repr=False)
+    """Of every epoch; those of versions that did not keep it yet are missing."""
 
 
 @dataclass(frozen=True)

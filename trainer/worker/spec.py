@@ -8,6 +8,8 @@ from packer.storage.location import Location
 
 AUDIT_FOLDER = "audit"
 """Within the run's folder."""
+EVENTS_FILES = "events-*.jsonl"
+"""Pattern of the names of `JobSpec.events_file`."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,11 @@ class JobSpec:
     def stop_file(self) -> Path:
         """The driver creates this file to ask the workers to write a checkpoint and return."""
         return self.run_folder / "STOP"
+
+    @property
+    def events_file(self) -> Path:
+        """Here rank 0 tells this start of the command how the training goes."""
+        return self.run_folder / f"events-{self.holder}.jsonl"
 
     @property
     def weights_file(self) -> Path:

@@ -9,7 +9,8 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ from packer.shards.manifest import read_manifest
 from trainer.evaluation.contact_sheet import draw_batch
 from trainer.evaluation.metrics import BEST, Evaluation
 from trainer.evaluation.sources import sample_sources
-from trainer.learning.evaluate import evaluate
+from trainer.learning.evaluate import EvaluationStopped, evaluate
 from trainer.learning.learner import learning_rate
 from trainer.learning.ranks import Ranks, distribute, share_buffers
 from trainer.schedule.rows import dropout_seed
@@ -32,7 +33,9 @@ from trainer.worker.agreement import Agreement
 from trainer.worker.audit import AuditWriter, next_attempt
 from trainer.worker.checkpoint import State, SupersededError, evaluated_weights, write_together
 from trainer.worker.cores import num_loader_workers
-from trainer.worker.curves import Curves, log_event
+from trainer.worker.curves import Curves
+from trainer.worker.epoch import EpochSums
+from trainer.worker.events import Began, EpochEnded, EpochsDone, Event, Halted, tell
 from trainer.worker.machine import Machine
 from trainer.worker.outcome import Outcome
 from trainer.worker.parts import (
@@ -81,6 +84,8 @@ class Training:
         average = self.learner.average
         self.evaluated_model = average.model if average else self.model
         self.progress = Progress()
+        self.sums = EpochSums()
+        self.began_seconds, self.began_step = 0.0, 0
         undelivered = self._resume()
         self._begin_phase()
         self.log = open_log(spec, undelivered) if ranks.rank == 0 else None
@@ -88,7 +93,7 @@ class Training:
         self.machine = Machine(device)
         self.val_loader = eval_loader(spec, "val", ranks)
         self.last_saved_seconds = -math.inf
-        self.curves = Curves(ranks, self.log, self.machine, self.config.log_every_steps)
+        self.curves = Curves(ranks, self.log, self.machine, self.config.log_every_steps, spec.events_file)
 
     def run(self) -> Outcome:
         """Trains, evaluates after every epoch, and tests the best epoch's model at the end.
@@ -101,9 +106,12 @@ class Training:
         if self.log:
             self.log.artifact("environment.yaml", self.machine.describe(self.ranks.world_size))
         patience_seconds = CLOSE_SECONDS
+        test, test_averaged = None, {}
         try:
-            stopped = self._train()
-            test = None if stopped else self._test()
+            stopped = self._train_until_stopped()
+            if not stopped:
+                test = self._test()
+                test_averaged = self._test_averaged() if test and self.config.evaluation.is_averaged else {}
             patience_seconds = CLOSE_SECONDS if stopped else LAST_CLOSE_SECONDS
         except SupersededError as error:
             patience_seconds = 0.0  # the other command's workers repeat these steps and log them
@@ -120,13 +128,34 @@ class Training:
             val=self.progress.best_figures,
             test=test.figures() if test else {},
             evaluations={split: evaluation for split, evaluation in evaluations.items() if evaluation},
+            test_averaged=test_averaged,
+            history=tuple(self.progress.history),
         )
+
+    def _tell(self, event: Event) -> None:
+        if self.ranks.rank == 0:
+            tell(self.spec.events_file, event)
+
+    def _train_until_stopped(self) -> bool:
+        """Returns whether the driver asked to stop before the last step, or before the last epoch was evaluated."""
+        self.began_seconds, self.began_step = time.monotonic(), self.progress.global_step
+        if self.progress.is_evaluation_due:
+            self._end_epoch()
+        try:
+            stopped = self._train()
+        except EvaluationStopped:
+            stopped = True
+        if stopped:
+            is_saved = self._save(flushes=False)
+            self._tell(Halted(self.progress.global_step, is_saved))
+        return stopped
 
     def _train(self) -> bool:
         """Returns whether the driver asked to stop before the last step."""
         progress, device = self.progress, self.learner.device
         schedule, loader = train_loader(self.config, self.index, progress.position, self.ranks, device)
         highest, warmup_fraction = self.config.learning_rate, self.config.optimizer.warmup_fraction
+        self._tell(Began(progress.global_step, progress.position / schedule.num_samples))
         waiting_since = time.monotonic()
         for batch in on_device(loader, device) if not self._lost_patience else ():
             self.curves.wait(time.monotonic() - waiting_since)
@@ -139,17 +168,24 @@ class Training:
             progress.end_step(end, agreement.num_bad)
             self._record_step(batch, progress.position / schedule.num_samples, rate, norm)
             if start // schedule.num_samples < progress.position // schedule.num_samples:
-                self._end_epoch()
-            elif agreement.save or agreement.stop:
-                self._save()
+                progress.is_evaluation_due = True
             if agreement.stop:
                 return True
+            if progress.is_evaluation_due:
+                self._end_epoch(self._is_stopped)
+            elif agreement.save:
+                self._save()
             if self._lost_patience:
                 break
             waiting_since = time.monotonic()
-        if self.log and progress.position < schedule.num_positions:
-            log_event("stopped early", epoch=self._epoch, patience_epochs=self.config.patience_epochs)
         return False
+
+    def _is_stopped(self) -> bool:
+        """Returns, on every rank, whether the driver asks to stop."""
+        return bool(self.ranks.sum([float(self._sees_stop_file())])[0])
+
+    def _sees_stop_file(self) -> bool:
+        return self.ranks.rank == 0 and os.path.exists(self.spec.stop_file)  # noqa: PTH110  # False if the storage fails
 
     def _begin_phase(self) -> None:
         """Freezes the backbone's stages for the current epoch; called again at each epoch's end that may change it."""
@@ -168,14 +204,13 @@ class Training:
         """Begins to agree on a step with the other ranks."""
         for error in batch.errors:
             logger.warning("sample skipped reason=%s", error)
-        leads = self.ranks.rank == 0
         return Agreement(
             self.ranks,
             weight_sum=self.learner.weight_sum(batch),
             num_bad=len(batch.errors),
             save=time.monotonic() - self.last_saved_seconds > self.config.checkpoint_interval_seconds,
-            stop=leads and os.path.exists(self.spec.stop_file),  # noqa: PTH110  # False if the storage fails
-            superseded=leads and self.checkpoints.is_superseded(),
+            stop=self._sees_stop_file(),
+            superseded=self.ranks.rank == 0 and self.checkpoints.is_superseded(),
         )
 
     def _checked_weight_sum(self, agreement: Agreement, end: int) -> float:
@@ -198,21 +233,32 @@ class Training:
         if self.log and global_step == 1:
             sources = sample_sources(self.spec.shards, "train", [row.index for row in batch.rows])
             self.log.artifact("data/train_clips.png", draw_batch(batch, self.class_names, sources))
+        self.sums.add(self.learner.last_loss, int((batch.weights > 0).sum()), self.learner.last_num_right)
         self.curves.step(global_step, epoch, batch, self.learner, rate, norm)
         if self.audit:
             self.audit.step(global_step, batch.rows, batch.weights.tolist())
 
-    def _end_epoch(self) -> None:
-        evaluation = self._evaluate(self.val_loader)
-        is_best = self.progress.end_epoch(evaluation, self.config.select_by)
+    def _end_epoch(self, stops: Callable[[], bool] = lambda: False) -> None:
+        """Evaluates an epoch whose steps are done, and stores it.
+
+        Raises:
+            EvaluationStopped: `stops` said so; the evaluation is still due.
+        """
+        evaluation = self._evaluate(self.val_loader, stops=stops)
+        sums, progress = self.sums.over(self.ranks), self.progress
+        is_best = progress.end_epoch(evaluation, self.config.select_by, self._epoch, sums)
+        self.sums = EpochSums()
         if self.log:
             if is_best:
                 self.log.evaluation("val", evaluation, self.class_names)
             named = {f"val_{name}": value for name, value in evaluation.figures().items()}
-            log_event("evaluated", epoch=self._epoch, of=self.config.epochs, **named)
-            counts = {"epoch": self._epoch, "num_bad_samples": self.progress.num_bad}
-            self.log.metrics({**counts, **named}, self.progress.global_step)
+            counts = {"epoch": self._epoch, "num_bad_samples": progress.num_bad}
+            self.log.metrics({**counts, **named}, progress.global_step)
         self._save(NUM_STORAGE_TRIES)
+        seconds, num_steps = time.monotonic() - self.began_seconds, progress.global_step - self.began_step
+        share = num_steps / sums.num_steps if sums.num_steps else 0.0
+        self._tell(EpochEnded(progress.history[-1], is_best, seconds, share))
+        self.began_seconds, self.began_step = time.monotonic(), progress.global_step
         if self.model.frozen:
             self._begin_phase()
         self.curves.restart()
@@ -226,6 +272,7 @@ class Training:
             self.log.metrics(best, self.progress.global_step)
         if best_step is None or summary is None or not summary.num_samples:
             return None
+        self._tell(EpochsDone())
         self.evaluated_model.load_state_dict(evaluated_weights(self.checkpoints.load(best_step)))
         evaluation = self._evaluate(eval_loader(self.spec, "test", self.ranks))
         if self.log:
@@ -233,31 +280,36 @@ class Training:
             self.log.evaluation("test", evaluation, self.class_names)
             named = {f"test_{name}": value for name, value in figures.items()}
             self.log.metrics({f"{BEST}test_top1": figures["top1"], **named}, self.progress.global_step)
-            log_event("test", best_step=best_step, **figures)
-        if self.config.evaluation.is_averaged:
-            self._test_averaged()
         return evaluation
 
-    def _test_averaged(self) -> None:
+    def _test_averaged(self) -> dict[str, float]:
         num_read = self.config.view.num_frames_of(self.index.num_frames)
         model = AveragedModel(self.evaluated_model, num_read, self.config.evaluation.flip)
-        evaluation = self._evaluate(eval_loader(self.spec, "test", self.ranks, averaged=True), model)
+        figures = self._evaluate(eval_loader(self.spec, "test", self.ranks, averaged=True), model).figures()
         if self.log:
-            figures = evaluation.figures()
             self.log.metrics({f"test_tta_{name}": value for name, value in figures.items()}, self.progress.global_step)
-            log_event("test with averaged views", **figures)
+        return figures
 
-    def _evaluate(self, loader: Iterable[Batch], model: AveragedModel | None = None) -> Evaluation:
+    def _evaluate(
+        self,
+        loader: Iterable[Batch],
+        model: AveragedModel | None = None,
+        stops: Callable[[], bool] = lambda: False,
+    ) -> Evaluation:
         share_buffers(self.evaluated_model, self.ranks)
         self.evaluated_model.eval()
         device, dtype = self.learner.device, self.learner.autocast_dtype
-        return evaluate(model or self.evaluated_model, loader, len(self.class_names), self.ranks, device, dtype)
+        return evaluate(model or self.evaluated_model, loader, len(self.class_names), self.ranks, device, dtype, stops)
 
-    def _save(self, num_tries: int = 1) -> None:
-        """Writes a checkpoint. If the storage fails, it tries again for a while, or at the next interval.
+    def _save(self, num_tries: int = 1, *, flushes: bool = True) -> bool:
+        """Writes a checkpoint and returns whether the storage took it.
 
         In mid-epoch the training goes on: to end it would lose the very work that a checkpoint is meant to keep. At an
         epoch's end it waits, because the model that was just evaluated is stored nowhere else.
+
+        Args:
+            num_tries: More than one at an epoch's end.
+            flushes: Whether to wait a while for points on their way to MLflow; otherwise the checkpoint holds them.
 
         Raises:
             OSError: At an epoch's end, the storage failed at every try.
@@ -265,22 +317,25 @@ class Training:
         share_buffers(self.model, self.ranks)
         if self.evaluated_model is not self.model:
             share_buffers(self.evaluated_model, self.ranks)
-        if self.log:
+        if self.log and flushes:
             self.log.flush()
-        writes = [self.audit.sync if self.audit else None, self._write_checkpoint if self.log else None]
-        if not write_together(self.ranks, writes, num_tries) and num_tries > 1:
+        state = self._state()
+        write_checkpoint = partial(self.checkpoints.save, state, self.progress.global_step, self.progress.best_step)
+        writes = [self.audit.sync if self.audit else None, write_checkpoint if self.log else None]
+        is_saved = write_together(self.ranks, writes, num_tries)
+        if not is_saved and num_tries > 1:
             raise OSError(f"{self.spec.run_folder} took no checkpoint in {num_tries} tries at the end of an epoch")
         self.last_saved_seconds = time.monotonic()
-
-    def _write_checkpoint(self) -> None:
-        self.checkpoints.save(self._state(), self.progress.global_step, self.progress.best_step)
+        return is_saved
 
     def _state(self) -> State:
+        """Returns what a checkpoint holds; every rank calls it."""
         return {
             "model": self.model.state_dict(),
             "average": self.learner.average.state_dict() if self.learner.average else None,
             "optimizer": self.learner.optimizer.state_dict(),
             **self.progress.state(),
+            "epoch_sums": asdict(self.sums.over(self.ranks)),
             "undelivered": self.log.undelivered() if self.log else [],
         }
 
@@ -307,6 +362,7 @@ class Training:
             self.learner.average.load_state_dict(state.get("average") or {"model": state["model"], "num_updates": 0})
         self.learner.optimizer.load_state_dict(state["optimizer"])
         self.progress = Progress.from_state(state, len(self.class_names))
-        logger.info("resumed step=%d position=%d", self.progress.global_step, self.progress.position)
+        if self.ranks.rank == 0:
+            self.sums = EpochSums(**state.get("epoch_sums", {}))
         undelivered: list[Point] = state.get("undelivered", [])
         return undelivered

@@ -6,7 +6,6 @@ By default the server listens on a loopback address. Scoring a folder needs no R
 import logging
 import socket
 import sys
-import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,12 +15,17 @@ from configs.section import UsageError
 from configs.serve import ServeCommand
 from serve.gateway.auth import LOOPBACK_NAMES, read_keys
 from serve.gateway.page import find_samples
-from serve.local_ray import address, running
+from serve.local_ray import address
+from serve.server_life import serve_until_stopped
 
 PROG = "python -m serve"
 DESCRIPTION = """Serves the registered model over HTTP: POST a video to /v1/predict, or open the address in a browser.
 
-`python -m serve score videos/` scores a folder instead, without a server."""
+If there is no model yet, the server says so and waits for one. Ctrl-C or SIGTERM stops it: requests inside get their
+answers first; a second one cuts them off.
+
+`python -m serve score videos/` scores a folder instead, without a server.
+Exit codes: 0 stopped by SIGTERM, 130 by Ctrl-C, 1 the server could not start, 2 a wrong command."""
 SCORE_DESCRIPTION = """Classifies every video of a folder with the registered model, as the server would: one row each.
 
 python -m serve score videos/ --out predictions.csv   after a stop, the same command continues it
@@ -32,8 +36,6 @@ why (reason, message). If the first folder of the path has the name of a class, 
 (true_class), and the accuracy is printed too.
 Exit codes: 0 scored, 1 failed or more rejected than --max-rejected-fraction, 2 a wrong command, 130 Ctrl-C."""
 EXIT_INTERRUPTED = 130
-
-logger = logging.getLogger("serve")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,9 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         find_samples(command.samples)
         _check_port(command.host, command.port)
     except UsageError as error:
-        return fail(PROG, error)
+        return fail(PROG, error, ServeCommand)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    return _serve(command)
+    return serve_until_stopped(command)
 
 
 def _score(argv: Sequence[str]) -> int:
@@ -72,7 +74,7 @@ def _score(argv: Sequence[str]) -> int:
 
         result = score(config)
     except UsageError as error:
-        return fail(prog, error)
+        return fail(prog, error, ScoreConfig)
     except OSError as error:
         print(f"{prog}: {error}: fix this, then give the same command to go on", file=sys.stderr)
         return 1
@@ -82,7 +84,7 @@ def _score(argv: Sequence[str]) -> int:
     print(format_report(result))
     if result.rejected_fraction > config.max_rejected_fraction:
         print(
-            f"{prog}: {result.rejected_fraction:.1%} of the videos were rejected, more than max_rejected_fraction "
+            f"{prog}: {result.rejected_fraction:.1%} of the videos were rejected, more than --max-rejected-fraction "
             f"({config.max_rejected_fraction:.1%}); the file is complete",
             file=sys.stderr,
         )
@@ -114,21 +116,6 @@ def _check_port(host: str, port: int) -> None:
             raise UsageError(
                 f"cannot listen on {address(host, port)} ({error.strerror}): choose another --port or --host"
             ) from error
-
-
-def _serve(command: ServeCommand) -> int:
-    try:
-        with running(command) as metrics:
-            logger.info(
-                "listening url=http://%s metrics=http://%s/metrics model=%s",
-                address(command.host, command.port),
-                metrics,
-                command.registered_model,
-            )
-            threading.Event().wait()
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
-    return 0
 
 
 if __name__ == "__main__":

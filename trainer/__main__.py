@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return command(arguments[1:]) if command else _train(arguments)
     except UsageError as error:
-        return fail(PROG, error)
+        return fail(PROG, error, TrainConfig)
     except RunFailedError:  # the log has the reason
         return EXIT_FAILED
     except Stopped:

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 ROOMS = {
-    "configs": ["section", "home", "load", "pack", "model", "train", "serve", "score"],
+    "configs": ["section", "home", "option_names", "load", "pack", "model", "train", "serve", "score"],
     "packer": [
         *("progress", "storage", "video", "decoders", "labels", "planning", "shards", "retry"),
         *("candidates", "prepare", "pack", "verify", "repair", "relabel", "report", "inspection", "synthetic"),
@@ -20,7 +20,18 @@ ROOMS = {
         *("schedule", "views", "stream", "model", "evaluation", "learning", "tracking", "worker", "driver", "__main__"),
     ],
     "serve": [
-        *("messages", "request", "replica", "scoring", "gateway", "proxy", "app", "local_ray", "__main__"),
+        *(
+            "messages",
+            "request",
+            "replica",
+            "scoring",
+            "gateway",
+            "proxy",
+            "app",
+            "local_ray",
+            "server_life",
+            "__main__",
+        ),
     ],
     "tests": [
         "support",
@@ -43,7 +54,7 @@ A file may import from its own room, from the rooms before it in its package, an
 DOORS = {
     "trainer": ["packer.storage", "packer.video.jpeg", "packer.video.sampling", "packer.shards"],
     "serve": [
-        *("packer.progress", "packer.storage", "packer.video", "packer.decoders"),
+        *("packer.progress", "packer.storage", "packer.video", "packer.decoders", "packer.shards.manifest"),
         *("trainer.views", "trainer.model.contract", "trainer.tracking"),
     ],
 }

@@ -127,10 +127,16 @@ def test_the_application_is_not_built_without_a_key(monkeypatch: pytest.MonkeyPa
     [
         (["--host", "0.0.0.0"], "no API key"),
         (["--config", "absent.yaml"], "no config file absent.yaml"),
-        (["--num-replicas", "2", "--autoscaling.max-replicas", "3"], r"num_replicas \(2\) and autoscaling exclude"),
-        (["--autoscaling.min-replicas", "3", "--autoscaling.max-replicas", "2"], r"min_replicas \(3\) is above"),
-        (["--top-k", "0"], "top_k: Input should be greater than or equal to 1"),
-        (["--api-key-file", "absent"], r"api_key_file \(/.*/absent\) cannot be read"),
+        (
+            ["--num-replicas", "2", "--autoscaling.max-replicas", "3"],
+            r"--num-replicas \(2\) and --autoscaling.max-replicas \(3\) exclude",
+        ),
+        (
+            ["--autoscaling.min-replicas", "3", "--autoscaling.max-replicas", "2"],
+            r"--autoscaling.min-replicas \(3\) is above --autoscaling.max-replicas",
+        ),
+        (["--top-k", "0"], "--top-k: Input should be greater than or equal to 1"),
+        (["--api-key-file", "absent"], r"--api-key-file \(/.*/absent\) cannot be read"),
     ],
 )
 def test_what_cannot_be_served_is_one_sentence(

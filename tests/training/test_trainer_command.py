@@ -223,7 +223,7 @@ def test_what_cannot_be_trained_is_one_sentence_before_ray_starts(
 def test_statistics_over_all_workers_need_gpus(plain: Project) -> None:
     refused = plain.train("--model.batch-norm", "sync")
     assert refused.code == 2
-    assert "model.batch_norm (sync) needs GPUs and the cluster has none: give train or frozen" in refused.log
+    assert "--model.batch-norm (sync) needs GPUs and the cluster has none: give train or frozen" in refused.log
 
 
 def test_an_unknown_option_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

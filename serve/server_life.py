@@ -1,0 +1,99 @@
+"""The life of `python -m serve`: it starts, says what it waits for, and ends in order when it is told to.
+
+The main thread only waits for signals, and Ray lives in another thread. So no signal interrupts Ray in the middle of
+what it does: that would leave processes behind, and tracebacks on the screen.
+"""
+
+import logging
+import queue
+import signal
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+from configs.serve import ServeCommand
+from serve.local_ray import LocalRay, StartError, address
+
+logger = logging.getLogger("serve")
+
+ResultT = TypeVar("ResultT")
+
+EXIT_FAILED = 1
+EXIT_CODES = {signal.SIGTERM: 0, signal.SIGINT: 130}
+"""What the command returns if a supervisor asked it to end, and if somebody pressed Ctrl-C."""
+
+
+def serve_until_stopped(command: ServeCommand) -> int:
+    """Serves until SIGTERM or Ctrl-C, and returns the exit code; 1 if the server cannot start.
+
+    The requests inside get their answers first, within `deadline_seconds`. Another signal cuts them off.
+    """
+    with ThreadPoolExecutor(1, "ray") as thread:
+        return _ServerLife(command, thread).run()
+
+
+class _ServerLife:
+    def __init__(self, command: ServeCommand, thread: ThreadPoolExecutor) -> None:
+        self._command = command
+        self._thread = thread
+        self._ray = LocalRay(command)
+        # What happens, in order: the number of a signal; None: what the other thread did has ended. The handler of a
+        # signal may put something into this queue while `get` runs, which is not true of most others.
+        self._events: queue.SimpleQueue[signal.Signals | None] = queue.SimpleQueue()
+        for number in EXIT_CODES:
+            signal.signal(number, lambda number, frame: self._events.put(signal.Signals(number)))
+
+    def run(self) -> int:
+        """Returns the exit code."""
+        logger.info(
+            "starting Ray on this machine, then loading %s@%s: some 10 to 20 seconds",
+            *(self._command.registered_model, self._command.alias),
+        )
+        starting = self._begin(self._ray.start)
+        number = self._events.get()
+        if number is None and self._has_started(starting):
+            number = self._events.get()
+        if number is not None:
+            self._say_what_comes(number, is_up=starting.done())
+        self._ray.ask_to_end()
+        self._wait(self._begin(self._ray.end))
+        return EXIT_FAILED if number is None else EXIT_CODES[number]
+
+    def _begin(self, work: Callable[[], ResultT]) -> Future[ResultT]:
+        future = self._thread.submit(work)
+        future.add_done_callback(lambda _: self._events.put(None))
+        return future
+
+    def _has_started(self, starting: Future[str | None]) -> bool:
+        try:
+            metrics = starting.result()
+        except StartError as error:
+            logger.error("the server cannot start: %s", error)
+            return False
+        except Exception:  # of Ray, which documents none: the command still has to end what was started
+            logger.exception("the server cannot start")
+            return False
+        logger.info(
+            "listening url=http://%s metrics=http://%s/metrics model=%s",
+            *(address(self._command.host, self._command.port), metrics, self._command.registered_model),
+        )
+        return True
+
+    def _say_what_comes(self, number: signal.Signals, is_up: bool) -> None:
+        name = "Ctrl-C" if number == signal.SIGINT else number.name
+        if is_up:
+            logger.info(
+                "stopping after %s: requests inside get their answers, for at most %g s; %s again cuts them off",
+                *(name, self._command.deadline_seconds, name),
+            )
+        else:
+            logger.info("stopping after %s: as soon as Ray is up, because it cannot be stopped before", name)
+
+    def _wait(self, ending: Future[None]) -> None:
+        is_first = True
+        while not ending.done():
+            if self._events.get() is not None and is_first:
+                is_first = False
+                logger.info("stopping at once")
+                self._ray.hurry()
+        ending.result()

@@ -51,7 +51,10 @@ class LocalRay:
         Raises:
             StartError: The application cannot run.
         """
-        _start_ray(self._command)
+        try:
+            _start_ray(self._command)
+        except Exception as error:  # Ray raises plain ones, for instance if the machine is too busy
+            raise StartError(f"Ray did not start ({error}): its logs are in /tmp/ray/session_latest/logs") from error
         if self._to_end.is_set():
             return None
         _deploy(self._command)
@@ -75,7 +78,9 @@ class LocalRay:
             self._drain()
         import ray
         from ray import serve as ray_serve
+        from ray._private import worker
 
+        worker._worker_logs_enabled = False  # from here on Ray's processes only tell that others of them have ended
         if ray.is_initialized():
             ray_serve.shutdown()  # type: ignore[no-untyped-call]
         ray.shutdown(wait_for_processes=True)
@@ -115,7 +120,9 @@ def _start_ray(command: ServeCommand) -> None:
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # on Linux too, it makes Ray's node use loopback
     import ray  # here, for a fast --help
 
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    # Filters, because Ray Serve sets the level of its logger anew.
+    logging.getLogger("ray.serve").addFilter(lambda record: record.levelno >= logging.WARNING)
+    logging.getLogger("ray._private.worker").addFilter(lambda record: "SIGTERM handler" not in record.getMessage())
     ray.init(
         address="local",
         include_dashboard=False,

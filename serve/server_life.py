@@ -53,10 +53,11 @@ class _ServerLife:
         number = self._events.get()
         if number is None and self._has_started(starting):
             number = self._events.get()
+        is_up = starting.done()
         if number is not None:
-            self._say_what_comes(number, is_up=starting.done())
+            self._say_what_comes(number, is_up)
         self._ray.ask_to_end()
-        self._wait(self._begin(self._ray.end))
+        self._wait(self._begin(self._ray.end), is_up)
         return EXIT_FAILED if number is None else EXIT_CODES[number]
 
     def _begin(self, work: Callable[[], ResultT]) -> Future[ResultT]:
@@ -87,13 +88,13 @@ class _ServerLife:
                 *(name, self._command.deadline_seconds, name),
             )
         else:
-            logger.info("stopping after %s: as soon as Ray is up, because it cannot be stopped before", name)
+            logger.info("stopping after %s: some seconds, because a Ray that is starting cannot be stopped", name)
 
-    def _wait(self, ending: Future[None]) -> None:
+    def _wait(self, ending: Future[None], is_up: bool) -> None:
         is_first = True
         while not ending.done():
             if self._events.get() is not None and is_first:
                 is_first = False
-                logger.info("stopping at once")
+                logger.info("cutting off the requests inside" if is_up else "still waiting for Ray to have started")
                 self._ray.hurry()
         ending.result()

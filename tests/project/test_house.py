@@ -20,18 +20,8 @@ ROOMS = {
         *("schedule", "views", "stream", "model", "evaluation", "learning", "tracking", "worker", "driver", "__main__"),
     ],
     "serve": [
-        *(
-            "messages",
-            "request",
-            "replica",
-            "scoring",
-            "gateway",
-            "proxy",
-            "app",
-            "local_ray",
-            "server_life",
-            "__main__",
-        ),
+        *("messages", "request", "replica", "scoring", "gateway", "proxy", "app", "local_ray", "server_life"),
+        *("command", "__main__"),
     ],
     "tests": [
         "support",

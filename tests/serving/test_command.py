@@ -1,6 +1,7 @@
 """`python -m serve` as a user meets it: its own Ray, a real store, real HTTP; and the deploy config."""
 
 import json
+import os
 import re
 import signal
 import socket
@@ -93,10 +94,21 @@ def test_the_whole_life_of_a_server(server: tuple[subprocess.Popen[bytes], int],
 
     started = family(process)
     assert started
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)
     assert process.wait(60) == 130
     _, alive = psutil.wait_procs(started, timeout=10)
     assert not alive
+    check_log((tmp_path / "serve.log").read_text())
+
+
+def check_log(log: str) -> None:
+    """Checks that a server that first had no model, and that Ctrl-C ended, told both in a line each."""
+    before, _, after = log.partition("stopping after Ctrl-C: requests inside get their answers")
+    start, _, _ = before.partition("model_loaded version=1")
+    assert start.startswith("starting Ray on this machine, then loading clipstream@champion")
+    assert start.count("waiting for a model, looked for every 0.5 s: the registry has no model clipstream") == 1
+    assert "Traceback" not in start
+    assert [line for line in after.splitlines()[1:] if "request method=" not in line] == []
 
 
 def test_the_deploy_config_is_rays_and_ours() -> None:

@@ -295,7 +295,7 @@ def test_a_pack_that_cannot_be_looked_at_is_said(
 
 
 def test_a_store_whose_files_lie_elsewhere_is_told_as_that(
-    trained: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home = trained.rename(trained.with_name("second"))  # as a copy on another machine
     monkeypatch.setenv("CLIPSTREAM_HOME", str(home))
@@ -305,6 +305,8 @@ def test_a_store_whose_files_lie_elsewhere_is_told_as_that(
     with pytest.raises(ModelUnavailable) as caught:
         load_model(ServeConfig(), "1")
     assert str(trained.parent) not in str(caught.value)  # clients learn no path
+    trained.symlink_to(home)  # as the documentation says
+    assert score(home / "data", tmp_path / "rows.csv") == 0
 
 
 def test_more_rejected_than_allowed_is_exit_code_1(folder: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:

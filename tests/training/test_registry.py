@@ -100,7 +100,10 @@ def test_an_export_does_not_end_its_run(store: Store) -> None:
     assert (run.info.status, run.info.end_time) == ("RUNNING", None)
     model_id = store.model_uri.removeprefix("models:/")
     assert model_id in {output.model_id for output in run.outputs.model_outputs}  # linked, as by an active run
-    assert client.get_logged_model(model_id).source_run_id == store.run_id
+    model = client.get_logged_model(model_id)
+    assert model.source_run_id == store.run_id
+    assert model.experiment_id == run.info.experiment_id
+    assert model.artifact_location.startswith(client.get_experiment(run.info.experiment_id).artifact_location)
 
 
 def test_a_model_is_registered_from_its_own_store_whichever_was_used_last(store: Store, tmp_path: Path) -> None:

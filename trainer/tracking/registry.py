@@ -96,6 +96,8 @@ class Registry:
             outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, len(contract.class_names)), "logits")]),
         )
         mlflow.set_tracking_uri(self.uri)
+        # Otherwise the model and its files would lie in MLflow's experiment "Default", and not beside their run.
+        mlflow.set_experiment(experiment_id=self.client.get_run(run_id).info.experiment_id)
         with warnings.catch_warnings():
             # torch.export warns about nn.LSTM's private list of its weights; the exported graph has them all the same.
             warnings.filterwarnings("ignore", message=r"The tensor attributes self\.rnn\._flat_weights")

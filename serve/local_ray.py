@@ -31,13 +31,15 @@ class StartError(Exception):
 class LocalRay:
     """Ray and the application, from start to end.
 
-    `start` and `end` must be called from one thread, which must outlive Ray: Linux ends Ray's processes with the thread
-    that started them. That thread must not be the main one, where Ray would put its own handler of SIGTERM in the place
-    of the caller's. The other methods may be called from any thread.
+    `start`, `deploy` and `end` must be called from one thread, which must outlive Ray: Linux ends Ray's processes with
+    the thread that started them. The other methods may be called from any thread.
 
     Args:
         command: The options.
     """
+
+    metrics_address: str
+    """Host and port of the metrics, after `deploy`."""
 
     def __init__(self, command: ServeCommand) -> None:
         self._command = command
@@ -45,27 +47,32 @@ class LocalRay:
         self._to_end = threading.Event()
         self._at_once = threading.Event()
 
-    def start(self) -> str | None:
-        """Starts Ray and the application, and returns the host and port of the metrics; None if it is to end already.
+    def start(self) -> None:
+        """Starts Ray, which puts its own handler of SIGTERM in the place of the caller's.
 
         Raises:
-            StartError: The application cannot run.
+            StartError: It did not start.
         """
         try:
             _start_ray(self._command)
         except Exception as error:  # Ray raises plain ones, for instance if the machine is too busy
             raise StartError(f"Ray did not start ({error}): its logs are in /tmp/ray/session_latest/logs") from error
-        if self._to_end.is_set():
-            return None
+
+    def deploy(self) -> None:
+        """Starts the application, and returns when it runs, or when it is to end.
+
+        Raises:
+            StartError: It cannot run.
+        """
         _deploy(self._command)
         while not _is_running():
             if self._to_end.wait(POLL_SECONDS):
-                return None
+                return
         self._is_running = True
-        return _metrics_address()
+        self.metrics_address = _metrics_address()
 
     def ask_to_end(self) -> None:
-        """Lets `start` return early."""
+        """Lets `deploy` return early."""
         self._to_end.set()
 
     def hurry(self) -> None:

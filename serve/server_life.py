@@ -9,14 +9,11 @@ import queue
 import signal
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
 
 from configs.serve import ServeCommand
 from serve.local_ray import LocalRay, StartError, address
 
 logger = logging.getLogger("serve")
-
-ResultT = TypeVar("ResultT")
 
 EXIT_FAILED = 1
 EXIT_CODES = {signal.SIGTERM: 0, signal.SIGINT: 130}
@@ -40,45 +37,57 @@ class _ServerLife:
         # What happens, in order: the number of a signal; None: what the other thread did has ended. The handler of a
         # signal may put something into this queue while `get` runs, which is not true of most others.
         self._events: queue.SimpleQueue[signal.Signals | None] = queue.SimpleQueue()
-        for number in EXIT_CODES:
-            signal.signal(number, lambda number, frame: self._events.put(signal.Signals(number)))
 
     def run(self) -> int:
         """Returns the exit code."""
+        self._listen()
         logger.info(
             "starting Ray on this machine, then loading %s@%s: some 10 to 20 seconds",
             *(self._command.registered_model, self._command.alias),
         )
-        starting = self._begin(self._ray.start)
-        number = self._events.get()
-        if number is None and self._has_started(starting):
-            number = self._events.get()
-        is_up = starting.done()
+        is_up, number = False, None
+        try:
+            number = self._do(self._ray.start) or self._do(self._ray.deploy)
+            if number is None:
+                is_up = True
+                self._say_where()
+                number = self._events.get()
+        except StartError as error:
+            logger.error("the server cannot start: %s", error)
         if number is not None:
             self._say_what_comes(number, is_up)
-        self._ray.ask_to_end()
-        self._wait(self._begin(self._ray.end), is_up)
+        self._end(is_up)
         return EXIT_FAILED if number is None else EXIT_CODES[number]
 
-    def _begin(self, work: Callable[[], ResultT]) -> Future[ResultT]:
+    def _listen(self) -> None:
+        for number in EXIT_CODES:
+            signal.signal(number, lambda number, frame: self._events.put(signal.Signals(number)))
+
+    def _begin(self, work: Callable[[], None]) -> Future[None]:
         future = self._thread.submit(work)
         future.add_done_callback(lambda _: self._events.put(None))
         return future
 
-    def _has_started(self, starting: Future[str | None]) -> bool:
-        try:
-            metrics = starting.result()
-        except StartError as error:
-            logger.error("the server cannot start: %s", error)
-            return False
-        except Exception:  # of Ray, which documents none: the command still has to end what was started
-            logger.exception("the server cannot start")
-            return False
+    def _next_event(self) -> signal.Signals | None:
+        number = self._events.get()
+        if number is None:
+            self._listen()  # again, because Ray's start puts a handler of its own in the place of ours
+        return number
+
+    def _do(self, work: Callable[[], None]) -> signal.Signals | None:
+        """Lets the other thread work. Returns None when that is done, or the signal that came first."""
+        future = self._begin(work)
+        number = self._next_event()
+        if number is None:
+            future.result()
+        return number
+
+    def _say_where(self) -> None:
+        where = address(self._command.host, self._command.port)
+        metrics = self._ray.metrics_address
         logger.info(
-            "listening url=http://%s metrics=http://%s/metrics model=%s",
-            *(address(self._command.host, self._command.port), metrics, self._command.registered_model),
+            "listening url=http://%s metrics=http://%s/metrics model=%s", where, metrics, self._command.registered_model
         )
-        return True
 
     def _say_what_comes(self, number: signal.Signals, is_up: bool) -> None:
         name = "Ctrl-C" if number == signal.SIGINT else number.name
@@ -90,10 +99,12 @@ class _ServerLife:
         else:
             logger.info("stopping after %s: some seconds, because a Ray that is starting cannot be stopped", name)
 
-    def _wait(self, ending: Future[None], is_up: bool) -> None:
+    def _end(self, is_up: bool) -> None:
+        self._ray.ask_to_end()
+        ending = self._begin(self._ray.end)
         is_first = True
         while not ending.done():
-            if self._events.get() is not None and is_first:
+            if self._next_event() is not None and is_first:
                 is_first = False
                 logger.info("cutting off the requests inside" if is_up else "still waiting for Ray to have started")
                 self._ray.hurry()

@@ -1,5 +1,6 @@
 """Finds the model in the MLflow registry and loads it. Every failure becomes one sentence."""
 
+import logging
 import os
 
 from mlflow.entities.model_registry import ModelVersion
@@ -127,4 +128,5 @@ def _first_line(error: Exception) -> str:
 def _registry(config: ModelSource) -> Registry:
     for name, value in MLFLOW_SETTINGS.items():
         os.environ.setdefault(name, value)
+    logging.getLogger("mlflow").setLevel(logging.WARNING)  # it tells what it looks for; we tell what was not found
     return Registry(config.tracking_uri or tracking_uri(), config.registered_model)

@@ -5,7 +5,9 @@ everywhere. This module knows nothing about what the fields mean.
 """
 
 import argparse
+import shutil
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -43,6 +45,13 @@ _RIDDLES = {
 _OPTIONAL_GROUP = "default: None (undefined)\n"
 
 
+def _wrapped(paragraph: str) -> str:
+    """Returns a paragraph in lines that fit the terminal; columns, which are set apart by spaces, stay as they are."""
+    if "  " in paragraph:
+        return paragraph
+    return textwrap.fill(" ".join(paragraph.split()), min(122, shutil.get_terminal_size().columns) - 2)
+
+
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
     """Names options as they are typed, and says in words what pydantic-settings adds to their help."""
 
@@ -63,7 +72,7 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
         """Takes a description of the command or of a group of options."""
         if text and text.startswith(_OPTIONAL_GROUP):
             text = self._names.as_typed(text.removeprefix(_OPTIONAL_GROUP))
-        super().add_text(text)
+        super().add_text(text and "\n\n".join(map(_wrapped, text.split("\n\n"))))
 
 
 def find_config(name: str | Path) -> Path:

@@ -25,6 +25,7 @@ If there is no model yet, the server says so and waits for one. Ctrl-C or SIGTER
 answers first; a second one cuts them off.
 
 `python -m serve score videos/` scores a folder instead, without a server.
+
 Exit codes: 0 stopped by SIGTERM, 130 by Ctrl-C, 1 the server could not start, 2 a wrong command."""
 SCORE_DESCRIPTION = """Classifies every video of a folder with the registered model, as the server would: one row each.
 
@@ -33,7 +34,9 @@ python -m serve score videos/ --out predictions.csv   after a stop, the same com
 --out may end in .parquet, .csv or .jsonl. A row holds the video's path in the folder (source), the most probable class
 (predicted) and its probability, and the probability of every class (p_<class>). If a file gives no clip, its row says
 why (reason, message). If the first folder of the path has the name of a class, that class is taken as the true one
-(true_class), and the accuracy is printed too.
+(true_class), and the accuracy is printed too: apart for videos that the model was trained on, because it says nothing
+about them. seen_in tells in which split of the model's pack a video lies.
+
 Exit codes: 0 scored, 1 failed or more rejected than --max-rejected-fraction, 2 a wrong command, 130 Ctrl-C."""
 EXIT_INTERRUPTED = 130
 

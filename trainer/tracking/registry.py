@@ -176,7 +176,8 @@ class Registry:
         """Moves the champion's alias to a version if it is strictly better, and logs what was done and why.
 
         A champion that was measured on another val split, or by another metric, is first evaluated on the present one.
-        A champion with other classes or another clip contract cannot be compared: then the alias stays.
+        A champion with other classes or another clip contract, or whose files lie on another machine, cannot be
+        compared: then the alias stays.
 
         Args:
             version: The new version.
@@ -191,7 +192,18 @@ class Registry:
             self.client.set_registered_model_alias(self.name, CHAMPION, version)
             logger.info("champion set model=%s version=%s reason=there was none", self.name, version)
             return True
-        model, held = self.load(f"models:/{self.name}/{champion.version}")
+        try:
+            model, held = self.load(f"models:/{self.name}/{champion.version}")
+        except (MlflowException, OSError) as error:
+            if isinstance(error, MlflowException) and not is_not_found(error):
+                raise
+            logger.warning(
+                "champion kept model=%s version=%s reason=its files cannot be read from this machine (%s), so nothing "
+                "can be compared with it; to promote version %s all the same: python -m trainer promote %s "
+                "--registered-model %s",
+                *(self.name, champion.version, error, version, version, self.name),
+            )
+            return False
         if (held.class_names, held.clip) != (contract.class_names, contract.clip):
             logger.warning(
                 "champion kept model=%s version=%s reason=version %s has other classes or another clip contract; to "

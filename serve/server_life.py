@@ -61,6 +61,8 @@ class _ServerLife:
 
     def _listen(self) -> None:
         for number in EXIT_CODES:
+            if signal.getsignal(number) is signal.SIG_IGN:
+                continue  # as a shell tells its background jobs to do with Ctrl-C
             signal.signal(number, lambda number, frame: self._events.put(signal.Signals(number)))
 
     def _begin(self, work: Callable[[], None]) -> Future[None]:

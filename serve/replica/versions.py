@@ -113,6 +113,7 @@ def _unreadable(registry: Registry, held: ModelVersion, error: Exception) -> Mod
         place: str | None = registry.client.get_model_version_download_uri(held.name, held.version)
     except MlflowException:
         place = held.source
+    place = (place or "").removeprefix("file://")
     found = f"version {held.version} of the model {held.name} is registered, but its files"
     return ModelUnavailable(
         f"{found} cannot be read: see the server's log",

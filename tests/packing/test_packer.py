@@ -174,7 +174,7 @@ def test_other_settings_are_not_mixed(
     before = files(target)
     message = refused([data, target, "--clip.num-frames", "8"], capsys)
     assert (
-        "was packed with other settings or videos: clip.num_frames was 16 and is 8 now: give the earlier settings"
+        "was packed with other settings or videos: --clip.num-frames was 16 and is 8 now: give the earlier settings"
         in message
     )
     assert files(target) == before

@@ -5,8 +5,11 @@ everywhere. This module knows nothing about what the fields mean.
 """
 
 import argparse
+import shutil
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,7 +25,8 @@ from pydantic_settings import (
 )
 
 from configs.home import resolve
-from configs.section import Section, UsageError, describe
+from configs.option_names import OptionNames
+from configs.section import Section, UsageError, problems
 
 EXIT_USAGE = 2
 
@@ -30,14 +34,45 @@ EXIT_USAGE = 2
 ConfigT = TypeVar("ConfigT", bound=Section)
 
 
+_RIDDLES = {
+    " (default: )": "",
+    " (default: None)": "",
+    " (ifdef: required)": " (required, if you give any of these)",
+    " (default: False)": " (default: off)",
+    " (default: True)": " (default: on)",
+}
+"""What pydantic-settings adds to the help of an option, and what a reader is told instead."""
+_OPTIONAL_GROUP = "default: None (undefined)\n"
+
+
+def _wrapped(paragraph: str) -> str:
+    """Returns a paragraph in lines that fit the terminal; columns, which are set apart by spaces, stay as they are."""
+    if "  " in paragraph:
+        return paragraph
+    return textwrap.fill(" ".join(paragraph.split()), min(122, shutil.get_terminal_size().columns) - 2)
+
+
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Leaves out what pydantic-settings adds to the help of options without a default: it reads as a riddle."""
+    """Names options as they are typed, and says in words what pydantic-settings adds to their help."""
+
+    def __init__(self, names: OptionNames, prog: str) -> None:
+        super().__init__(prog)
+        self._names = names
 
     def add_argument(self, action: argparse.Action) -> None:
         """Takes one option."""
         if action.help:
-            action.help = action.help.removesuffix(" (default: )").removesuffix(" (ifdef: required)")
+            for riddle, words in _RIDDLES.items():
+                if action.help.endswith(riddle):
+                    action.help = action.help.removesuffix(riddle) + words
+            action.help = self._names.as_typed(action.help, group=action.dest.rpartition(".")[0])
         super().add_argument(action)
+
+    def add_text(self, text: str | None) -> None:
+        """Takes a description of the command or of a group of options."""
+        if text and text.startswith(_OPTIONAL_GROUP):
+            text = self._names.as_typed(text.removeprefix(_OPTIONAL_GROUP))
+        super().add_text(text and "\n\n".join(map(_wrapped, text.split("\n\n"))))
 
 
 def find_config(name: str | Path) -> Path:
@@ -102,6 +137,7 @@ def parse(
         SystemExit: `--help` (0), or an argument the command does not know (2).
     """
     values = yaml_values if yaml_values is not None else _config_values(argv)
+    names = OptionNames(model)
 
     class Command(model, BaseSettings):  # type: ignore[valid-type,misc]
         """The model as a command; `config` names the YAML file and is not part of the model."""
@@ -118,7 +154,7 @@ def parse(
             cli_avoid_json=True,
             use_attribute_docstrings=True,
         )
-        config: str | None = Field(None, description="YAML file with any of these fields; see configs/")
+        config: str | None = Field(None, description="YAML file that sets any of these; the command line wins")
 
         @classmethod
         def settings_customise_sources(
@@ -130,7 +166,7 @@ def parse(
             file_secret_settings: PydanticBaseSettingsSource,
         ) -> tuple[PydanticBaseSettingsSource, ...]:
             command_line: CliSettingsSource[Any] = CliSettingsSource(
-                settings_cls, cli_parse_args=list(argv), formatter_class=_HelpFormatter
+                settings_cls, cli_parse_args=list(argv), formatter_class=partial(_HelpFormatter, names)
             )
             return command_line, env_settings, InitSettingsSource(settings_cls, init_kwargs=dict(values))
 
@@ -139,9 +175,21 @@ def parse(
         settings = Command()
         return model.model_validate(settings.model_dump(exclude={"config"}))
     except ValidationError as error:
-        raise UsageError(describe(error)) from error
+        raise UsageError(_describe(error, names)) from error
     except SettingsError as error:
         raise UsageError(str(error)) from error
+
+
+def _describe(error: ValidationError, names: OptionNames) -> str:
+    """Returns a validation error as one line per field, which is named as it is typed."""
+    lines = []
+    for path, problem in problems(error):
+        option = names.option(path)
+        if option or names.is_group(path):
+            lines.append(f"{option}: {problem}" if option else names.as_typed(problem, group=path))
+        else:  # only a YAML file can name a field that does not exist
+            lines.append(f"{path}: {problem}")
+    return "\n".join(lines)
 
 
 def config_option(argv: Sequence[str]) -> str | None:
@@ -159,8 +207,15 @@ def _config_values(argv: Sequence[str]) -> dict[str, Any]:
     return read_yaml(find_config(name)) if name else {}
 
 
-def fail(prog: str, error: Exception) -> int:
-    """Prints an error, each line after the program's name, and returns the exit code of a wrong command (2)."""
+def fail(prog: str, error: Exception, model: type[Section] | None = None) -> int:
+    """Prints an error, each line after the program's name, and returns the exit code of a wrong command (2).
+
+    Args:
+        prog: The program's name.
+        error: What is wrong.
+        model: The command's configuration: its fields are named as they are typed.
+    """
+    names = OptionNames(model or Section)
     for line in str(error).splitlines():
-        print(f"{prog}: {line}", file=sys.stderr)
+        print(f"{prog}: {names.as_typed(line)}", file=sys.stderr)
     return EXIT_USAGE

@@ -204,7 +204,7 @@ class PackConfig(PackRecipe):
         if wanted and not self.lists:
             raise ValueError("lists must name the folder or file of the split's lists: --lists PATH")
         if self.lists and not wanted:
-            raise ValueError("lists is for split.hmdb51, split.ucf101 and split.method csv: give one of them too")
+            raise ValueError("`lists` is for split.hmdb51, split.ucf101 and split.method csv: give one of them too")
         return self
 
     @model_validator(mode="after")

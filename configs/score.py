@@ -21,6 +21,9 @@ class ScoreConfig(ModelSource):
     """File to write, or its address. The ending decides the format: .parquet, .csv or .jsonl."""
     version: str | None = None
     """Version of the registered model, instead of the one with the alias."""
+    shards: str | None = None
+    """Pack that the model was trained on, if it is not where the model's run says: it tells which videos the model
+    already knows."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the model runs; auto: on a GPU if there is one."""
     cpu_threads: int = Field(0, ge=0)

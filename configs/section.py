@@ -26,11 +26,16 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def describe(error: ValidationError) -> str:
     """Returns a validation error as one readable line per field, with the field's dotted path."""
-    lines = []
+    return "\n".join(f"{field or 'configuration'}: {problem}" for field, problem in problems(error))
+
+
+def problems(error: ValidationError) -> list[tuple[str, str]]:
+    """Returns the dotted path of each field that is wrong, empty if it is the whole, and what is wrong with it."""
+    found = []
     for detail in error.errors():
-        field = ".".join(str(part) for part in detail["loc"]) or "configuration"
         is_told = detail["type"] in {"missing", "extra_forbidden"} or isinstance(detail["input"], Mapping)
         given = "" if is_told else f" (got {detail['input']!r})"
-        message = detail["msg"].removeprefix("Value error, ")
-        lines.append(f"{field}: {message}{given}")
-    return "\n".join(lines)
+        is_missing = detail["type"] == "missing"
+        message = "missing, and it has no default" if is_missing else detail["msg"].removeprefix("Value error, ")
+        found.append((".".join(str(part) for part in detail["loc"]), f"{message}{given}"))
+    return found

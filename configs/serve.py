@@ -114,7 +114,10 @@ class ServeConfig(ModelSource):
     @model_validator(mode="after")
     def _check_replicas(self) -> Self:
         if self.autoscaling and self.num_replicas != 1:
-            raise ValueError(f"num_replicas ({self.num_replicas}) and autoscaling exclude each other: leave one out")
+            raise ValueError(
+                f"num_replicas ({self.num_replicas}) and autoscaling.max_replicas ({self.autoscaling.max_replicas}) "
+                "exclude each other: leave one out"
+            )
         return self
 
 

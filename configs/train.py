@@ -238,6 +238,7 @@ class CvConfig(TrainConfig):
 class PromoteConfig(Section):
     """All options of `python -m trainer promote`."""
 
+    version: CliPositionalArg[str] = Field(description="version that becomes the champion, such as 3")
     registered_model: str = REGISTERED_MODEL
     """Name of the model in the MLflow registry."""
 

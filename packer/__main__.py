@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return EXIT_USAGE
         return _pack(arguments)
     except UsageError as error:
-        return fail(PROG, error)
+        return fail(PROG, error, PackConfig)
     except KeyboardInterrupt:
         print(f"{PROG}: stopped; the same command continues it", file=sys.stderr)
         return 130
@@ -72,7 +72,7 @@ def _pack(arguments: Sequence[str]) -> int:
     print(format_report(result))
     if result.rejected_fraction > config.max_rejected_fraction:
         print(
-            f"{PROG}: {result.rejected_fraction:.1%} of the videos were rejected, more than max_rejected_fraction "
+            f"{PROG}: {result.rejected_fraction:.1%} of the videos were rejected, more than --max-rejected-fraction "
             f"({config.max_rejected_fraction:.1%}): see {prepared.target / 'rejected.csv'}; the shards are complete",
             file=sys.stderr,
         )

@@ -1,134 +1,20 @@
-"""The command `python -m serve`: the application on a local Ray until it is stopped; and `python -m serve score`.
+"""`python -m serve`: the server, or with `score` a folder's predictions; see serve/command.py."""
 
-By default the server listens on a loopback address. Scoring a folder needs no Ray; see serve/scoring.
-"""
-
-import logging
-import socket
 import sys
-import threading
 from collections.abc import Sequence
-from typing import Any
 
-from configs.load import config_option, fail, find_config, parse, read_yaml
-from configs.score import ScoreConfig
-from configs.section import UsageError
-from configs.serve import ServeCommand
-from serve.gateway.auth import LOOPBACK_NAMES, read_keys
-from serve.gateway.page import find_samples
-from serve.local_ray import address, running
-
-PROG = "python -m serve"
-DESCRIPTION = """Serves the registered model over HTTP: POST a video to /v1/predict, or open the address in a browser.
-
-`python -m serve score videos/` scores a folder instead, without a server."""
-SCORE_DESCRIPTION = """Classifies every video of a folder with the registered model, as the server would: one row each.
-
-python -m serve score videos/ --out predictions.csv   after a stop, the same command continues it
-
---out may end in .parquet, .csv or .jsonl. A row holds the video's path in the folder (source), the most probable class
-(predicted) and its probability, and the probability of every class (p_<class>). If a file gives no clip, its row says
-why (reason, message). If the first folder of the path has the name of a class, that class is taken as the true one
-(true_class), and the accuracy is printed too.
-Exit codes: 0 scored, 1 failed or more rejected than --max-rejected-fraction, 2 a wrong command, 130 Ctrl-C."""
 EXIT_INTERRUPTED = 130
-
-logger = logging.getLogger("serve")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
-    argv = sys.argv[1:] if argv is None else argv
-    if list(argv[:1]) == ["score"]:
-        return _score(argv[1:])
     try:
-        command = parse(
-            ServeCommand,
-            argv,
-            prog=PROG,
-            description=DESCRIPTION,
-            env_prefix="CLIPSTREAM_SERVE_",
-            yaml_values=_deploy_config_values(config_option(argv)),
-        )
-        if command.host in LOOPBACK_NAMES:
-            command = command.model_copy(update={"allow_unauthenticated": True})
-        read_keys(command)
-        find_samples(command.samples)
-        _check_port(command.host, command.port)
-    except UsageError as error:
-        return fail(PROG, error)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    return _serve(command)
+        from serve.command import run  # here, not above: Ctrl-C may come while it is imported
 
-
-def _score(argv: Sequence[str]) -> int:
-    prog = f"{PROG} score"
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s %(message)s")
-    try:
-        if not argv:
-            argv = ["--help"]
-        config = parse(ScoreConfig, argv, prog=prog, description=SCORE_DESCRIPTION, env_prefix="CLIPSTREAM_SCORE_")
-        from serve.scoring.score import format_report, score  # here, for a fast --help
-
-        result = score(config)
-    except UsageError as error:
-        return fail(prog, error)
-    except OSError as error:
-        print(f"{prog}: {error}: fix this, then give the same command to go on", file=sys.stderr)
-        return 1
+        return run(sys.argv[1:] if argv is None else argv)
     except KeyboardInterrupt:
-        print(f"{prog}: stopped; give the same command to go on", file=sys.stderr)
+        print("python -m serve: stopped before it had begun", file=sys.stderr)
         return EXIT_INTERRUPTED
-    print(format_report(result))
-    if result.rejected_fraction > config.max_rejected_fraction:
-        print(
-            f"{prog}: {result.rejected_fraction:.1%} of the videos were rejected, more than max_rejected_fraction "
-            f"({config.max_rejected_fraction:.1%}); the file is complete",
-            file=sys.stderr,
-        )
-        return 1
-    return 0
-
-
-def _deploy_config_values(name: str | None) -> dict[str, Any]:
-    """Returns the fields that a Ray Serve deploy config holds for `ServeCommand`."""
-    if name is None:
-        return {}
-    path = find_config(name)
-    values = read_yaml(path)
-    try:
-        args = values["applications"][0].get("args") or {}
-        http_options = values.get("http_options") or {}
-        return {**args, **{field: http_options[field] for field in ("host", "port") if field in http_options}}
-    except (KeyError, IndexError, TypeError, AttributeError) as error:
-        raise UsageError(f"{path} is not a Ray Serve deploy config: it needs applications[0].args") from error
-
-
-def _check_port(host: str, port: int) -> None:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise UsageError(
-                f"cannot listen on {address(host, port)} ({error.strerror}): choose another --port or --host"
-            ) from error
-
-
-def _serve(command: ServeCommand) -> int:
-    try:
-        with running(command) as metrics:
-            logger.info(
-                "listening url=http://%s metrics=http://%s/metrics model=%s",
-                address(command.host, command.port),
-                metrics,
-                command.registered_model,
-            )
-            threading.Event().wait()
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
-    return 0
 
 
 if __name__ == "__main__":

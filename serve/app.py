@@ -27,7 +27,7 @@ from serve.gateway.auth import read_keys
 from serve.gateway.http import make_app
 from serve.gateway.page import find_samples
 from serve.messages.refusal import OVERLOADED_SECONDS, Refusal, overloaded, unavailable
-from serve.messages.schema import Answer, Clips, ModelStatus, Scores
+from serve.messages.schema import Answer, Clips, ModelStatus, Scores, Wanted
 from serve.replica.classifier import Classifier, load_beside
 from serve.replica.errors import ModelDied
 from serve.request.metrics import ModelMetrics, RequestMetrics
@@ -58,9 +58,9 @@ class ModelReplica:
         self._classifier = Classifier(config, ModelMetrics(), load_beside)
         await self._classifier.start()
 
-    async def classify(self, request_id: str, video: bytes, top_k: int, with_frames: bool) -> Answer | Refusal:
+    async def classify(self, request_id: str, video: bytes, wanted: Wanted) -> Answer | Refusal:
         """Returns the answer for one video."""
-        return await _settled(request_id, self._classifier.classify(video, top_k, with_frames))
+        return await _settled(request_id, self._classifier.classify(video, wanted))
 
     async def infer(self, request_id: str, clips: Clips) -> Scores | Refusal:
         """Returns the probabilities of a batch."""
@@ -82,9 +82,9 @@ class RemoteClassifier:
         self._replicas = replicas
         self._comeback: asyncio.Task[None] | None = None
 
-    async def classify(self, video: bytes, top_k: int, with_frames: bool) -> Answer:
+    async def classify(self, video: bytes, wanted: Wanted) -> Answer:
         """Returns the answer of a replica, or raises its refusal."""
-        answer: Answer = await self._ask("classify", video, top_k, with_frames)
+        answer: Answer = await self._ask("classify", video, wanted)
         return answer
 
     async def infer(self, clips: Clips) -> Scores:

@@ -1,4 +1,4 @@
-"""A Ray on this machine only, with the application on it, for as long as a `with` block lasts.
+"""A Ray on this machine only, with the application on it.
 
 It starts no dashboard and no gRPC server, and leaves no process behind. If the server listens on a loopback address,
 so do Ray's own ports, those of its metrics included. Only the replicas' ports always listen on every address; they want
@@ -8,9 +8,8 @@ a token that is made anew for each start.
 import logging
 import os
 import secrets
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
+import threading
+import time
 
 from configs.serve import ServeCommand
 from serve.gateway.auth import LOOPBACK_NAMES
@@ -21,26 +20,96 @@ logger = logging.getLogger(__name__)
 APPLICATION = "clipstream"
 PROXY_SECONDS = 15.0
 """How much longer than the application Ray's proxy waits for an answer. Clients can raise only the proxy's time."""
+POLL_SECONDS = 0.1
+"""How often a wait looks whether it is still wanted."""
 
 
-@contextmanager
-def running(command: ServeCommand) -> Iterator[str]:
-    """Starts Ray and the application; yields the host and port of the metrics; stops everything with the block.
+class StartError(Exception):
+    """Ray could not start the application; the text says why."""
 
-    At the end, the requests inside get their answers first, within `deadline_seconds`. Another Ctrl-C or SIGTERM ends
-    that wait. In the block SIGTERM raises SystemExit(0), as Ctrl-C raises KeyboardInterrupt.
+
+class LocalRay:
+    """Ray and the application, from start to end.
+
+    `start`, `deploy` and `end` must be called from one thread, which must outlive Ray: Linux ends Ray's processes with
+    the thread that started them. The other methods may be called from any thread.
+
+    Args:
+        command: The options.
     """
-    _exit_on_sigterm()
-    try:
-        _start_ray(command)
-        _start_application(command)
-        _exit_on_sigterm()  # again, because Ray has installed its own handler
+
+    metrics_address: str
+    """Host and port of the metrics, after `deploy`."""
+
+    def __init__(self, command: ServeCommand) -> None:
+        self._command = command
+        self._is_running = False
+        self._to_end = threading.Event()
+        self._at_once = threading.Event()
+
+    def start(self) -> None:
+        """Starts Ray, which puts its own handler of SIGTERM in the place of the caller's.
+
+        Raises:
+            StartError: It did not start.
+        """
         try:
-            yield _metrics_address()
-        finally:
-            _drain(command.deadline_seconds)
-    finally:
-        _stop()
+            _start_ray(self._command)
+        except Exception as error:  # Ray raises plain ones, for instance if the machine is too busy
+            raise StartError(f"Ray did not start ({error}): its logs are in /tmp/ray/session_latest/logs") from error
+
+    def deploy(self) -> None:
+        """Starts the application, and returns when it runs, or when it is to end.
+
+        Raises:
+            StartError: It cannot run.
+        """
+        _deploy(self._command)
+        while not _is_running():
+            if self._to_end.wait(POLL_SECONDS):
+                return
+        self._is_running = True
+        self.metrics_address = _metrics_address()
+
+    def ask_to_end(self) -> None:
+        """Lets `deploy` return early."""
+        self._to_end.set()
+
+    def hurry(self) -> None:
+        """Lets `end` cut off the requests that have no answer yet."""
+        self._at_once.set()
+
+    def end(self) -> None:
+        """Ends every process that was started here; requests inside get their answers first."""
+        if self._is_running:
+            self._drain()
+        import ray
+        from ray import serve as ray_serve
+        from ray._private import worker
+
+        worker._worker_logs_enabled = False  # from here on Ray's processes only tell that others of them have ended
+        if ray.is_initialized():
+            ray_serve.shutdown()  # type: ignore[no-untyped-call]
+        ray.shutdown(wait_for_processes=True)
+
+    def _drain(self) -> None:
+        """Waits until the gateways have answered what they have; Ray's own shutdown cuts every connection at once."""
+        import ray
+        from ray import serve as ray_serve
+        from ray.serve.exceptions import RayServeException
+
+        deadline = time.monotonic() + self._command.deadline_seconds
+        try:
+            answers = ray_serve.get_app_handle(APPLICATION).broadcast("close")
+            while not self._at_once.is_set():
+                try:
+                    answers.results(timeout_s=POLL_SECONDS)
+                    return
+                except TimeoutError:
+                    if time.monotonic() > deadline:
+                        raise
+        except (RayServeException, ray.exceptions.RayError, TimeoutError) as error:
+            logger.warning("not_drained reason=%s", error)
 
 
 def address(host: str, port: int) -> str:
@@ -58,7 +127,9 @@ def _start_ray(command: ServeCommand) -> None:
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # on Linux too, it makes Ray's node use loopback
     import ray  # here, for a fast --help
 
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    # Filters, because Ray Serve sets the level of its logger anew.
+    logging.getLogger("ray.serve").addFilter(lambda record: record.levelno >= logging.WARNING)
+    logging.getLogger("ray._private.worker").addFilter(lambda record: "SIGTERM handler" not in record.getMessage())
     ray.init(
         address="local",
         include_dashboard=False,
@@ -68,7 +139,8 @@ def _start_ray(command: ServeCommand) -> None:
     )
 
 
-def _start_application(command: ServeCommand) -> None:
+def _deploy(command: ServeCommand) -> None:
+    """Asks Ray to run the application, and does not wait until it does."""
     from ray import serve as ray_serve
 
     from serve.app import build
@@ -83,7 +155,22 @@ def _start_application(command: ServeCommand) -> None:
         },
         logging_config=quiet,
     )
-    ray_serve.run(build(command), name=APPLICATION, logging_config=quiet)
+    target = ray_serve.RunTarget(build(command), name=APPLICATION, logging_config=quiet)
+    ray_serve.run_many([target], wait_for_applications_running=False)
+
+
+def _is_running() -> bool:
+    """Tells whether the application runs.
+
+    Raises:
+        StartError: It cannot.
+    """
+    from ray import serve as ray_serve
+
+    application = ray_serve.status().applications[APPLICATION]
+    if application.status == "DEPLOY_FAILED":
+        raise StartError(application.message)
+    return application.status == "RUNNING"
 
 
 def _metrics_address() -> str:
@@ -91,38 +178,3 @@ def _metrics_address() -> str:
 
     (node,) = ray.nodes()  # type: ignore[no-untyped-call]
     return address(node["NodeManagerAddress"], node["MetricsExportPort"])
-
-
-def _drain(deadline_seconds: float) -> None:
-    """Waits until the gateways have answered what they have; Ray's own shutdown cuts every connection at once."""
-    import ray
-    from ray import serve as ray_serve
-    from ray.serve.exceptions import RayServeException
-
-    try:
-        gateways = ray_serve.get_app_handle(APPLICATION)
-        gateways.broadcast("close").results(timeout_s=deadline_seconds)
-    except (KeyboardInterrupt, SystemExit):
-        logger.warning("not_drained reason=another signal")
-    except (RayServeException, ray.exceptions.RayError, TimeoutError) as error:
-        logger.warning("not_drained reason=%s", error)
-
-
-def _stop() -> None:
-    """Ends the application and every process of Ray that was started here."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # another Ctrl-C would leave processes behind
-    import ray
-    from ray import serve as ray_serve
-
-    if ray.is_initialized():
-        ray_serve.shutdown()  # type: ignore[no-untyped-call]
-    ray.shutdown(wait_for_processes=True)
-
-
-def _exit_on_sigterm() -> None:
-    signal.signal(signal.SIGTERM, _raise_exit)
-
-
-def _raise_exit(number: int, frame: object) -> None:
-    raise SystemExit(0)

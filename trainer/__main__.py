@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return command(arguments[1:]) if command else _train(arguments)
     except UsageError as error:
-        return fail(PROG, error)
+        return fail(PROG, error, TrainConfig)
     except RunFailedError:  # the log has the reason
         return EXIT_FAILED
     except Stopped:
@@ -141,19 +141,16 @@ def _show_ui(arguments: list[str]) -> int:
 
 
 def _promote(arguments: list[str]) -> int:
-    version = arguments[0] if arguments and not arguments[0].startswith("-") else None
     config = parse(
         PromoteConfig,
-        arguments[1:] if version else arguments,
-        prog=f"{PROG} promote VERSION",
-        description="Move the alias `champion` of a registered model to VERSION, newer or older.",
+        arguments,
+        prog=f"{PROG} promote",
+        description="Move the alias `champion` of a registered model to a version, newer or older.",
         env_prefix=ENV_PREFIX,
     )
-    if version is None:
-        raise UsageError("promote needs a version: python -m trainer promote VERSION")
     from trainer.tracking.registry import Registry  # here, not above: it imports MLflow
 
-    print(Registry(tracking_uri(), config.registered_model).promote(version))
+    print(Registry(tracking_uri(), config.registered_model).promote(config.version))
     return 0
 
 

@@ -22,7 +22,7 @@ from serve.gateway.openapi import DESCRIPTION, PREDICTED, VIDEOS, DescribedApp, 
 from serve.gateway.page import add_page, find_samples
 from serve.gateway.upload import read_videos
 from serve.messages.refusal import Refusal
-from serve.messages.schema import Answer, ErrorAnswer, Health, ModelInfo, Results, VideoClassifier
+from serve.messages.schema import Answer, ErrorAnswer, Health, ModelInfo, Results, VideoClassifier, Wanted
 from serve.request.access_log import Access
 from serve.request.error_response import refusal_response
 from serve.request.record import CLIENT_GONE, RequestObserver, note_answer, note_refusal
@@ -38,7 +38,8 @@ class PredictOptions(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     top_k: int | None = Field(None, ge=1, description="classes in the answer; by default the server's own number")
-    frames: bool = Field(False, description="also return the frames that the model saw")
+    frames: bool = Field(False, description="also return the frames that the model saw, as they are stored: whole")
+    view: bool = Field(False, description="also return these frames as they enter the model: in its size and crop")
 
 
 class Routes:
@@ -81,8 +82,8 @@ class Routes:
         deadline = Deadline(self._config.deadline_seconds)
         async with deadline.of_body():
             videos, several = await read_videos(request, self._config.max_body_bytes, self._config.max_files)
-        top_k = options.top_k or self._config.top_k
-        answers = [self._classify(video, top_k, options.frames, deadline) for video in videos]
+        wanted = Wanted(options.top_k or self._config.top_k, frames=options.frames, view=options.view)
+        answers = [self._classify(video, wanted, deadline) for video in videos]
         if not several:
             return await answers[0]
         results = await asyncio.gather(*map(_caught, answers))
@@ -102,11 +103,11 @@ class Routes:
         status.served_model()
         return Health(status="ready", problem=status.problem)
 
-    async def _classify(self, video: bytes, top_k: int, frames: bool, deadline: Deadline) -> Answer:
+    async def _classify(self, video: bytes, wanted: Wanted, deadline: Deadline) -> Answer:
         if not video:
             raise Refusal(400, "empty_file", "the file is empty")
         async with deadline.of_answer():
-            answer = await self._classifier.classify(video, top_k, frames)
+            answer = await self._classifier.classify(video, wanted)
         note_answer(answer)
         return answer
 

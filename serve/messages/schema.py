@@ -1,6 +1,7 @@
 """The JSON of the server's answers, as `/openapi.json` describes it, and the protocol of a classifier of videos."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -11,6 +12,18 @@ from serve.messages.refusal import Refusal, no_model
 
 Clips = Sequence[bytes | NDArray[np.uint8]]
 """A batch. Each item is a video file, or the frames as the model sees them, `(T, 3, S, S) uint8 RGB`."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the answer for a video is to hold."""
+
+    top_k: int
+    """Classes, the most probable ones."""
+    frames: bool = False
+    """The frames of the clip, too."""
+    view: bool = False
+    """The frames as they enter the model, too."""
 
 
 class ModelName(BaseModel):
@@ -65,6 +78,9 @@ class Answer(BaseModel):
     clip: ClipInfo
     timing: Timing
     frames: list[str] | None = Field(None, description="with `?frames=1`: the frames that the model saw, base64 JPEGs")
+    view: list[str] | None = Field(
+        None, description="with `?view=1`: the same frames as they enter the model, in its size and crop, base64 PNGs"
+    )
 
 
 class ErrorDetail(BaseModel):
@@ -137,7 +153,7 @@ class Scores(BaseModel):
 class VideoClassifier(Protocol):
     """What the routes ask: a `serve.replica.classifier.Classifier` in this process, or a Ray deployment of it."""
 
-    async def classify(self, video: bytes, top_k: int, with_frames: bool) -> Answer:
+    async def classify(self, video: bytes, wanted: Wanted) -> Answer:
         """Returns the answer for one video, or raises Refusal."""
 
     async def infer(self, clips: Clips) -> Scores:

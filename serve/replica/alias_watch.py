@@ -68,9 +68,9 @@ class AliasWatch(Generic[ModelT]):
             try:
                 await self._refresh()
             except ModelUnavailable as error:
-                self._fail(str(error), error)
+                self._fail(str(error), error.for_operators)
             except Exception as error:  # a model is foreign input: whatever it raises, the old one goes on serving
-                self._fail(NOT_LOADED, error)
+                self._fail(NOT_LOADED, repr(error), error)
             self._tried.set()
             # A random time, so that the replicas of a machine do not all load at once and leave no core for serving.
             await asyncio.sleep(self._poll_seconds * random.uniform(0.5, 1))
@@ -89,7 +89,13 @@ class AliasWatch(Generic[ModelT]):
             logger.info("model_loaded version=%s", version)
         self._failed_version = self.problem = None
 
-    def _fail(self, problem: str, error: Exception) -> None:
+    def _fail(self, problem: str, reason: str, unexpected: Exception | None = None) -> None:
+        """Notes why there is no model, or no newer one. It is logged once; a traceback only if it is unexpected."""
         if problem != self.problem:
-            logger.warning("model_not_loaded problem=%r", problem, exc_info=error)
+            what = (
+                f"waiting for a model, looked for every {self._poll_seconds:g} s"
+                if self.model is None
+                else f"still serving version {self._version}"
+            )
+            logger.warning("%s: %s", what, reason, exc_info=unexpected)
         self.problem = problem

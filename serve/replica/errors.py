@@ -9,4 +9,17 @@ class ModelDied(Exception):
 
 
 class ModelUnavailable(Exception):
-    """A model cannot be found or loaded; the text is one sentence for clients, without paths or addresses."""
+    """A model cannot be found or loaded; the text is one sentence for clients, without paths or addresses.
+
+    Args:
+        for_clients: That sentence.
+        for_operators: The same for whoever runs the command, with paths and reasons; by default it says no more.
+    """
+
+    def __init__(self, for_clients: str, for_operators: str = "") -> None:
+        super().__init__(for_clients, for_operators)  # both, so that another process gets both
+        self.for_operators = for_operators or for_clients
+
+    def __str__(self) -> str:
+        """Returns the sentence for clients."""
+        return str(self.args[0])

@@ -1,7 +1,9 @@
-"""Finds the model in the MLflow registry and loads it. Every failure becomes one sentence for clients."""
+"""Finds the model in the MLflow registry and loads it. Every failure becomes one sentence."""
 
+import logging
 import os
 
+from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from pydantic import ValidationError
 from torch import nn
@@ -41,7 +43,7 @@ def resolve_version(config: ModelSource) -> str:
     try:
         return str(registry.client.get_model_version_by_alias(registry.name, config.alias).version)
     except MlflowException as error:
-        raise _unavailable(error, missing, "the model registry does not answer") from error
+        raise (ModelUnavailable(missing) if is_not_found(error) else _silent(error)) from error
 
 
 def load_model(config: ModelSource, version: str) -> tuple[nn.Module, ModelContract]:
@@ -51,20 +53,32 @@ def load_model(config: ModelSource, version: str) -> tuple[nn.Module, ModelContr
         ModelUnavailable: The version cannot be read, or this project's trainer did not write it, or a newer one did.
     """
     registry = _registry(config)
-    missing = f"the registry has no version {version} of the model {config.registered_model}"
-    unreadable = "the model's files cannot be read: see the server's log"
-    if is_absent(registry.uri):
-        raise ModelUnavailable(missing)
+    held = _version(registry, version)
     try:
-        return registry.load(f"models:/{config.registered_model}/{version}")
+        return registry.load(f"models:/{registry.name}/{held.version}")
     except KeyError as error:
         raise ModelUnavailable(f"the model has no {METADATA_KEY} metadata: `python -m trainer` writes it") from error
     except ValidationError as error:
         raise ModelUnavailable(f"the model's contract cannot be read: {describe(error)}") from error
+    except (MlflowException, OSError, RuntimeError) as error:
+        raise _unreadable(registry, held, error) from error
+
+
+def trained_on(config: ModelSource, version: str) -> str | None:
+    """Returns the folder or address of the pack that a version was trained on, or None if its run does not say.
+
+    Raises:
+        ModelUnavailable: The version cannot be read.
+    """
+    registry = _registry(config)
+    run_id = _version(registry, version).run_id
+    try:
+        shards: str | None = registry.client.get_run(run_id).data.params.get("shards") if run_id else None
     except MlflowException as error:
-        raise _unavailable(error, missing, unreadable) from error
-    except (OSError, RuntimeError) as error:
-        raise ModelUnavailable(unreadable) from error
+        if is_not_found(error):
+            return None
+        raise _silent(error) from error
+    return shards
 
 
 def load_predictor(config: ServeConfig, version: str) -> Predictor:
@@ -78,11 +92,42 @@ def load_predictor(config: ServeConfig, version: str) -> Predictor:
     return Predictor(module, contract, "cuda" if config.gpus_per_replica else "cpu", config.cpu_threads)
 
 
-def _unavailable(error: MlflowException, missing: str, otherwise: str) -> ModelUnavailable:
-    return ModelUnavailable(missing if is_not_found(error) else otherwise)
+def _version(registry: Registry, version: str) -> ModelVersion:
+    missing = f"the registry has no version {version} of the model {registry.name}"
+    if is_absent(registry.uri):
+        raise ModelUnavailable(missing)
+    try:
+        return registry.client.get_model_version(registry.name, version)
+    except MlflowException as error:
+        raise (ModelUnavailable(missing) if is_not_found(error) else _silent(error)) from error
+
+
+def _silent(error: MlflowException) -> ModelUnavailable:
+    sentence = "the model registry does not answer"
+    return ModelUnavailable(sentence, f"{sentence}: {_first_line(error)}")
+
+
+def _unreadable(registry: Registry, held: ModelVersion, error: Exception) -> ModelUnavailable:
+    """Returns the error of a version that the registry holds, though its files cannot be read from here."""
+    try:
+        place: str | None = registry.client.get_model_version_download_uri(held.name, held.version)
+    except MlflowException:
+        place = held.source
+    place = (place or "").removeprefix("file://")
+    found = f"version {held.version} of the model {held.name} is registered, but its files"
+    return ModelUnavailable(
+        f"{found} cannot be read: see the server's log",
+        f'{found} at {place} cannot be read from this machine ({_first_line(error)}): see "A second machine" in '
+        "docs/serve.md",
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _registry(config: ModelSource) -> Registry:
     for name, value in MLFLOW_SETTINGS.items():
         os.environ.setdefault(name, value)
+    logging.getLogger("mlflow").setLevel(logging.WARNING)  # it tells what it looks for; we tell what was not found
     return Registry(config.tracking_uri or tracking_uri(), config.registered_model)

@@ -156,9 +156,9 @@ class Predictions:
 
 
 def scored_row(
-    video: Video, clip: Clip, class_names: Sequence[str], probabilities: NDArray[np.float64]
+    video: Video, clip: Clip, class_names: Sequence[str], probabilities: NDArray[np.float64], seen_in: str | None
 ) -> dict[str, Any]:
-    """Returns the row of a video that was scored; `probabilities` is `(K,)`."""
+    """Returns the row of a video that was scored; `probabilities` is `(K,)`, `seen_in` as in `Seen.split`."""
     best = int(np.argmax(probabilities))
     return {
         **_known(video, class_names),
@@ -167,6 +167,7 @@ def scored_row(
         **{f"p_{name}": float(value) for name, value in zip(class_names, probabilities, strict=True)},
         "num_frames": clip.num_frames,
         "duration_seconds": clip.duration_seconds,
+        "seen_in": seen_in,
     }
 
 
@@ -190,6 +191,7 @@ def _schema(class_names: Sequence[str]) -> pa.Schema:
             ("duration_seconds", pa.float64()),
             ("reason", pa.string()),
             ("message", pa.string()),
+            ("seen_in", pa.string()),
         ]
     )
 

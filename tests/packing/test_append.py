@@ -88,8 +88,9 @@ def test_what_differs_is_said(folder: Path, begun: Path, capsys: pytest.CaptureF
         "13 videos (a/video 0.mp4, a/video 1.mp4, a/video 2.mp4, ...) new: give the earlier settings and videos, add "
         in (refused([data, shards, *FAST], capsys))
     )
-    assert "other settings or videos: clip.short_side_px was 16 and is 8 now; seed was 0 and is 5 now: give" in refused(
-        [data, shards, "--append", *FAST[:2], "--clip.short-side-px=8", "--seed=5"], capsys
+    assert (
+        "other settings or videos: --clip.short-side-px was 16 and is 8 now; seed was 0 and is 5 now: give"
+        in refused([data, shards, "--append", *FAST[:2], "--clip.short-side-px=8", "--seed=5"], capsys)
     )
     assert "holds no pack to append to" in refused([data, folder / "none", "--append", *FAST], capsys)
     assert "holds a complete pack already" in refused([begun / "data", begun / "shards", *FAST], capsys)
@@ -138,4 +139,4 @@ def test_folds_are_not_appended_to(begun: Path, tmp_path: Path, capsys: pytest.C
     assert run(data, tmp_path / "shards", *FAST, "--split.num-folds=3") == 0
     write_numbered_video(data / "b/new.mp4", 9)
     message = refused([data, tmp_path / "shards", "--append", *FAST, "--split.num-folds=3"], capsys)
-    assert "a pack with split.num_folds takes no more videos" in message
+    assert "a pack with --split.num-folds takes no more videos" in message

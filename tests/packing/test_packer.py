@@ -146,7 +146,7 @@ def test_what_cannot_be_done_is_refused(
     assert "lies inside" in refused([data, data / "shards"], capsys)
     assert "holds other files" in refused([data, tmp_path], capsys)
     assert "holds a complete pack already" in refused([data, shards], capsys)
-    assert "clip.num_frames: Input should be greater" in refused([data, target, "--clip.num-frames", "0"], capsys)
+    assert "--clip.num-frames: Input should be greater" in refused([data, target, "--clip.num-frames", "0"], capsys)
     assert files(tmp_path) == before
     assert not target.exists()
 
@@ -174,7 +174,7 @@ def test_other_settings_are_not_mixed(
     before = files(target)
     message = refused([data, target, "--clip.num-frames", "8"], capsys)
     assert (
-        "was packed with other settings or videos: clip.num_frames was 16 and is 8 now: give the earlier settings"
+        "was packed with other settings or videos: --clip.num-frames was 16 and is 8 now: give the earlier settings"
         in message
     )
     assert files(target) == before
@@ -210,7 +210,7 @@ def test_rejected_videos_are_listed_and_may_fail_the_command(
     cut = write_numbered_video(tmp_path / "cut.mp4", 30).read_bytes()[:1200]
     (folder / 'a/cut, and "quoted".mp4').write_bytes(cut)
     assert main([str(folder), str(tmp_path / "shards")]) == 1
-    assert "7.7% of the videos were rejected, more than max_rejected_fraction (5.0%)" in capsys.readouterr().err
+    assert "7.7% of the videos were rejected, more than --max-rejected-fraction (5.0%)" in capsys.readouterr().err
     with (tmp_path / "shards/rejected.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["source"], row["class_name"], row["reason"]) for row in rows] == [

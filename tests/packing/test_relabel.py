@@ -328,7 +328,7 @@ def test_what_cannot_be_is_refused(
     shutil.rmtree(target / ".pack")
     assert "has lost its plan" in refusal(labels_of(RENAMED))
     assert "holds no complete pack" in refusal(labels_of(RENAMED), tmp_path)
-    assert "labels: Field required" in refused(["relabel", target], capsys)
+    assert "--labels: missing, and it has no default" in refused(["relabel", target], capsys)
 
 
 def test_a_relabelled_pack_lives_on(

@@ -1,14 +1,18 @@
 """Defaults < YAML < environment < command line, and errors that a user can act on."""
 
+import re
 from pathlib import Path
 
 import pytest
 
 from configs.home import home, resolve
 from configs.load import find_config, parse, read_yaml
-from configs.pack import PackConfig, SplitConfig
-from configs.section import UsageError
-from configs.serve import ServeConfig
+from configs.option_names import OptionNames, typed_names
+from configs.pack import InspectConfig, PackConfig, RelabelConfig, SplitConfig
+from configs.score import ScoreConfig
+from configs.section import Section, UsageError
+from configs.serve import ServeCommand
+from configs.train import CvConfig
 
 
 def pack_config(*arguments: str) -> PackConfig:
@@ -30,9 +34,9 @@ def test_later_sources_win(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--clip.jpeg-quality", "101"], "clip.jpeg_quality: Input should be less than or equal to 100"),
-        (["--split.num-folds", "1"], r"split: num_folds \(1\) must be 0 \(no folds\) or at least 2"),
-        (["--split.num-folds", "3", "--split.fold", "3"], r"fold \(3\) must be below num_folds \(3\)"),
+        (["--clip.jpeg-quality", "101"], "--clip.jpeg-quality: Input should be less than or equal to 100"),
+        (["--split.num-folds", "1"], r"^--split.num-folds \(1\) must be 0 \(no folds\) or at least 2"),
+        (["--split.num-folds", "3", "--split.fold", "3"], r"^--split.fold \(3\) must be below --split.num-folds \(3\)"),
         (["--split.val-fraction", "0.9"], "leave nothing to train on"),
         (["--lists", "here"], "give one of them too$"),
         (["--config", "nowhere.yaml"], "no config file nowhere.yaml"),
@@ -81,10 +85,26 @@ def test_recipe_is_what_decides_the_bytes() -> None:
     assert not set(config.recipe.model_dump()) & {"workers", "source", "target", "max_rejected_fraction"}
 
 
-def test_help_has_no_riddles(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("model", [PackConfig, InspectConfig, RelabelConfig, CvConfig, ServeCommand, ScoreConfig])
+def test_help_has_no_riddles(model: type[Section], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
-        parse(ServeConfig, ["--help"], prog="serve", description="Serves.", env_prefix="CLIPSTREAM_SERVE_")
+        parse(model, ["--help"], prog="command", description="Does it.", env_prefix="CLIPSTREAM_")
     text = capsys.readouterr().out
-    assert "(default: )" not in text
-    assert "ifdef" not in text
-    assert "(default: 1073741824)" in text
+    for riddle in ("(default: )", "None", "ifdef", "undefined", "True", "False"):
+        assert riddle not in text
+    fields = {name for name in typed_names(model) if "_" in name or "." in name}
+    assert not fields & set(re.findall(r"(?<![-\w.])[a-z][\w.]*\w", text)), "a field is not named as it is typed"
+
+
+def test_fields_are_named_as_they_are_typed() -> None:
+    names = OptionNames(CvConfig)
+    assert names.as_typed("num_workers (3) must be at most global_batch (2): give --global-batch 3") == (
+        "--num-workers (3) must be at most --global-batch (2): give --global-batch 3"
+    )
+    assert names.as_typed("after freeze_epochs, as many as `epochs`", "model") == (
+        "after --model.freeze-epochs, as many as `--epochs`"
+    )
+    assert names.as_typed("run (a) ends the run (a), and run") == "--run (a) ends the run (a), and run"
+    same = "/data/view.size_px/x, --view.size_px, model.size_px and CLIPSTREAM_RUN have view.size_px=3"
+    assert names.as_typed(same) == same
+    assert OptionNames(ScoreConfig).as_typed("source: missing") == "SOURCE: missing"

@@ -10,7 +10,9 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 ROOMS = {
-    "configs": ["section", "home", "load", "pack", "model", "train", "explain", "serve", "score"],
+    "configs": [
+        *("section", "home", "option_names", "load", "pack", "model", "train", "explain", "serve", "score"),
+    ],
     "packer": [
         *("progress", "storage", "video", "decoders", "labels", "planning", "shards", "retry"),
         *(
@@ -32,7 +34,8 @@ ROOMS = {
         *("explain", "__main__"),
     ],
     "serve": [
-        *("messages", "request", "replica", "scoring", "gateway", "proxy", "app", "local_ray", "__main__"),
+        *("messages", "request", "replica", "scoring", "gateway", "proxy", "app", "local_ray", "server_life"),
+        *("command", "__main__"),
     ],
     "tests": [
         "support",
@@ -59,7 +62,7 @@ DOORS = {
         *("packer.progress", "packer.decoders.pool", "packer.video.container"),
     ],
     "serve": [
-        *("packer.progress", "packer.storage", "packer.video", "packer.decoders"),
+        *("packer.progress", "packer.storage", "packer.video", "packer.decoders", "packer.shards.manifest"),
         *("trainer.views", "trainer.model.contract", "trainer.tracking"),
     ],
 }

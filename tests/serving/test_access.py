@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from configs.serve import ServeConfig
 from serve.gateway.http import make_app
 from serve.messages.refusal import Refusal
-from serve.messages.schema import Answer, ModelStatus
+from serve.messages.schema import Answer, ModelStatus, Wanted
 from serve.request.record import RequestObserver, RequestRecord
 from tests.support.serving import access_lines, ask
 
@@ -24,7 +24,7 @@ INSANE_IDS = ["", " ", "two words", "x" * 129, "<script>", 'quote"d']
 class NoClassifier:
     """Refuses empty-looking videos and fails on all others."""
 
-    async def classify(self, video: bytes, top_k: int, with_frames: bool) -> Answer:
+    async def classify(self, video: bytes, wanted: Wanted) -> Answer:
         raise Refusal(422, "not_a_video", "no") if video == b"bad" else RuntimeError("/a/path/of/the/server")
 
     async def status(self) -> ModelStatus:

@@ -1,6 +1,7 @@
 """`python -m serve` as a user meets it: its own Ray, a real store, real HTTP; and the deploy config."""
 
 import json
+import os
 import re
 import signal
 import socket
@@ -93,10 +94,21 @@ def test_the_whole_life_of_a_server(server: tuple[subprocess.Popen[bytes], int],
 
     started = family(process)
     assert started
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)
     assert process.wait(60) == 130
     _, alive = psutil.wait_procs(started, timeout=10)
     assert not alive
+    check_log((tmp_path / "serve.log").read_text())
+
+
+def check_log(log: str) -> None:
+    """Checks that a server that first had no model, and that Ctrl-C ended, told both in a line each."""
+    before, _, after = log.partition("stopping after Ctrl-C: requests inside get their answers")
+    start, _, _ = before.partition("model_loaded version=1")
+    assert start.startswith("starting Ray on this machine, then loading clipstream@champion")
+    assert start.count("waiting for a model, looked for every 0.5 s: the registry has no model clipstream") == 1
+    assert "Traceback" not in start
+    assert [line for line in after.splitlines()[1:] if "request method=" not in line] == []
 
 
 def test_the_deploy_config_is_rays_and_ours() -> None:
@@ -127,10 +139,16 @@ def test_the_application_is_not_built_without_a_key(monkeypatch: pytest.MonkeyPa
     [
         (["--host", "0.0.0.0"], "no API key"),
         (["--config", "absent.yaml"], "no config file absent.yaml"),
-        (["--num-replicas", "2", "--autoscaling.max-replicas", "3"], r"num_replicas \(2\) and autoscaling exclude"),
-        (["--autoscaling.min-replicas", "3", "--autoscaling.max-replicas", "2"], r"min_replicas \(3\) is above"),
-        (["--top-k", "0"], "top_k: Input should be greater than or equal to 1"),
-        (["--api-key-file", "absent"], r"api_key_file \(/.*/absent\) cannot be read"),
+        (
+            ["--num-replicas", "2", "--autoscaling.max-replicas", "3"],
+            r"--num-replicas \(2\) and --autoscaling.max-replicas \(3\) exclude",
+        ),
+        (
+            ["--autoscaling.min-replicas", "3", "--autoscaling.max-replicas", "2"],
+            r"--autoscaling.min-replicas \(3\) is above --autoscaling.max-replicas",
+        ),
+        (["--top-k", "0"], "--top-k: Input should be greater than or equal to 1"),
+        (["--api-key-file", "absent"], r"--api-key-file \(/.*/absent\) cannot be read"),
     ],
 )
 def test_what_cannot_be_served_is_one_sentence(

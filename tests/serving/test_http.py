@@ -1,5 +1,7 @@
 """The HTTP rules, by real requests to the application with a real model, without Ray."""
 
+import base64
+import io
 import logging
 import socket
 import time
@@ -9,9 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from configs.serve import ServeConfig
-from tests.support.registry import CLASS_NAMES, CLIP, MLFLOW_WARNINGS, register, register_again, store_uri
+from configs.serve import ServeConfig, UploadLimits
+from packer.video.clip import read_clip
+from serve.replica.predictor import ModelView
+from tests.support.registry import CLASS_NAMES, CLIP, MLFLOW_WARNINGS, contract, register, register_again, store_uri
 from tests.support.serving import Reply, access_lines, ask, form, served
 from tests.support.videos import write_numbered_video, write_video
 from tests.support.waiting import until
@@ -122,6 +127,16 @@ def test_a_request_is_logged_with_the_version_and_the_time_of_its_answers(
     for stage in ("decode_seconds", "queue_seconds", "model_seconds"):
         total = sum(result["timing"][stage] for result in results if "timing" in result)
         assert float(values[stage]) == pytest.approx(total, abs=1e-4)
+
+
+def test_the_view_is_what_enters_the_model(post: Post, tmp_path: Path) -> None:
+    video = write_numbered_video(tmp_path / "numbers.mp4", 25).read_bytes()
+    shown = [base64.b64decode(png) for png in post(video, query="?view=1").json["view"]]
+    model = ModelView(contract())
+    wanted = model.view(model.pick(read_clip(video, CLIP, UploadLimits())))
+    assert np.ptp(wanted) > 100
+    assert np.array_equal(np.stack([Image.open(io.BytesIO(png)) for png in shown]), wanted)
+    assert {"view", "frames"}.isdisjoint(post(video).json)
 
 
 def test_top_k_and_frames(post: Post, bright: bytes) -> None:

@@ -1,5 +1,6 @@
 """The life of `python -m serve` beside its answers: an IPv6 address, samples in class folders, and an orderly end."""
 
+import os
 import re
 import signal
 import socket
@@ -32,6 +33,22 @@ def test_an_address_is_written_as_a_url_has_it() -> None:
     assert address("127.0.0.1", 80) == "127.0.0.1:80"
     assert address("localhost", 8000) == "localhost:8000"
     assert address(LOOPBACK, 8000) == "[::1]:8000"
+
+
+@pytest.mark.integration
+def test_ctrl_c_while_it_starts_ends_it_in_order(tmp_path: Path) -> None:
+    log = tmp_path / "serve.log"
+    with serving(tmp_path, ready=False) as (process, _):
+        until(lambda: "starting Ray" in log.read_text())
+        time.sleep(1)  # into the middle of it
+        for told in ("stopping after Ctrl-C", "still waiting for Ray"):
+            os.killpg(process.pid, signal.SIGINT)
+            until(lambda told=told: told in log.read_text())
+        started = psutil.Process(process.pid).children(recursive=True)
+        assert process.wait(120) == 130
+        _, alive = psutil.wait_procs(started, timeout=10)
+        assert not alive
+    assert len(log.read_text().splitlines()) == 3
 
 
 @pytest.mark.integration

@@ -13,7 +13,7 @@ from configs.serve import ServeConfig
 from serve.gateway.page import MAX_SAMPLES, PAGE_FILES, find_samples
 from tests.support.browser import Browser, chromium
 from tests.support.programs import system_program
-from tests.support.registry import CLASS_NAMES, CLIP, MLFLOW_WARNINGS, copy_champion, register_again, store_uri
+from tests.support.registry import CLASS_NAMES, CLIP, MLFLOW_WARNINGS, VIEW, copy_champion, register_again, store_uri
 from tests.support.serving import ask, served
 from tests.support.videos import write_numbered_video, write_video
 
@@ -35,6 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, champion_store: Path) -> Pa
     for name, level in {"dark.mp4": 5, "bright.mp4": 250}.items():
         write_video(folder / "samples" / name, [np.full((48, 64, 3), level, np.uint8)] * 10, fps=10)
     (folder / "samples" / "licence.txt").write_text("not to be offered")
+    write_video(folder / "dim.mp4", [np.full((48, 64, 3), 62, np.uint8)] * 10, fps=10)  # nearly between two classes
     write_numbered_video(folder / "old.avi", 25, codec="mpeg4")
     write_video(folder / "long.mp4", list(np.random.default_rng(0).integers(0, 255, (20, 96, 128, 3), np.uint8)))
     (folder / BAD_NAME).write_text("not a video")
@@ -58,7 +59,9 @@ def port(folder: Path) -> Iterator[int]:
 
 @pytest.fixture(scope="module")
 def locked_port(folder: Path) -> Iterator[int]:
-    with served(config(folder), keys=(KEY,)) as port:
+    # It does not follow the alias: torch cannot load two models at once in one process, and the other server does.
+    fixed = config(folder).model_copy(update={"alias_poll_seconds": 3600.0})
+    with served(fixed, keys=(KEY,)) as port:
         yield port
 
 
@@ -90,8 +93,12 @@ def test_a_dropped_video_is_answered(browser: Browser, folder: Path, port: int) 
     widths = browser.run("return [...document.querySelectorAll('.predictions i')].map((bar) => bar.offsetWidth)")
     assert widths == sorted(widths, reverse=True)
     assert widths[0] > 2 * widths[1]
-    assert browser.count(".frames img") == CLIP.num_frames
-    assert browser.run("return [...document.querySelectorAll('.frames img')].every((image) => image.naturalWidth > 0)")
+    sides = "return [...document.querySelectorAll('.frames img')].map((image) => image.naturalWidth)"
+    assert browser.run(sides) == [42, VIEW.size_px] * CLIP.num_frames  # whole, then as it enters the model
+    heights = browser.run("return [...document.querySelectorAll('.pair img')].map((image) => image.offsetHeight)")
+    assert max(heights) - min(heights) <= 1
+    assert re.search(f"enters the model, {VIEW.size_px} . {VIEW.size_px} pixels", browser.text(".note"))
+    assert browser.count(".unsure") == 0
     assert browser.text(".frames li:last-child") == "frame 9 0.90 s"
     assert f"clipstream, version {served_version(port)}" in browser.text(".properties")
     assert "1.00 s" in browser.text(".properties")
@@ -99,6 +106,46 @@ def test_a_dropped_video_is_answered(browser: Browser, folder: Path, port: int) 
     assert browser.text(".legend").split("\n")[::2] == ["Upload", "Decode", "Queue", "Model", "Network, rest"]
     browser.until(lambda: browser.run("return document.querySelector('video').videoWidth") == 64, "preview")
     assert browser.text("#announcement").startswith("bright.mp4: bright, ")
+
+
+def test_an_uncertain_answer_does_not_look_like_a_certain_one(browser: Browser, folder: Path, port: int) -> None:
+    (dark, middle, _) = ask(port, "POST", "/v1/predict", (folder / "dim.mp4").read_bytes()).json["predictions"]
+    assert 0.5 < dark["probability"] < 0.6
+    browser.type("#files", str(folder / "dim.mp4"))
+    browser.wait(ANSWERED)
+    verdict = f"Unsure: dark, {100 * dark['probability']:.1f}%, or middle, {100 * middle['probability']:.1f}%"
+    assert browser.text(".verdict") == verdict
+    assert browser.text("#announcement") == f"dim.mp4: {verdict}"
+    wrong = round(100 * (1 - dark["probability"]))
+    assert browser.text(".unsure") == (
+        f"The model is unsure: if its probabilities hold, {wrong} of 100 such answers are wrong."
+    )
+    unsure = browser.run(LOOK)
+    for scheme in ("light", "dark"):
+        browser.devtools("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+        assert contrast(*browser.run(COLOURS)) >= 4.5  # WCAG 2.2, success criterion 1.4.3
+    browser.type("#files", str(folder / "samples" / "dark.mp4"))
+    browser.wait(ANSWERED, "dark.mp4")
+    assert browser.count(".card:first-child .unsure") == 0
+    sure = browser.run(LOOK)
+    assert all(one != other for one, other in zip(unsure, sure, strict=True))
+
+
+LOOK = """const styles = (selector, part) => getComputedStyle(document.querySelector(`.card ${selector}`), part);
+return [styles(".verdict").color, styles(".verdict", "::before").content, styles(".predictions i").backgroundImage]"""
+COLOURS = """const style = (selector) => getComputedStyle(document.querySelector(selector));
+return [style(".verdict").color, style(".card").backgroundColor]"""
+
+
+def contrast(*colours: str) -> float:
+    """Returns the contrast ratio of two CSS colours such as `rgb(1, 2, 3)`; see WCAG 2.2, relative luminance."""
+    dark, light = sorted(_luminance([int(value) / 255 for value in re.findall(r"\d+", colour)]) for colour in colours)
+    return (light + 0.05) / (dark + 0.05)
+
+
+def _luminance(rgb: list[float]) -> float:
+    red, green, blue = (value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in rgb)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
 def test_of_several_files_a_bad_one_says_why(browser: Browser, folder: Path, port: int) -> None:

@@ -3,9 +3,11 @@
 import csv
 import json
 import re
+import shutil
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,18 @@ import pytest
 
 from configs.score import OUT_ENDINGS
 from configs.serve import ServeConfig
+from packer.__main__ import main as pack
 from packer.progress import LOGGED_SECONDS
+from packer.shards.manifest import read_samples
 from serve.__main__ import main
+from serve.replica.errors import ModelUnavailable
+from serve.replica.versions import load_model
 from serve.scoring.formats import FORMATS
 from tests.support.registry import (
     CLASS_NAMES,
     MLFLOW_WARNINGS,
     copy_champion,
+    register,
     register_again,
     store_uri,
 )
@@ -228,9 +235,83 @@ def test_videos_and_file_may_lie_at_an_address(folder: Path, out: Path, bucket: 
     assert files.cat_file(f"{bucket}/new/predictions.parquet") == out.read_bytes()
 
 
+@pytest.fixture(scope="module")
+def trained(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a pack of the labelled videos, and the store of a model that says it was trained on it."""
+    trained = tmp_path_factory.mktemp("trained") / "first"
+    for name in ("dark", "bright"):
+        shutil.copytree(folder / "videos" / name, trained / "data" / name, ignore=shutil.ignore_patterns("cut.mp4"))
+    options = ["--workers=1", "--clip.num-frames=4", "--split.val-fraction=0.34", "--split.test-fraction=0.34"]
+    assert pack([str(trained / "data"), str(trained / "shards"), *options]) == 0
+    register(trained, shards=trained / "shards")
+    return trained
+
+
+def test_what_the_model_was_trained_on_is_told_apart(
+    folder: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CLIPSTREAM_HOME", str(trained))
+    shutil.copytree(folder / "videos", tmp_path / "videos")
+    (tmp_path / "videos/dark/deeper/0.mp4").rename(
+        tmp_path / "videos/bright/renamed.mp4"
+    )  # known by its bytes, now wrong
+    write_video(tmp_path / "videos/dark/new.mp4", [np.full((48, 64, 3), 3, np.uint8)] * 9)
+    assert score(tmp_path / "videos", tmp_path / "rows.parquet") == 0
+    printed = capsys.readouterr().out
+    split_of = dict(zip(*read_samples(trained / "shards", None, ["source", "split"]).to_pydict().values(), strict=True))
+    assert sorted(split_of.values()) == ["test", "test", "train", "train", "val", "val"]
+    split_of["bright/renamed.mp4"] = split_of.pop("dark/deeper/0.mp4")
+    split_of["bright.mp4"] = split_of["bright/deeper/0.mp4"]
+    for source, row in rows_of(tmp_path / "rows.parquet").items():
+        assert row["seen_in"] == (split_of.get(source, "none") if row["predicted"] else None), source
+    counts = Counter(split_of.values())
+    assert (
+        f"seen      in the pack that the model was trained on: {counts['train']} in train, {counts['val']} in val, "
+        f"{counts['test']} in test, 4 not"
+    ) in printed
+    assert "accuracy  0.8571 of 7 videos in folders named as classes" in printed
+    right = {split: 2 - (split_of["bright/renamed.mp4"] == split) for split in ("train", "val", "test")}
+    assert f"          {right['train'] / 2:.4f} of 2 that the model was trained on: no measure of" in printed
+    assert f"          {right['val'] / 2:.4f} of 2 that chose the model (val)" in printed
+    assert f"          {right['test'] / 2:.4f} of 2 of its test split" in printed
+    assert "          1.0000 of 1 that are new to it" in printed
+
+
+def test_a_pack_that_cannot_be_looked_at_is_said(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CLIPSTREAM_HOME", str(trained))
+    moved = (trained / "shards").rename(tmp_path / "shards")
+    data = str(trained / "data")
+    assert score(data, tmp_path / "rows.csv") == 0
+    printed = capsys.readouterr().out
+    assert f"seen      not known whether the model was trained on these videos: the pack {trained}/shards" in printed
+    assert "accuracy  1.0000 of 6 videos in folders named as classes; too good if it was trained on some" in printed
+    assert score(data, tmp_path / "all.csv", "--shards", str(moved)) == 0
+    assert "2 in train, 2 in val, 2 in test" in capsys.readouterr().out
+    (moved / "manifest.json").write_bytes((moved / "manifest.json").read_bytes() + b"\n")
+    sentence = refused([data, "--out", str(tmp_path / "other.csv"), "--shards", str(moved)], capsys)
+    assert f"the pack {moved} was changed after the training: name the pack" in sentence
+
+
+def test_a_store_whose_files_lie_elsewhere_is_told_as_that(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = trained.rename(trained.with_name("second"))  # as a copy on another machine
+    monkeypatch.setenv("CLIPSTREAM_HOME", str(home))
+    sentence = refused([str(home / "data")], capsys)
+    assert f"version 1 of the model clipstream is registered, but its files at {trained}/artifacts" in sentence
+    assert "cannot be read from this machine (" in sentence
+    with pytest.raises(ModelUnavailable) as caught:
+        load_model(ServeConfig(), "1")
+    assert str(trained.parent) not in str(caught.value)  # clients learn no path
+    trained.symlink_to(home)  # as the documentation says
+    assert score(home / "data", tmp_path / "rows.csv") == 0
+
+
 def test_more_rejected_than_allowed_is_exit_code_1(folder: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["score", str(folder / "videos"), "--out", str(out)]) == 1
-    assert "9.1% of the videos were rejected, more than max_rejected_fraction (5.0%)" in capsys.readouterr().err
+    assert "9.1% of the videos were rejected, more than --max-rejected-fraction (5.0%)" in capsys.readouterr().err
     assert len(rows_of(out)) == 12
 
 

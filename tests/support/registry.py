@@ -10,6 +10,7 @@ import torch
 
 from configs.pack import ClipConfig
 from configs.train import CHAMPION, ViewConfig
+from packer.shards.manifest import manifest_sha256
 from trainer.model.contract import ModelContract
 from trainer.tracking.registry import Registry
 from trainer.tracking.store import create_store
@@ -38,12 +39,12 @@ class Brightness(torch.nn.Module):
         return -(((mean_B[:, None] - self.levels) / 64) ** 2)
 
 
-def contract(class_names: tuple[str, ...] = CLASS_NAMES) -> ModelContract:
+def contract(class_names: tuple[str, ...] = CLASS_NAMES, pack_sha256: str = "0" * 64) -> ModelContract:
     return ModelContract(
         class_names=class_names,
         clip=CLIP,
         view=VIEW,
-        manifest_sha256="0" * 64,
+        manifest_sha256=pack_sha256,
         val_sha256="0" * 64,
         select_by="macro_f1",
         val_metric=0.5,
@@ -51,8 +52,14 @@ def contract(class_names: tuple[str, ...] = CLASS_NAMES) -> ModelContract:
     )
 
 
-def register(store: Path, class_names: tuple[str, ...] = CLASS_NAMES) -> str:
-    """Registers a `Brightness` in the store at `store`, moves the champion's alias to it and returns its version."""
+def register(store: Path, class_names: tuple[str, ...] = CLASS_NAMES, shards: Path | None = None) -> str:
+    """Registers a `Brightness` in the store at `store`, moves the champion's alias to it and returns its version.
+
+    Args:
+        store: Folder of the store.
+        class_names: The model's classes.
+        shards: The pack that it says it was trained on.
+    """
     registry = Registry(store_uri(store), "clipstream")
     create_store(registry.uri)
     client = registry.client
@@ -64,8 +71,12 @@ def register(store: Path, class_names: tuple[str, ...] = CLASS_NAMES) -> str:
     )
     mlflow.set_tracking_uri(registry.uri)
     run_id = client.create_run(experiment_id).info.run_id
-    model_uri = registry.export(Brightness().eval(), run_id, contract(class_names))
-    version = registry.register(model_uri, run_id, contract(class_names))
+    promise = contract(class_names)
+    if shards:
+        client.log_param(run_id, "shards", shards)
+        promise = contract(class_names, manifest_sha256(shards))
+    model_uri = registry.export(Brightness().eval(), run_id, promise)
+    version = registry.register(model_uri, run_id, promise)
     client.set_registered_model_alias(registry.name, CHAMPION, version)
     return version
 

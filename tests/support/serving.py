@@ -135,7 +135,11 @@ def serving(
     log = home / "serve.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, env=kept | {"CLIPSTREAM_HOME": str(home)} | variables
+            command,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=kept | {"CLIPSTREAM_HOME": str(home)} | variables,
+            start_new_session=True,  # so that a test can press Ctrl-C, which every process of a terminal's group hears
         )
     try:
         deadline = time.monotonic() + 120

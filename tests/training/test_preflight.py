@@ -248,9 +248,10 @@ def test_a_cluster_of_two_nodes_is_seen(packed: Path, tmp_path: Path) -> None:
         few = made.train("--run", "far", "--shared-filesystem", "--num-workers", "3", **variables)
         lines = [line for line in refused.log.splitlines() if line.startswith("python -m trainer: ")]
         assert refused.code == few.code == 2
-        assert [line.split("(")[0] for line in lines[:2]] == ["python -m trainer: shards ", "python -m trainer: runs "]
+        shown = [line.split("(")[0] for line in lines[:2]]
+        assert shown == ["python -m trainer: --shards ", "python -m trainer: --runs "]
         assert "mlflow.db may not be on the cluster's other nodes" in lines[2]
-        assert "the batches of 1 workers with loader_workers (1) each take" in lines[3]
+        assert "the batches of 1 workers with --loader-workers (1) each take" in lines[3]
         assert not (made.home / "mlflow.db").exists()
         assert "may not be" not in few.log
-        assert "num_workers (3) must be at most 2, the cluster's CPUs" in few.log
+        assert "--num-workers (3) must be at most 2, the cluster's CPUs" in few.log

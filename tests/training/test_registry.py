@@ -99,7 +99,10 @@ def test_an_export_does_not_end_its_run(store: Store) -> None:
     assert (run.info.status, run.info.end_time) == ("RUNNING", None)
     model_id = store.model_uri.removeprefix("models:/")
     assert model_id in {output.model_id for output in run.outputs.model_outputs}  # linked, as by an active run
-    assert client.get_logged_model(model_id).source_run_id == store.run_id
+    model = client.get_logged_model(model_id)
+    assert model.source_run_id == store.run_id
+    assert model.experiment_id == run.info.experiment_id
+    assert model.artifact_location.startswith(client.get_experiment(run.info.experiment_id).artifact_location)
 
 
 def test_a_model_is_registered_from_its_own_store_whichever_was_used_last(store: Store, tmp_path: Path) -> None:
@@ -220,6 +223,23 @@ def test_a_champion_of_other_classes_or_clips_stays(
     assert (promotion.moved, promotion.former_value) == (False, None)
     assert promotion.obstacle == "it has other classes or another clip contract"
     assert champion(registry) == "1"
+
+
+def test_a_champion_whose_files_lie_elsewhere_stays_and_the_log_tells_the_way_out(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    registry = store.registry("elsewhere-files", 2)
+    registry.promote_if_better("1", CONTRACT, never)
+    model_id = store.model_uri.removeprefix("models:/")
+    files = Path(registry.client.get_logged_model(model_id).artifact_location.removeprefix("file://"))
+    away = files.rename(files.with_name("away"))
+    try:
+        assert registry.promote_if_better("2", changed(val_metric=0.99), never) is False
+    finally:
+        away.rename(files)
+    assert champion(registry) == "1"
+    assert "version=1 reason=its files cannot be read from this machine (" in caplog.text
+    assert f"python -m trainer promote 2 --registered-model {registry.name}" in caplog.text
 
 
 def test_promote_moves_the_alias_forward_and_back(store: Store) -> None:

@@ -66,7 +66,8 @@ def test_a_store_whose_creation_was_killed_is_created_anew(tmp_path: Path) -> No
     assert is_absent(store_uri(tmp_path))
     create_store(store_uri(tmp_path))
     assert not is_absent(store_uri(tmp_path))
-    assert MlflowClient(tracking_uri=store_uri(tmp_path)).get_experiment("0").name == "Default"
+    default = MlflowClient(tracking_uri=store_uri(tmp_path)).get_experiment("0")
+    assert (default.name, default.artifact_location) == ("Default", f"{tmp_path}/mlruns/0")
 
 
 def test_a_store_that_is_there_and_a_servers_are_left_as_they_are(tmp_path: Path) -> None:
@@ -111,7 +112,8 @@ def test_a_store_is_created_where_there_are_no_hard_links(tmp_path: Path, monkey
     monkeypatch.setattr(os, "link", refuse)
     create_store(store_uri(tmp_path))
     assert not is_absent(store_uri(tmp_path))  # before MLflow is asked, which would create it
-    assert MlflowClient(tracking_uri=store_uri(tmp_path)).get_experiment("0").name == "Default"
+    default = MlflowClient(tracking_uri=store_uri(tmp_path)).get_experiment("0")
+    assert (default.name, default.artifact_location) == ("Default", f"{tmp_path}/mlruns/0")
     assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db"]
 
 

@@ -109,6 +109,8 @@ class Registry:
             outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, len(contract.class_names)), "logits")]),
         )
         mlflow.set_tracking_uri(self.uri)
+        # Otherwise the model and its files would lie in MLflow's experiment "Default", and not beside their run.
+        mlflow.set_experiment(experiment_id=self.client.get_run(run_id).info.experiment_id)
         with warnings.catch_warnings():
             # torch.export warns about nn.LSTM's private list of its weights; the exported graph has them all the same.
             warnings.filterwarnings("ignore", message=r"The tensor attributes self\.rnn\._flat_weights")
@@ -184,7 +186,8 @@ class Registry:
         """Moves the champion's alias to a version if it is strictly better, and returns what was done.
 
         A champion that was measured on another val split, or by another metric, is first evaluated on the present one.
-        A champion with other classes or another clip contract cannot be compared: then the alias stays.
+        A champion with other classes or another clip contract, or whose files lie on another machine, cannot be
+        compared: then the alias stays.
 
         Args:
             version: The new version.
@@ -195,7 +198,12 @@ class Registry:
         if champion is None:
             self.client.set_registered_model_alias(self.name, CHAMPION, version)
             return Promotion(True, None)
-        model, held = self.load(f"models:/{self.name}/{champion.version}")
+        try:
+            model, held = self.load(f"models:/{self.name}/{champion.version}")
+        except (MlflowException, OSError) as error:
+            if isinstance(error, MlflowException) and not is_not_found(error):
+                raise
+            return Promotion(False, champion, obstacle=f"its files cannot be read from this machine ({error})")
         if (held.class_names, held.clip) != (contract.class_names, contract.clip):
             return Promotion(False, champion, obstacle="it has other classes or another clip contract")
         same_measure = (held.val_sha256, held.select_by) == (contract.val_sha256, contract.select_by)

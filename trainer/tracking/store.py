@@ -39,7 +39,10 @@ def create_store(uri: str) -> None:
     try:
         with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as folder:
             made = Path(folder) / path.name
-            SqlAlchemyStore(f"{PREFIX}{made}", "./mlruns").engine.dispose()  # type: ignore[no-untyped-call]
+            # MLflow keeps the second path for ever; a relative one would start from the current folder, which may be a
+            # copy that Ray deletes after the job.
+            artifacts = path.absolute().parent / "mlruns"
+            SqlAlchemyStore(f"{PREFIX}{made}", str(artifacts)).engine.dispose()  # type: ignore[no-untyped-call]
             _publish(made, path)
     except (OSError, DBAPIError) as error:
         reason = error.orig if isinstance(error, DBAPIError) else error  # the error itself quotes the SQL

@@ -55,7 +55,7 @@ export function classify(file, onProgress, signal) {
     request.addEventListener("error", () => reject(new Problem(AWAY)));
     request.addEventListener("abort", cancelled);
     signal.addEventListener("abort", () => request.abort());
-    request.open("POST", "v1/predict?frames=1");
+    request.open("POST", "v1/predict?frames=1&view=1");
     request.setRequestHeader("Content-Type", "application/octet-stream");
     for (const [name, value] of Object.entries(keyHeaders())) request.setRequestHeader(name, value);
     request.send(file);

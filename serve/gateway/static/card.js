@@ -10,6 +10,10 @@ const STAGES = [ // where the time goes, in order
   ["rest", "Network, rest"],
 ];
 
+const SURE_FROM = 2 / 3;
+// If the probabilities hold, more than one of three answers below this is wrong. And since all probabilities sum to 1, at
+// or above it the best class is at least twice as probable as any other.
+
 export function element(tag, text = "", className = "") {
   const node = document.createElement(tag);
   node.textContent = text;
@@ -79,16 +83,20 @@ export class Card {
     return `${this.file.name}: ${problem.message}`;
   }
 
-  /** Shows the answer, and returns the best class as a sentence. */
-  showAnswer({ model, predictions, clip, frames, timing, uploadSeconds, totalSeconds }) {
-    const [best] = predictions;
-    const verdict = `${best.class}, ${percent(best.probability)}`;
+  /** Shows the answer, and returns the best class, or that the model is unsure, as a sentence. */
+  showAnswer({ model, predictions, clip, frames, view, timing, uploadSeconds, totalSeconds }) {
+    const isSure = predictions[0].probability >= SURE_FROM;
+    const named = predictions.slice(0, isSure ? 1 : 2).map(({ class: name, probability }) => `${name}, ${percent(probability)}`);
+    const verdict = isSure ? named[0] : `Unsure: ${named.join(", or ")}`;
     this.#clip = clip;
     this.#pictures = frames.map((jpeg) => `data:image/jpeg;base64,${jpeg}`);
     this.#show("answered", "");
+    this.node.dataset.sure = isSure ? "yes" : "no";
     this.#find(".verdict").textContent = verdict;
+    this.#find(".unsure").hidden = isSure;
+    this.#find(".unsure").textContent = isSure ? "" : doubt(predictions[0].probability);
     this.#find(".predictions").replaceChildren(...predictions.map(bar));
-    this.#find(".frames").replaceChildren(...this.#pictures.map((picture, i) => this.#frame(picture, i)));
+    this.#find(".frames").replaceChildren(...this.#pictures.map((picture, i) => this.#frame(picture, view[i], i)));
     this.#find(".scrubber input").max = frames.length - 1;
     this.#showTimes(timing, uploadSeconds, totalSeconds);
     this.#find(".properties").replaceChildren(...properties({ model, clip, numBytes: this.file.size, numFrames: frames.length }));
@@ -147,13 +155,15 @@ export class Card {
     this.#mark(Math.max(0, this.#clip.frame_indices.findLastIndex((index) => this.#seconds(index) <= seconds)));
   }
 
-  #frame(picture, i) {
+  /** Returns a frame of the video and, beside it, what the model got of it. */
+  #frame(picture, png, i) {
     const item = element("li");
-    const image = new Image();
-    image.src = picture;
-    image.alt = "";
+    const pair = element("div", "", "pair");
+    pair.append(sized(picture, "whole"), sized(`data:image/png;base64,${png}`, "view", ({ naturalWidth: side }) => {
+      this.#find(".note").textContent = `Left: the frame of the video. Right: what enters the model, ${side} × ${side} pixels.`;
+    }));
     const [index, seconds] = this.#labels(i);
-    item.append(image, element("span", index), " ", element("span", seconds));
+    item.append(pair, element("span", index), " ", element("span", seconds));
     item.addEventListener("click", () => this.#select(i)); // with the keyboard: use the scrubber
     return item;
   }
@@ -197,6 +207,24 @@ export class Card {
     }));
     this.#find(".legend").replaceChildren(...STAGES.map(([name, label]) => pair(label, duration(times[name]), name)));
   }
+}
+
+function doubt(probability) {
+  const numWrong = Math.round(100 * (1 - probability));
+  return `The model is unsure: if its probabilities hold, ${numWrong} of 100 such answers are wrong.`;
+}
+
+/** Returns a picture that gets as high as those beside it. */
+function sized(source, className, onLoad = () => {}) {
+  const image = new Image();
+  image.className = className;
+  image.alt = "";
+  image.addEventListener("load", () => {
+    image.style.flexGrow = image.naturalWidth / image.naturalHeight;
+    onLoad(image);
+  });
+  image.src = source;
+  return image;
 }
 
 function bar({ class: className, probability }) {

@@ -1,9 +1,9 @@
 """Tells what the numbers of clips alone spoil; a dry run knows it before anything is decoded."""
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from configs.pack import SplitConfig
+from packer.proportion import wilson_interval
 
 MOST_HALF_WIDTH = 0.10
 """A figure whose 95 % interval reaches further than this to each side hardly tells two models apart."""
@@ -12,7 +12,6 @@ FEW_TRAIN_CLIPS = 20
 
 _SHARE_RIGHT = 0.8
 """The intervals are told for this figure, as an example."""
-_NORMAL_95 = 1.96
 _NUM_NAMED = 5
 
 
@@ -41,17 +40,6 @@ def count_pitfalls(
     split = next((split for split in ("test", "val") if counts.get(split)), None)
     if split is not None:
         yield from _small_split(split, sum(counts[split].values()), config)
-
-
-def wilson_interval(share: float, num: int) -> tuple[float, float]:
-    """Returns the 95 % interval of a share that was found in `num` clips: 0.8 of 20 gives (0.584, 0.919).
-
-    Source: Wilson, "Probable Inference, the Law of Succession, and Statistical Inference", 1927.
-    """
-    weight = _NORMAL_95**2 / num
-    centre = (share + weight / 2) / (1 + weight)
-    half = _NORMAL_95 * math.sqrt(share * (1 - share) / num + weight / (4 * num)) / (1 + weight)
-    return centre - half, centre + half
 
 
 def _small_split(split: str, num_clips: int, config: SplitConfig) -> Iterator[tuple[str, str]]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from configs.pack import PackRecipe, SplitConfig
 from configs.section import UsageError
 from packer.labels.splits import SPLITS
-from packer.pitfalls.counts import count_pitfalls, wilson_interval
+from packer.pitfalls.counts import count_pitfalls
 from packer.pitfalls.name_patterns import find_pattern
 from packer.pitfalls.recordings import crowd_pitfalls
 from packer.planning.alike import looks_across, mark_alike, neighbours
@@ -256,7 +256,6 @@ def test_what_the_counts_spoil() -> None:
     names = ("run", "walk")
     enough = {"train": {"run": 200, "walk": 20}, "test": {"run": 30, "walk": 30}}
     assert not [*count_pitfalls(names, enough, SplitConfig())]
-    assert wilson_interval(0.8, 20) == pytest.approx((0.584, 0.919), abs=0.001)
     few = {"train": {"run": 200, "walk": 19}, "val": {"run": 90}, "test": {"run": 10, "walk": 10}}
     assert dict(count_pitfalls(names, few, SplitConfig())) == {
         "few": "1 class has fewer than 20 clips to train on: 'walk' (19)",

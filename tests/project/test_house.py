@@ -14,7 +14,7 @@ ROOMS = {
         *("section", "home", "option_names", "load", "pack", "model", "train", "explain", "serve", "score"),
     ],
     "packer": [
-        *("progress", "storage", "video", "decoders", "labels", "planning", "shards", "retry"),
+        *("proportion", "progress", "storage", "video", "decoders", "labels", "planning", "shards", "retry"),
         *(
             "candidates",
             "prepare",
@@ -57,7 +57,7 @@ A file may import from its own room, from the rooms before it in its package, an
 """
 DOORS = {
     "trainer": [
-        *("packer.storage", "packer.video.jpeg", "packer.video.sampling", "packer.shards"),
+        *("packer.proportion", "packer.storage", "packer.video.jpeg", "packer.video.sampling", "packer.shards"),
         # explain: a file that was never packed is decoded as a server does it, and long passes show how far they are.
         *("packer.progress", "packer.decoders.pool", "packer.video.container"),
     ],

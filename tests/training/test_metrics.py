@@ -5,7 +5,6 @@ from itertools import product
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from scipy.stats import binomtest
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import (
     accuracy_score,
@@ -15,7 +14,7 @@ from sklearn.metrics import (
     recall_score,
 )
 
-from trainer.evaluation.metrics import LEVEL, NUM_BINS, PREDICTION, Evaluation, wilson_interval
+from trainer.evaluation.metrics import NUM_BINS, PREDICTION, Evaluation
 
 
 def make_evaluation(confusion: NDArray[np.int64], **columns: object) -> Evaluation:
@@ -108,17 +107,6 @@ def test_predictions_survive_packing() -> None:
     assert np.array_equal(
         Evaluation.unpack(whole.packed(), whole.packed_probabilities(), 2).probabilities, probabilities
     )
-
-
-def test_intervals_of_shares_are_those_of_scipy() -> None:
-    num_right, num_samples = np.array([0, 1, 3, 40, 4]), np.array([1, 7, 4, 100, 4])
-    lows, highs = wilson_interval(num_right / num_samples, num_samples)
-    wanted = [
-        binomtest(*counts).proportion_ci(LEVEL, "wilson")
-        for counts in zip(num_right.tolist(), num_samples.tolist(), strict=True)
-    ]
-    assert lows == pytest.approx([one.low for one in wanted])
-    assert highs == pytest.approx([one.high for one in wanted])
 
 
 def test_nothing_to_judge_is_refused() -> None:

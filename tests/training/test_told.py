@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from mlflow.entities.model_registry import ModelVersion
-from scipy.stats import binomtest
 
 from configs.model import ModelConfig
 from configs.train import AugmentConfig, TrainConfig
@@ -16,10 +15,9 @@ from trainer.driver.closing import Closing
 from trainer.driver.epoch_lines import EpochLines, duration
 from trainer.driver.release import Release
 from trainer.evaluation.metrics import PREDICTION, Evaluation
-from trainer.evaluation.proportion import wilson_interval
-from trainer.tracking.address import without_password
 from trainer.tracking.compare import Paired
 from trainer.tracking.registry import Promotion
+from trainer.tracking.store import without_password
 from trainer.worker.epoch import EpochFigures, EpochSums
 from trainer.worker.events import Began, EpochEnded, EpochsDone, Event, EventReader, Halted, Stepped, tell
 from trainer.worker.outcome import Outcome
@@ -144,12 +142,6 @@ def test_a_duration_is_told_in_words(seconds: float, words: str) -> None:
     assert duration(seconds) == words
 
 
-@pytest.mark.parametrize(("num_right", "num_all"), [(0, 7), (3, 4), (38, 45), (45, 45), (900, 1000)])
-def test_the_interval_is_wilsons(num_right: int, num_all: int) -> None:
-    wanted = binomtest(num_right, num_all).proportion_ci(method="wilson")
-    assert wilson_interval(num_right, num_all) == pytest.approx((wanted.low, wanted.high))
-
-
 def test_a_good_run_is_told_in_a_few_lines(manifest: Manifest) -> None:
     assert closing(manifest, epoch(1, 0.5), epoch(2, 0.96), best=2, test=evaluation(38, 40)).lines() == [
         "run one is done: epoch 2 of 2 was the best, val macro_f1 0.960; ended early: no better one for 3 epochs "
@@ -216,7 +208,7 @@ FORMER = ModelVersion("clipstream", "2", 0, run_id="r")
             [
                 "registered clipstream version 3: @champion moves to it from version 2 (val macro_f1 0.500, against "
                 "0.400 of version 2)",
-                "  of the same 45 test clips, 5 are right in version 3 only, 3 in version 2 only: this may be chance "
+                "  of the same 45 test clips, 5 are right in version 3 only, 3 in version 2 only: that may be chance "
                 "(p = 0.73)",
             ],
         ),
@@ -226,7 +218,7 @@ FORMER = ModelVersion("clipstream", "2", 0, run_id="r")
             [
                 "registered clipstream version 3: @champion stays version 2 (val macro_f1 0.500, against 0.600 of "
                 "version 2)",
-                "  of the same 45 test clips, 1 are right in version 3 only, 12 in version 2 only: this is more than "
+                "  of the same 45 test clips, 1 are right in version 3 only, 12 in version 2 only: that is hardly "
                 "chance (p = 0.0034)",
             ],
         ),

@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from configs.train import REGISTERED_MODEL, TrainConfig
+from packer.proportion import LEVEL, wilson_interval
 from packer.shards.manifest import Manifest
 from trainer.driver.release import Release
-from trainer.evaluation.metrics import LEVEL, Evaluation
-from trainer.evaluation.proportion import wilson_interval
-from trainer.tracking.compare import Paired
+from trainer.evaluation.metrics import Evaluation
+from trainer.tracking.compare import Paired, verdict
 from trainer.worker.epoch import EpochFigures
 from trainer.worker.outcome import Outcome
 
@@ -21,8 +21,6 @@ LEAST_GAP = 0.15
 """The same for the train accuracy above val."""
 GOOD_ENOUGH = 0.95
 """From this val metric on, more epochs are not proposed."""
-CHANCE = 1 - LEVEL
-"""A difference between two models that is more probable than this may be chance."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,7 @@ class Closing:
         split = "test" if "test" in self.outcome.evaluations else "val"
         evaluation = self.outcome.evaluations[split]
         num_right, num_clips = int(evaluation.confusion.trace()), evaluation.num_samples
-        low, high = wilson_interval(num_right, num_clips)
+        low, high = wilson_interval(num_right / num_clips, num_clips)
         guess, name = self._guess(evaluation)
         yield (
             f"{split} accuracy: {num_right / num_clips:.1%} of {num_clips:,} clips, {LEVEL:.0%} interval {low:.1%} to "
@@ -150,10 +148,9 @@ class Closing:
         yield f"{head}{fate} (val {config.select_by} {value:.3f}, against {former_value})"
         if self.paired:
             pair = self.paired
-            verdict = "may be chance" if pair.chance > CHANCE else "is more than chance"
             yield (
                 f"  of the same {pair.num_clips:,} {pair.split} clips, {pair.num_only_other} are right in version "
-                f"{version} only, {pair.num_only_one} in version {former.version} only: this {verdict} "
+                f"{version} only, {pair.num_only_one} in version {former.version} only: that {verdict(pair.chance)} "
                 f"(p = {pair.chance:.2g})"
             )
 

@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 from configs.home import resolve
 from configs.section import UsageError
 from configs.train import CvConfig, TrainConfig
+from packer.proportion import LEVEL
 from packer.shards.manifest import manifest_sha256, read_manifest
 from packer.storage.location import at, locate
 from trainer.driver.ending import Stopped
 from trainer.driver.job import train
 from trainer.driver.run_folder import RunRecord, find_record, locked, new_name, new_record, read_record
 from trainer.driver.run_life import live_run
-from trainer.evaluation.metrics import FIGURES, LEVEL, NUM_RESAMPLES, confusion_figures, intervals
+from trainer.evaluation.metrics import FIGURES, NUM_RESAMPLES, confusion_figures, intervals
 from trainer.tracking.run_log import RunLog, read_confusion
 
 logger = logging.getLogger(__name__)

@@ -19,8 +19,8 @@ from trainer.driver.release import Release, register_best
 from trainer.driver.run_folder import RunRecord, save_config
 from trainer.driver.run_life import live_run
 from trainer.driver.worker_group import WorkerGroup
-from trainer.tracking.address import run_address
 from trainer.tracking.compare import Paired, paired
+from trainer.tracking.pages import where_to_look
 from trainer.tracking.registry import RegistryError
 from trainer.tracking.run_log import RunLog
 from trainer.worker.events import Halted
@@ -116,7 +116,7 @@ def _release(spec: JobSpec, manifest: Manifest, outcome: Outcome, *, registers: 
         config=spec.config,
         manifest=manifest,
         outcome=outcome,
-        address=run_address(spec.tracking_uri, spec.run_id),
+        address=where_to_look(spec.tracking_uri, spec.run_id),
         release=release,
         paired=_paired(spec, release),
     )

@@ -11,8 +11,8 @@ from configs.section import UsageError
 from configs.train import TrainConfig
 from trainer.driver.ending import RunFailedError, Stopped
 from trainer.driver.run_folder import LOCK_FILE, RunRecord, locked
-from trainer.tracking.address import without_password
 from trainer.tracking.runs import EndStatus, end_run, open_run, reopen_run, running_runs
+from trainer.tracking.store import without_password
 
 logger = logging.getLogger(__name__)
 

@@ -6,13 +6,14 @@ can be shown later which samples went wrong. Running the model is not done here:
 
 from dataclasses import dataclass
 from functools import cached_property
-from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from packer.proportion import LEVEL
 
 TOP_K = 5
 """A prediction counts for `top5` if the true class is among the K most probable ones."""
@@ -34,8 +35,6 @@ BEST = "best/"
 
 MLflow's page shows metrics with the same beginning together, and before those without one, such as the curves.
 """
-LEVEL = 0.95
-"""Share of the resamples that an interval covers."""
 NUM_RESAMPLES = 1000
 """Resamples of an interval."""
 
@@ -195,19 +194,3 @@ def intervals(confusion: NDArray[np.int64]) -> dict[str, tuple[float, float]]:
         values.append([figures[name] for name in FIGURES])
     lows, highs = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0).tolist()
     return dict(zip(FIGURES, zip(lows, highs, strict=True), strict=True))
-
-
-def wilson_interval(
-    shares: NDArray[np.float64], num_samples: NDArray[np.int64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Returns the low and the high ends of the 95 % intervals of shares, each of at least one sample.
-
-    3 of 4 right are a share of 0.75, whose interval is 0.30 to 0.95.
-
-    Source: Wilson 1927, "Probable Inference, the Law of Succession, and Statistical Inference".
-    """
-    z = NormalDist().inv_cdf((1 + LEVEL) / 2)
-    spread = z**2 / num_samples
-    centres = (shares + spread / 2) / (1 + spread)
-    halves = np.sqrt(shares * (1 - shares) * spread + spread**2 / 4) / (1 + spread)
-    return centres - halves, centres + halves

@@ -12,8 +12,9 @@ import numpy as np
 
 from configs.section import flatten
 from configs.train import TrainConfig
+from packer.proportion import LEVEL, wilson_interval
 from packer.shards.manifest import Manifest
-from trainer.evaluation.metrics import LEVEL, Evaluation, wilson_interval
+from trainer.evaluation.metrics import Evaluation
 from trainer.evaluation.tables import class_counts
 from trainer.model.contract import ModelContract
 
@@ -74,7 +75,7 @@ def _spaced(row: str) -> str:
 
 def _headline(split: str, evaluation: Evaluation) -> str:
     num_samples, right = evaluation.num_samples, int(np.trace(evaluation.confusion))
-    (low,), (high,) = wilson_interval(np.array([right / num_samples]), np.array([num_samples]))
+    low, high = wilson_interval(right / num_samples, num_samples)
     return (
         f"**{right / num_samples:.1%} of {num_samples:,} {split} clips are right** ({LEVEL:.0%} interval {low:.1%} to "
         f"{high:.1%})."

@@ -12,8 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
+from packer.proportion import wilson_interval
 from packer.shards.manifest import Manifest
-from trainer.evaluation.metrics import NUM_BINS, Evaluation, wilson_interval
+from trainer.evaluation.metrics import NUM_BINS, Evaluation
 from trainer.evaluation.tables import class_counts
 
 DPI = 110
@@ -66,10 +67,10 @@ def draw_calibration(evaluation: Evaluation, title: str) -> bytes:
     figure = Figure(figsize=(7, 7), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     upper.plot([0, 1], [0, 1], "--", color="grey", linewidth=1, label="perfectly calibrated")
-    lows, highs = wilson_interval(accuracy, num_samples)
+    lows, highs = np.array([*map(wilson_interval, accuracy.tolist(), num_samples.tolist())]).reshape(-1, 2).T
     upper.errorbar(
         *(bins.probability[filled], accuracy),
-        yerr=[(accuracy - lows).clip(min=0), (highs - accuracy).clip(min=0)],
+        yerr=[accuracy - lows, highs - accuracy],
         fmt="o",
         color="C0",
         elinewidth=1,

@@ -81,6 +81,11 @@ def compare(uri: str, names: Sequence[str]) -> str:
     return "\n".join([*lines, f"curves: {'' if uri.startswith('http') else '`python -m trainer ui`, then '}{page}"])
 
 
+def verdict(probability: float) -> str:
+    """Says in words what a probability of `mcnemar` means."""
+    return "is hardly chance" if probability < SURE_BELOW else "may be chance"
+
+
 def mcnemar(num_only_one: int, num_only_other: int) -> float:
     """Returns how probable it is that two equally good runs differ at least this much (exact McNemar test, two-sided).
 
@@ -228,10 +233,10 @@ def _compare(split: str, names: Sequence[str], one: Predictions, other: Predicti
         return [f"{split}: the two runs were measured on different clips, so their figures cannot be compared", ""]
     only_one, only_other = _right_in_one(one, other)
     probability = mcnemar(len(only_one), len(only_other))
-    verdict = "is hardly chance" if probability < SURE_BELOW else "may be chance"
     lines = [
         f"{split}, {len(one)} clips: right in {names[0]} only: {len(only_one)}, in {names[1]} only: {len(only_other)}",
-        f"  that {verdict}: two equally good runs differ at least this much with probability {probability:.2g}",
+        f"  that {verdict(probability)}: two equally good runs differ at least this much with probability "
+        f"{probability:.2g}",
     ]
     gains = {true: 0 for true, _ in one.values()}
     for keys, step in ((only_one, -1), (only_other, 1)):

@@ -11,8 +11,11 @@ from urllib.parse import urlencode
 
 from mlflow import MlflowClient
 from mlflow.entities import Experiment, RunInfo
+from mlflow.exceptions import MlflowException
 
+from configs.home import home, tracking_uri
 from trainer.evaluation.metrics import BEST
+from trainer.tracking.store import without_password
 
 KIND_TAG, KIND = "mlflow.experimentKind", "custom_model_development"
 """Tag of an experiment, and its value for model training. MLflow's releases before 3.17 choose the page by it."""
@@ -56,6 +59,16 @@ def run_page(uri: str, experiment_id: str, run_id: str) -> str:
     return f"{_host(uri)}/#/experiments/{experiment_id}/runs/{run_id}?{_FACE}"
 
 
+def where_to_look(uri: str, run_id: str) -> str:
+    """Returns how to see a run: a server's address, or the command that opens the store's page and then its address."""
+    try:
+        experiment_id = MlflowClient(tracking_uri=uri).get_run(run_id).info.experiment_id
+    except MlflowException:  # the run is over, so this is no reason to fail
+        return f"run {run_id} in {without_password(uri)}"
+    page = run_page(uri, experiment_id, run_id)
+    return page if _is_server(uri) else f"{_opening(uri)}, then {page}"
+
+
 def comparison_page(uri: str, runs: Sequence[RunInfo]) -> str:
     """Returns the address at which runs are compared, see `runs_page`."""
     lists = {"runs": [run.run_id for run in runs], "experiments": sorted({run.experiment_id for run in runs})}
@@ -70,4 +83,14 @@ def version_page(uri: str, name: str, version: str) -> str:
 
 
 def _host(uri: str) -> str:
-    return uri.rstrip("/") if uri.startswith(("http://", "https://")) else _LOCAL_PAGE
+    return without_password(uri).rstrip("/") if _is_server(uri) else _LOCAL_PAGE
+
+
+def _is_server(uri: str) -> bool:
+    return uri.startswith(("http://", "https://"))
+
+
+def _opening(uri: str) -> str:
+    """Returns the command that opens a store that is no server's, from the folder in which a user is."""
+    command = "make ui" if (home() / "Makefile").exists() else "python -m trainer ui"
+    return command if uri == tracking_uri() else f"MLFLOW_TRACKING_URI={without_password(uri)} {command}"

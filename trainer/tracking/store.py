@@ -6,6 +6,7 @@ Stores of other kinds, a tracking server above all, are left alone. Nothing here
 import os
 import tempfile
 from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
 
 from configs.section import UsageError
 
@@ -16,6 +17,14 @@ PREFIX = "sqlite:///"
 def is_absent(uri: str) -> bool:
     """Tells whether an MLflow store is a SQLite file that does not exist; MLflow would create it on any question."""
     return uri.startswith(PREFIX) and not _path(uri).exists()
+
+
+def without_password(uri: str) -> str:
+    """Returns a store's address as it may be shown: without the user and password that it may hold."""
+    parts = urlsplit(uri)
+    if "@" not in parts.netloc:
+        return uri
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
 def create_store(uri: str) -> None:

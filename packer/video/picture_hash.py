@@ -8,6 +8,7 @@ Source: Krawetz, "Kind of Like That", The Hacker Factor Blog, 2013 (dHash).
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import chain
 
 import numpy as np
@@ -45,7 +46,7 @@ def picture_hash(jpeg: bytes) -> str:
     grey = grey[_inner(is_lit.any(1)), _inner(is_lit.any(0))]
     if not grey.size or grey.std() < _LEAST_SPREAD:
         return ""
-    return b"".join(_differences(grey, side) for side in _SIDES).hex()
+    return _bits(grey).hex()
 
 
 def hash_words(hashes: Sequence[Sequence[str]]) -> NDArray[np.uint64]:
@@ -60,16 +61,26 @@ def _inner(is_lit: NDArray[np.bool_]) -> slice:
     return slice(lit[0], lit[-1] + 1) if len(lit) else slice(0)
 
 
-def _differences(grey: NDArray[np.uint8], side: int) -> bytes:
-    means = _means(grey, side, side + 1)
-    return np.packbits(means[:, 1:] > means[:, :-1]).tobytes()
+def _bits(grey: NDArray[np.uint8]) -> bytes:
+    """Returns whether each mean is brighter than its left neighbour: the coarse means, then the fine ones."""
+    sums = np.zeros((grey.shape[0] + 1, grey.shape[1] + 1), np.int64)  # of all pixels above and left of a corner
+    grey.cumsum(0, np.int64).cumsum(1, out=sums[1:, 1:])
+    top, bottom = _parts(grey.shape[0], _SIDES)
+    left, right = _parts(grey.shape[1], tuple(side + 1 for side in _SIDES))
+    bands = sums[bottom] - sums[top]
+    means = (bands[:, right] - bands[:, left]) / np.outer(bottom - top, right - left)
+    coarse, fine = means[: _SIDES[0], : _SIDES[0] + 1], means[_SIDES[0] :, _SIDES[0] + 1 :]
+    return b"".join(np.packbits(part[:, 1:] > part[:, :-1]).tobytes() for part in (coarse, fine))
 
 
-def _means(grey: NDArray[np.uint8], num_rows: int, num_columns: int) -> NDArray[np.float64]:
-    """Returns the means of equal parts of a picture `(H, W)`; if it has fewer pixels, they are repeated."""
-    numbers = zip((num_rows, num_columns), grey.shape, strict=True)
-    rows, columns = (np.arange(num) * length // num for num, length in numbers)
-    sums = np.add.reduceat(np.add.reduceat(grey, rows, 0, np.float64), columns, 1)
-    heights, widths = (np.diff(at, append=n).clip(1) for at, n in zip((rows, columns), grey.shape, strict=True))
-    means: NDArray[np.float64] = sums / np.outer(heights, widths)
-    return means
+@lru_cache(maxsize=256)
+def _parts(length: int, nums: tuple[int, ...]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Returns where each of the equal parts of a side starts and ends; of a side that is too short, parts repeat.
+
+    Args:
+        length: Of the side.
+        nums: Into how many parts it is cut, for each of several ways to cut it.
+    """
+    starts = [number * length // num for num in nums for number in range(num)]
+    ends = [(number + 1) * length // num for num in nums for number in range(num)]
+    return np.array(starts), np.maximum(ends, np.add(starts, 1))

@@ -97,6 +97,9 @@ class ServeConfig(ModelSource):
     """File with one API key per line; CLIPSTREAM_API_KEY may hold keys too, separated by commas."""
     allow_unauthenticated: bool = False
     """Serve without an API key, but only to programs on this machine; `python -m serve` sets it on a loopback host."""
+    explain: bool = False
+    """Answer `?explain=1` too: which frames decided. One such video costs the model as much as T + 1 of them, if a clip
+    has T frames."""
     samples: str | None = None
     """Folder of videos that the page offers to everybody who may ask: at most 24, from it and the folders below."""
     limits: UploadLimits = UploadLimits()
@@ -105,6 +108,11 @@ class ServeConfig(ModelSource):
     def max_replicas(self) -> int:
         """Most model replicas that may run."""
         return self.autoscaling.max_replicas if self.autoscaling else self.num_replicas
+
+    @property
+    def max_explained(self) -> int:
+        """Most videos of a replica that are explained or wait for it; the other half of its room is for all others."""
+        return max(1, self.max_queued // 2)
 
     @property
     def cpus_per_replica(self) -> int:

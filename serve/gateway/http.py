@@ -21,7 +21,7 @@ from serve.gateway.oip import OpenInference
 from serve.gateway.openapi import DESCRIPTION, PREDICTED, VIDEOS, DescribedApp, errors
 from serve.gateway.page import add_page, find_samples
 from serve.gateway.upload import read_videos
-from serve.messages.refusal import Refusal
+from serve.messages.refusal import Refusal, explains_nothing
 from serve.messages.schema import Answer, ErrorAnswer, Health, ModelInfo, Results, VideoClassifier, Wanted
 from serve.request.access_log import Access
 from serve.request.error_response import refusal_response
@@ -40,6 +40,9 @@ class PredictOptions(BaseModel):
     top_k: int | None = Field(None, ge=1, description="classes in the answer; by default the server's own number")
     frames: bool = Field(False, description="also return the frames that the model saw, as they are stored: whole")
     view: bool = Field(False, description="also return these frames as they enter the model: in its size and crop")
+    explain: bool = Field(
+        False, description="also return which frames decided, if the server was started with --explain"
+    )
 
 
 class Routes:
@@ -79,10 +82,12 @@ class Routes:
         and named `file`. A form with one file gets the same answer as a raw body. For several files there is one result
         each, in their order: an answer, or an error object if the file cannot be used.
         """
+        if options.explain and not self._config.explain:
+            raise explains_nothing()
         deadline = Deadline(self._config.deadline_seconds)
         async with deadline.of_body():
             videos, several = await read_videos(request, self._config.max_body_bytes, self._config.max_files)
-        wanted = Wanted(options.top_k or self._config.top_k, frames=options.frames, view=options.view)
+        wanted = Wanted(options.top_k or self._config.top_k, options.frames, options.view, options.explain)
         answers = [self._classify(video, wanted, deadline) for video in videos]
         if not several:
             return await answers[0]

@@ -42,6 +42,14 @@ ANSWER = {
     },
     "timing": {"decode_seconds": 0.031, "queue_seconds": 0.002, "model_seconds": 0.094},
 }
+EXPLANATION = {
+    "class": "wave",
+    "against": "clap",
+    "lead": 3.88,
+    "frame_weights": [0.1, 0.1, 0.2, 0.2, 0.4, 0.9, 1.6, 1.9, 0.8, 0.3, 0.1, 0.1, -0.2, -0.1, 0.1, 0.1],
+    "method": "occlusion of single frames",
+    "seconds": 1.504,
+}
 REFUSED = {"error": {"code": "empty_file", "message": "the file is empty"}}
 INFERENCE_ANSWER = {
     "model_name": "clipstream",
@@ -114,7 +122,11 @@ PREDICTED: dict[int | str, dict[str, Any]] = {
         "description": "The classes of the video. If there are several files: one result each, in their order.",
         "content": {
             "application/json": {
-                "examples": {"one video": {"value": ANSWER}, "several": {"value": {"results": [ANSWER, REFUSED]}}}
+                "examples": {
+                    "one video": {"value": ANSWER},
+                    "with explain=1": {"value": ANSWER | {"explanation": EXPLANATION}},
+                    "several": {"value": {"results": [ANSWER, REFUSED]}},
+                }
             }
         },
     }

@@ -58,6 +58,12 @@ def unknown_version(served: str) -> Refusal:
     return Refusal(404, "unknown_version", f"only version {served} is served now: the alias points at it")
 
 
+def explains_nothing() -> Refusal:
+    """Returns the refusal of a server that is not to explain its answers."""
+    message = "explain: this server does not explain its answers: its operator can allow it by the option --explain"
+    return Refusal(422, "not_explained", message)
+
+
 def unknown_sample() -> Refusal:
     """Returns the refusal of a request for a sample video that the server does not offer."""
     return Refusal(404, "no_sample", "there is no such sample: /samples lists them, numbered from 0")

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,8 @@ class Wanted:
     """The frames of the clip, too."""
     view: bool = False
     """The frames as they enter the model, too."""
+    explain: bool = False
+    """How much each frame decided, too."""
 
 
 class ModelName(BaseModel):
@@ -70,6 +72,23 @@ class Timing(BaseModel):
     model_seconds: float = Field(ge=0, description="the forward pass of its batch", examples=[0.035])
 
 
+class Explanation(BaseModel):
+    """How much each frame decided: what happens to the answer when the model does not see it."""
+
+    model_config = ConfigDict(serialize_by_alias=True)
+
+    class_name: str = Field(alias="class", description="the most probable class", examples=["wave"])
+    against: str = Field(description="the second most probable class", examples=["clap"])
+    lead: float = Field(ge=0, description="logit of `class` minus that of `against`", examples=[3.9])
+    frame_weights: list[float] = Field(
+        description="one per frame of `frame_indices`: by how many logits the lead falls if the frame has the clip's "
+        "mean colour instead. Negative: it speaks for `against`. Above `lead`: without it the answer is another one",
+        examples=[[2.1, 0.3, -0.2]],
+    )
+    method: Literal["occlusion of single frames"] = "occlusion of single frames"
+    seconds: float = Field(ge=0, description="what the explanation took after the answer, waiting included")
+
+
 class Answer(BaseModel):
     """The classes of one video, most probable first. The probabilities of all classes sum to 1."""
 
@@ -81,6 +100,7 @@ class Answer(BaseModel):
     view: list[str] | None = Field(
         None, description="with `?view=1`: the same frames as they enter the model, in its size and crop, base64 PNGs"
     )
+    explanation: Explanation | None = Field(None, description="with `?explain=1`: which frames decided")
 
 
 class ErrorDetail(BaseModel):
@@ -123,6 +143,7 @@ class ModelInfo(ModelName):
     select_by: str = Field(description="the val metric that chose this model", examples=["macro_f1"])
     val_metric: float = Field(examples=[0.91])
     code_version: str = Field(description="version of the code that trained it")
+    explains: bool = Field(description="whether the server takes `?explain=1`")
 
 
 class ModelStatus(BaseModel):

@@ -10,7 +10,7 @@ import io
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -27,6 +27,7 @@ from serve.messages.schema import (
     ClassProbability,
     ClipInfo,
     Clips,
+    Explanation,
     ModelInfo,
     ModelName,
     ModelStatus,
@@ -36,6 +37,7 @@ from serve.messages.schema import (
 )
 from serve.replica.alias_watch import AliasWatch
 from serve.replica.batcher import GreedyBatcher
+from serve.replica.explainer import Explainer
 from serve.request.record import ClassifierObserver
 
 if TYPE_CHECKING:
@@ -139,6 +141,7 @@ class Classifier:
         self._executor = ThreadPoolExecutor(1, "model")  # one forward pass at a time, of whichever version
         self._watch = AliasWatch(self._resolve, self._load, ServedModel.retire, config.alias_poll_seconds)
         self._num_admitted = 0
+        self._explainer = Explainer(config.max_explained)
 
     async def start(self) -> None:
         """Starts to follow the alias, and returns when the first attempt to load a model has ended."""
@@ -168,6 +171,7 @@ class Classifier:
             select_by=contract.select_by,
             val_metric=contract.val_metric,
             code_version=contract.code_version,
+            explains=self._config.explain,
         )
         return ModelStatus(model=info, problem=self._watch.problem)
 
@@ -227,13 +231,14 @@ class Classifier:
             self._num_admitted -= 1
 
     async def _classify(self, model: ServedModel, video: bytes, wanted: Wanted) -> Answer:
-        with self._admitted():
+        with self._admitted(), self._explainer.admitted() if wanted.explain else nullcontext():
             submitted_at = time.monotonic()
             decoding = self._pool.submit(video, model.predictor.contract.clip)
             clip = model.predictor.pick(await _decoded(decoding))
             frames = await asyncio.to_thread(model.predictor.view, clip)
             ready_at = time.monotonic()
             forward = await model.batcher.submit(frames)
+            explanation = await self._explain(model, frames, forward.probabilities) if wanted.explain else None
         timing = Timing(
             decode_seconds=ready_at - decoding.started_at,
             queue_seconds=decoding.started_at - submitted_at + forward.started_at - ready_at,
@@ -247,6 +252,22 @@ class Classifier:
             timing=timing,
             frames=[_base64(jpeg) for jpeg in clip.jpegs] if wanted.frames else None,
             view=await asyncio.to_thread(_pngs, frames) if wanted.view else None,
+            explanation=explanation,
+        )
+
+    async def _explain(self, model: ServedModel, frames: "FramesTHWC", probabilities: "ProbabilitiesK") -> Explanation:
+        async def classify(clip: "FramesTHWC") -> "ProbabilitiesK":
+            return (await model.batcher.submit(clip)).probabilities
+
+        started_at = time.monotonic()
+        found = await self._explainer.explain(classify, frames, probabilities)
+        class_names = model.predictor.contract.class_names
+        return Explanation(
+            **{"class": class_names[found.best]},
+            against=class_names[found.second],
+            lead=found.lead,
+            frame_weights=found.weights_T.tolist(),
+            seconds=time.monotonic() - started_at,
         )
 
     def _resolve(self) -> str:

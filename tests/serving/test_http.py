@@ -15,7 +15,8 @@ from PIL import Image
 
 from configs.serve import ServeConfig, UploadLimits
 from packer.video.clip import read_clip
-from serve.replica.predictor import ModelView
+from serve.replica.explainer import hidden, mean_colour
+from serve.replica.predictor import FramesTHWC, ModelView
 from tests.support.registry import CLASS_NAMES, CLIP, MLFLOW_WARNINGS, contract, register, register_again, store_uri
 from tests.support.serving import Reply, access_lines, ask, form, served
 from tests.support.videos import write_numbered_video, write_video
@@ -62,6 +63,13 @@ def config(store: Path, **changes: object) -> ServeConfig:
 @pytest.fixture(scope="module")
 def port(champion_store: Path) -> Iterator[int]:
     with served(config(champion_store)) as port:
+        yield port
+
+
+@pytest.fixture(scope="module")
+def explaining_port(champion_store: Path) -> Iterator[int]:
+    # It does not look for a new version: torch cannot load two models at once in one process.
+    with served(config(champion_store, explain=True, max_queued=4, alias_poll_seconds=3600)) as port:
         yield port
 
 
@@ -145,6 +153,53 @@ def test_top_k_and_frames(post: Post, bright: bytes) -> None:
     assert len(answer["frames"]) == CLIP.num_frames
     assert all(frame.startswith("/9j/") for frame in answer["frames"])  # base64 of a JPEG's first bytes
     assert len(post(bright, query="?top_k=99").json["predictions"]) == len(CLASS_NAMES)
+
+
+def test_an_explanation_is_what_the_model_says_without_each_frame(
+    post: Post, explaining_port: int, tmp_path: Path
+) -> None:
+    pictures = [np.full((48, 64, 3), level, np.uint8) for level in (250, 250, 100, 200)]
+    video = write_video(tmp_path / "dip.mp4", pictures).read_bytes()
+    answer = ask(explaining_port, "POST", "/v1/predict?explain=1&top_k=3", video).json
+    explanation = answer.pop("explanation")
+    assert classified(answer) == classified(post(video, query="?top_k=3").json)
+    assert (explanation["class"], explanation["against"]) == ("bright", "middle")
+    assert explanation["method"] == "occlusion of single frames"
+    assert explanation["seconds"] > 0
+    model = ModelView(contract())
+    frames = model.view(model.pick(read_clip(video, CLIP, UploadLimits())))
+    assert explanation["lead"] == pytest.approx(lead_of_bright(frames), abs=1e-4)
+    without = [lead_of_bright(hidden(frames, number, mean_colour(frames))) for number in range(4)]
+    weights = explanation["frame_weights"]
+    assert weights == pytest.approx([lead_of_bright(frames) - lead for lead in without], abs=1e-4)
+    assert weights[2] < -0.5 < 0.2 < weights[0]
+
+
+def lead_of_bright(frames: FramesTHWC) -> float:
+    """Returns by how much `Brightness` prefers bright to middle."""
+    mean = float(frames.mean())
+    return ((mean - 128) / 64) ** 2 - ((mean - 255) / 64) ** 2
+
+
+def test_each_of_several_files_is_explained_but_not_more_than_half_of_the_room(
+    explaining_port: int, bright: bytes
+) -> None:
+    body, headers = form(bright, b"not a video")
+    good, bad = ask(explaining_port, "POST", "/v1/predict?explain=1", body, headers).json["results"]
+    assert len(good["explanation"]["frame_weights"]) == CLIP.num_frames
+    assert bad["error"]["code"] == "not_a_video"
+    body, headers = form(bright, bright, bright)
+    results = ask(explaining_port, "POST", "/v1/predict?explain=1", body, headers).json["results"]
+    assert [result.get("error", {}).get("code") for result in results] == [None, None, "overloaded"]
+
+
+def test_explanations_are_given_only_if_the_operator_allows_them(port: int, explaining_port: int, post: Post) -> None:
+    assert ServeConfig().explain is False
+    reply = post(b"not even read", query="?explain=1")
+    assert (reply.status, reply.code) == (422, "not_explained")
+    assert "--explain" in reply.json["error"]["message"]
+    told = [ask(address, "GET", "/v1/model").json["explains"] for address in (port, explaining_port)]
+    assert told == [False, True]
 
 
 def test_one_file_of_a_form_is_like_a_raw_body(post: Post, bright: bytes) -> None:

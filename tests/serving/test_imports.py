@@ -27,7 +27,7 @@ def imports(name: str) -> tuple[list[str], set[str]]:
     [
         ("serve.replica.predictor", 16, {"pyarrow", "webdataset", "mlflow", "ray"}),
         ("packer.decoders.process", 24, {"torch", "pyarrow", "webdataset", "mlflow", "ray"}),
-        ("serve.app", 49, {"torch", "mlflow"}),
+        ("serve.app", 50, {"torch", "mlflow"}),
     ],
 )
 def test_a_process_imports_little(name: str, num_files: int, unwanted: set[str]) -> None:

@@ -38,7 +38,7 @@ BODY_REFUSALS = {"400", "408", "413", "415", "422"}
 @pytest.fixture(scope="module")
 def port(champion_store: Path) -> Iterator[int]:
     config = ServeConfig(
-        tracking_uri=store_uri(champion_store), max_body_bytes=200_000, max_files=3, deadline_seconds=10
+        tracking_uri=store_uri(champion_store), max_body_bytes=200_000, max_files=3, deadline_seconds=10, explain=True
     )
     with served(config, keys=("key",)) as port:
         yield port
@@ -77,8 +77,10 @@ def shape(value: Any) -> Any:
 def test_the_examples_of_answers_are_true(port: int, description: dict[str, Any], tmp_path: Path) -> None:
     video = write_video(tmp_path / "bright.mp4", [np.full((48, 64, 3), 250, np.uint8)] * 10).read_bytes()
     content = description["paths"]["/v1/predict"]["post"]["responses"]["200"]["content"]["application/json"]
-    one, several = (content["examples"][name]["value"] for name in ("one video", "several"))
+    names = ("one video", "with explain=1", "several")
+    one, explained, several = (content["examples"][name]["value"] for name in names)
     assert shape(ask(port, "POST", "/v1/predict", video, KEY).json) == shape(one)
+    assert shape(ask(port, "POST", "/v1/predict?explain=1", video, KEY).json) == shape(explained)
     body, headers = form(video, b"")
     good, empty = ask(port, "POST", "/v1/predict", body, headers | KEY).json["results"]
     assert shape(good) == shape(several["results"][0])

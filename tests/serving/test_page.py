@@ -36,7 +36,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory, champion_store: Path) -> Pa
         write_video(folder / "samples" / name, [np.full((48, 64, 3), level, np.uint8)] * 10, fps=10)
     (folder / "samples" / "licence.txt").write_text("not to be offered")
     write_video(folder / "dim.mp4", [np.full((48, 64, 3), 62, np.uint8)] * 10, fps=10)  # nearly between two classes
+    dip = [np.full((48, 64, 3), level, np.uint8) for level in (250, 255, 80, 208)]
+    write_video(folder / "dip.mp4", dip, fps=10)
     write_numbered_video(folder / "old.avi", 25, codec="mpeg4")
+    write_numbered_video(folder / "wide.mp4", 25, width_px=640, height_px=48)
     write_video(folder / "long.mp4", list(np.random.default_rng(0).integers(0, 255, (20, 96, 128, 3), np.uint8)))
     (folder / BAD_NAME).write_text("not a video")
     return folder
@@ -44,7 +47,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory, champion_store: Path) -> Pa
 
 def config(folder: Path) -> ServeConfig:
     values = {"tracking_uri": store_uri(folder), "samples": str(folder / "samples"), "max_body_bytes": MAX_BODY_BYTES}
-    return ServeConfig.model_validate(values | {"allow_unauthenticated": True, "alias_poll_seconds": 0.5})
+    return ServeConfig.model_validate(
+        values | {"allow_unauthenticated": True, "alias_poll_seconds": 0.5, "explain": True}
+    )
 
 
 def served_version(port: int) -> str:
@@ -60,7 +65,7 @@ def port(folder: Path) -> Iterator[int]:
 @pytest.fixture(scope="module")
 def locked_port(folder: Path) -> Iterator[int]:
     # It does not follow the alias: torch cannot load two models at once in one process, and the other server does.
-    fixed = config(folder).model_copy(update={"alias_poll_seconds": 3600.0})
+    fixed = config(folder).model_copy(update={"alias_poll_seconds": 3600.0, "explain": False})
     with served(fixed, keys=(KEY,)) as port:
         yield port
 
@@ -129,6 +134,46 @@ def test_an_uncertain_answer_does_not_look_like_a_certain_one(browser: Browser, 
     assert browser.count(".card:first-child .unsure") == 0
     sure = browser.run(LOOK)
     assert all(one != other for one, other in zip(unsure, sure, strict=True))
+
+
+def test_the_frames_that_decided_are_marked(browser: Browser, folder: Path, port: int) -> None:
+    video = (folder / "dip.mp4").read_bytes()
+    explanation = ask(port, "POST", "/v1/predict?explain=1", video).json["explanation"]
+    browser.type("#files", str(folder / "dip.mp4"))
+    browser.wait(".frames img")
+    assert browser.count(".weight, .reason, .scale") == 0
+    browser.throttle(offline=True)
+    browser.click(".explain")
+    browser.wait(".reason", "cannot be reached")
+    browser.throttle()
+    browser.run("document.querySelector('.explain').focus()")
+    browser.press(Keys.ENTER)
+    browser.wait(".weight")
+    weights, lead = explanation["frame_weights"], explanation["lead"]
+    best = max(range(CLIP.num_frames), key=weights.__getitem__)
+    sentence = browser.text(".reason")
+    assert sentence.startswith(f"The strongest evidence for bright is frame {best}, {best / 10:.2f} s: without it, the")
+    falls = f"falls from {lead:.2f} to \N{MINUS SIGN}{weights[best] - lead:.2f} logits, and the answer is another one."
+    assert sentence.endswith(falls)
+    assert browser.text("#announcement") == f"dip.mp4: {sentence}"
+    shown = browser.run("return [...document.querySelectorAll('.weight')].map((bar) => bar.textContent)")
+    assert [float(text.removeprefix("weight ").replace("\N{MINUS SIGN}", "-")) for text in shown] == pytest.approx(
+        weights, abs=0.006
+    )
+    assert [text.removeprefix("weight ")[0] for text in shown] == ["+", "+", "\N{MINUS SIGN}", "+"]
+    bars = browser.run("return [...document.querySelectorAll('.weight i')].map((bar) => bar.offsetWidth)")
+    largest = max(map(abs, weights))
+    assert bars == pytest.approx([abs(weight) / largest * max(bars) for weight in weights], abs=1)
+    middle = """return [...document.querySelectorAll('.weight i')].map((bar) => {
+    const {left, right} = bar.parentNode.getBoundingClientRect();
+    return bar.getBoundingClientRect().left + 1 >= (left + right) / 2; })"""
+    assert browser.run(middle) == [weight > 0 for weight in weights]
+    assert browser.run("return document.activeElement.className") == "reason"
+    assert browser.count(".explain") == 0
+    browser.type("#files", str(folder / "samples" / "bright.mp4"))  # all its frames are alike
+    browser.wait(".card:first-child .frames img")
+    browser.click(".card:first-child .explain")
+    browser.wait(".card:first-child .reason", "No single frame decided.")
 
 
 LOOK = """const styles = (selector, part) => getComputedStyle(document.querySelector(`.card ${selector}`), part);
@@ -216,10 +261,14 @@ def test_nothing_is_wider_than_the_screen(browser: Browser, folder: Path, width_
     browser.resize(width_px, 800)
     long_name = folder / f"{'a-long-name-' * 10}.mp4"
     long_name.write_text("not a video")
-    browser.type("#files", f"{folder / 'old.avi'}\n{long_name}")
+    browser.type("#files", f"{folder / 'wide.mp4'}\n{long_name}")
     browser.until(lambda: browser.count(f"{ANSWERED}, {FAILED}") == 2, "two results")
     browser.click("summary")
-    browser.wait(".frames img")
+    loaded = "return [...document.querySelectorAll('.frames img')].every((image) => image.naturalWidth)"
+    browser.until(lambda: browser.count(".frames img") and browser.run(loaded), "frames")
+    assert browser.run("return document.documentElement.scrollWidth") <= width_px
+    browser.click(".explain")
+    browser.wait(".weight")
     assert browser.run("return document.documentElement.scrollWidth") <= width_px
 
 
@@ -237,6 +286,8 @@ def test_a_key_is_asked_for_and_opens(chromium_browser: Browser, locked_port: in
     assert browser.run("return document.activeElement.id") == "files"
     browser.click("#samples button")
     browser.wait(ANSWERED, "bright.mp4")
+    browser.wait(".frames img")
+    assert browser.count(".explain") == 0  # the server does not explain
     kept = "return [localStorage.length, sessionStorage.length, document.cookie, location.href.includes('sesame')]"
     assert browser.run(kept) == [0, 0, "", False]
 

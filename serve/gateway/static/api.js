@@ -33,8 +33,18 @@ export async function getSample(number, name) {
   return new File([blob], name, { type: blob.type });
 }
 
-/** Returns the answer for a video, with the seconds measured here. XMLHttpRequest, unlike fetch, reports the progress. */
+/** Returns the answer for a video, and the frames that the model saw. */
 export function classify(file, onProgress, signal) {
+  return predict(file, "frames=1&view=1", onProgress, signal);
+}
+
+/** Returns which frames of a video decided. */
+export async function explain(file, signal) {
+  return (await predict(file, "top_k=1&explain=1", () => {}, signal)).explanation;
+}
+
+/** Returns an answer, with the seconds measured here. XMLHttpRequest, unlike fetch, reports the progress. */
+function predict(file, query, onProgress, signal) {
   return new Promise((resolve, reject) => {
     const cancelled = () => reject(new Problem("Cancelled."));
     if (signal.aborted) return cancelled();
@@ -55,7 +65,7 @@ export function classify(file, onProgress, signal) {
     request.addEventListener("error", () => reject(new Problem(AWAY)));
     request.addEventListener("abort", cancelled);
     signal.addEventListener("abort", () => request.abort());
-    request.open("POST", "v1/predict?frames=1&view=1");
+    request.open("POST", `v1/predict?${query}`);
     request.setRequestHeader("Content-Type", "application/octet-stream");
     for (const [name, value] of Object.entries(keyHeaders())) request.setRequestHeader(name, value);
     request.send(file);

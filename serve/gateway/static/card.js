@@ -27,17 +27,25 @@ export class Card {
   #pictures = [];
   #url = "";
 
-  /** `again`, `cancel` and `remove` are called with the card when the user presses that button. */
-  constructor(file, { again, cancel, remove }) {
+  /** `again`, `cancel`, `remove` and `explain` are called with the card when the user presses that button. */
+  constructor(file, { again, cancel, remove, explain }) {
     this.file = file;
     this.node = document.getElementById("card").content.firstElementChild.cloneNode(true);
     this.#find(".name").textContent = file.name;
     this.#find("progress").ariaLabel = `Upload of ${file.name}`;
-    for (const [name, label, action] of [["again", "Try again", again], ["cancel", "Cancel", cancel], ["remove", "Remove", remove]]) {
+    const buttons = [["again", "Try again", again], ["cancel", "Cancel", cancel], ["remove", "Remove", remove]];
+    for (const [name, label, action] of buttons) {
       const button = this.#find(`.${name}`);
       button.ariaLabel = `${label}: ${file.name}`;
       button.addEventListener("click", () => action(this));
     }
+    const why = this.#find(".explain");
+    why.addEventListener("click", () => {
+      if (why.ariaDisabled === "true") return; // disabled in words only, so that it keeps the focus
+      this.#showWhy("Asking the server…", "");
+      why.ariaDisabled = "true";
+      explain(this);
+    });
     this.#find("details").addEventListener("toggle", () => this.#url || this.#showVideo());
     this.#find(".scrubber input").addEventListener("input", ({ target }) => this.#select(Number(target.value)));
   }
@@ -106,6 +114,33 @@ export class Card {
     return `${this.file.name}: ${verdict}`;
   }
 
+  /** Draws under each frame how much it decided, and returns which one decided most, as a sentence. */
+  showWeights({ class: best, against, lead, frame_weights: weights }) {
+    const largest = Math.max(...weights.map(Math.abs));
+    [...this.#find(".frames").children].forEach((item, i) => item.append(weight(weights[i], weights[i] / largest || 0)));
+    const strongest = weights.indexOf(Math.max(...weights));
+    const left = lead - weights[strongest];
+    const decided = weights[strongest] > lead / (2 * weights.length); // half of an even share
+    const sentence = (decided ? "" : "No single frame decided. ") +
+      `The strongest evidence for ${best} is ${this.#labels(strongest).join(", ")}: without it, the lead over ${against} ` +
+      `falls from ${logits(lead)} to ${logits(left)} logits${left < 0 ? ", and the answer is another one" : ""}.`;
+    this.#find(".scale").textContent =
+      `Bars to the right: the lead of ${best} falls by so much if the model does not see the frame. To the left: it rises.`;
+    const button = this.#find(".explain");
+    const hadFocus = button === document.activeElement;
+    this.#showWhy(button.textContent, sentence);
+    button.hidden = true;
+    this.#find(".scale").hidden = false;
+    if (hadFocus) this.#find(".reason").focus();
+    return `${this.file.name}: ${sentence}`;
+  }
+
+  /** Shows why it is not known which frames decided, and returns it as a sentence. */
+  showUnexplained(problem) {
+    this.#showWhy("Which frames decided?", problem.message);
+    return `${this.file.name}: ${problem.message}`;
+  }
+
   close() {
     this.#controller.abort();
     URL.revokeObjectURL(this.#url);
@@ -126,6 +161,14 @@ export class Card {
     this.#find(".remove").hidden = !isOver;
     if (state === "waiting") this.#find("progress").value = 0;
     if (hadFocus) this.#find(isOver ? "summary" : ".cancel").focus(); // the element that had the focus may be gone
+  }
+
+  #showWhy(label, reason) {
+    const button = this.#find(".explain");
+    button.textContent = label;
+    button.ariaDisabled = null;
+    this.#find(".reason").textContent = reason;
+    this.#find(".reason").hidden = !reason;
   }
 
   /** Shows the video itself if the browser can play it; otherwise the frames. */
@@ -235,6 +278,22 @@ function bar({ class: className, probability }) {
   track.append(fill);
   row.append(element("span", className), element("span", percent(probability)), track);
   return row;
+}
+
+/** Returns a bar from the middle, to the right if the weight is above 0, and the weight as text. */
+function weight(value, share) {
+  const row = element("div", "", "weight");
+  const track = element("div");
+  const fill = element("i", "", share < 0 ? "below" : "");
+  fill.style.width = `${50 * Math.abs(share)}%`;
+  track.append(fill);
+  row.append(element("span", "weight ", "unseen"), element("span", value > 0.005 ? `+${logits(value)}` : logits(value)), track);
+  return row;
+}
+
+/** Returns logits with a true minus sign and without a minus zero. */
+function logits(value) {
+  return value.toFixed(2).replace("-0.00", "0.00").replace("-", "−");
 }
 
 function properties({ model, clip, numBytes, numFrames }) {

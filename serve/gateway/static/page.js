@@ -1,6 +1,6 @@
 // The page: which videos wait, which ones the server works on, what the server serves, and the API key if it wants one.
 
-import { classify, getModel, getSample, getSampleNames, setKey } from "./api.js";
+import { classify, explain, getModel, getSample, getSampleNames, setKey } from "./api.js";
 import { Card, element } from "./card.js";
 
 const AT_ONCE = 2; // one is sent while the other is decoded
@@ -15,7 +15,7 @@ let served = null;
 let retryTimer = 0;
 
 function add(files) {
-  const cards = files.map((file) => new Card(file, { again: enqueue, cancel, remove }));
+  const cards = files.map((file) => new Card(file, { again: enqueue, cancel, remove, explain: explainCard }));
   find("results").prepend(...cards.map((card) => card.node));
   for (const card of cards) {
     card.open = files.length === 1;
@@ -56,6 +56,15 @@ async function run(card) {
   }
 }
 
+async function explainCard(card) {
+  const { signal } = card;
+  try {
+    announce(card.showWeights(await explain(await card.read(), signal)));
+  } catch (problem) {
+    if (!signal.aborted) announce(card.showUnexplained(problem)); // otherwise the user has removed the card
+  }
+}
+
 function cancel(card) {
   const place = waiting.indexOf(card);
   if (place >= 0) waiting.splice(place, 1);
@@ -88,7 +97,8 @@ async function load() {
   }
 }
 
-function showModel({ name, version, class_names: classNames, num_frames: numFrames }) {
+function showModel({ name, version, class_names: classNames, num_frames: numFrames, explains }) {
+  document.body.classList.toggle("explains", explains);
   find("model").textContent = `${name} · version ${version}`;
   find("task").textContent = `The model looks at ${numFrames} frames and tells ${classNames.length} classes apart.`;
   const [summary, list] = find("classes").children;

@@ -146,7 +146,7 @@ def test_a_good_run_is_told_in_a_few_lines(manifest: Manifest) -> None:
     assert closing(manifest, epoch(1, 0.5), epoch(2, 0.96), best=2, test=evaluation(38, 40)).lines() == [
         "run one is done: epoch 2 of 2 was the best, val macro_f1 0.960; ended early: no better one for 3 epochs "
         "(patience_epochs)",
-        "test accuracy: 95.0% of 40 clips, 95% interval 83.5% to 98.6%; always answering a, the commonest: 25.0%",
+        "test accuracy: 95.0% of 40 clips, 95% interval 83.5% to 98.6%; always answering b, the commonest there: 75.0%",
         "look: make ui",
     ]
 
@@ -210,6 +210,16 @@ FORMER = ModelVersion("clipstream", "2", 0, run_id="r")
                 "0.400 of version 2)",
                 "  of the same 45 test clips, 5 are right in version 3 only, 3 in version 2 only: that may be chance "
                 "(p = 0.73)",
+            ],
+        ),
+        (
+            Promotion(True, FORMER, 0.4, is_measured_anew=True),
+            None,
+            [
+                "registered clipstream version 3: @champion moves to it from version 2 (val macro_f1 0.500, against "
+                "0.400 of version 2)",
+                "  version 2 was measured on this pack's val split for this: its figure is too good if it was trained "
+                "on any of these clips",
             ],
         ),
         (

@@ -60,7 +60,7 @@ class Closing:
         guess, name = self._guess(evaluation)
         yield (
             f"{split} accuracy: {num_right / num_clips:.1%} of {num_clips:,} clips, {LEVEL:.0%} interval {low:.1%} to "
-            f"{high:.1%}; always answering {name}, the commonest: {guess:.1%}"
+            f"{high:.1%}; always answering {name}, the commonest there: {guess:.1%}"
         )
         if split == "val":
             yield "  val chose the best epoch, so this is optimistic: pack a test split for a figure to rely on"
@@ -73,11 +73,9 @@ class Closing:
             )
 
     def _guess(self, evaluation: Evaluation) -> tuple[float, str]:
-        """Returns the share that is right if every answer is the commonest class of the train split, and its name."""
-        counts = self.manifest.splits["train"].num_per_class
-        names = self.manifest.class_names
-        commonest = max(range(len(names)), key=lambda number: counts.get(names[number], 0))
-        return float((evaluation.predictions["label"] == commonest).mean()), names[commonest]
+        """Returns the share that is right if every answer is the split's own commonest class, and its name."""
+        counts = evaluation.confusion.sum(axis=1)
+        return float(counts.max() / counts.sum()), self.manifest.class_names[int(counts.argmax())]
 
     def _hints(self) -> Iterator[str]:
         history, best = self.outcome.history, self._best
@@ -146,6 +144,11 @@ class Closing:
         value = self.outcome.val[config.select_by]
         former_value = f"{promotion.former_value:.3f} of version {former.version}"
         yield f"{head}{fate} (val {config.select_by} {value:.3f}, against {former_value})"
+        if promotion.is_measured_anew:
+            yield (
+                f"  version {former.version} was measured on this pack's val split for this: its figure is too good if "
+                "it was trained on any of these clips"
+            )
         if self.paired:
             pair = self.paired
             yield (

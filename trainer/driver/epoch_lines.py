@@ -58,7 +58,7 @@ class EpochLines:
         if event.global_step:
             return f"resumed at step {event.global_step}: {event.epoch:.2f} of {epochs} epochs are done"
         batch = self._config.global_batch
-        return f"training: {epochs} epochs of {self._num_samples:,} clips, {batch} per step"
+        return f"training: {epochs} epoch{'s' * (epochs != 1)} of {self._num_samples:,} clips, {batch} per step"
 
     def _stepped(self, event: Stepped) -> str:
         left_seconds = (1 - event.epoch % 1) * self._num_samples / event.clips_per_second

@@ -5,6 +5,7 @@ of the run is changed.
 """
 
 import hashlib
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from trainer.tracking.compare import name_of_run
 from trainer.worker.checkpoint import State, evaluated_weights
 from trainer.worker.parts import make_model, open_checkpoints
 from trainer.worker.spec import JobSpec
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,10 @@ def load_run(folder: Path, shards: str = "") -> FinishedRun:
     manifest = _read_pack(folder.name, record, place)
     spec = JobSpec(config, place, folder, record.run_id, record.tracking_uri, num_workers=1)
     state = _best_state(spec)
+    if not record.finished_epochs:
+        logger.warning(
+            "run %s is not finished: this is its best model so far, of step %d", folder.name, state["global_step"]
+        )
     model = make_model(spec, manifest)
     model.load_state_dict(evaluated_weights(state))
     return FinishedRun(

@@ -7,6 +7,7 @@ corrected table back: `python -m packer relabel`.
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from configs.explain import ReviewConfig
 from configs.home import resolve
 from configs.section import UsageError
+from packer.proportion import wilson_interval
 from packer.shards.manifest import read_samples
 from packer.storage.files import write_atomically
 from trainer.explain.draw import Strip, draw_strips
@@ -56,12 +58,20 @@ class Review:
     """Clips that a model has seen which did not learn from them."""
     num_right: int
     """Those of them whose label the model finds most probable."""
+    num_guessed: int
+    """How many of the covered clips have the commonest label."""
     num_uncovered: int
     """Clips that no such model has seen."""
     table: Path
     pictures: list[Path]
     shards: tuple[str, ...]
     """The packs whose labels are reviewed."""
+
+    @property
+    def means_something(self) -> bool:
+        """Whether the models are surely better than guessing."""
+        low, _ = wilson_interval(self.num_right / max(1, self.num_covered), max(1, self.num_covered))
+        return low * self.num_covered > self.num_guessed
 
     def __str__(self) -> str:
         """Returns what the user reads."""
@@ -70,13 +80,18 @@ class Review:
             f"{self.num_covered:,} clips reviewed, {len(self.suspects):,} of them may have a wrong label",
             f"the model agrees with {agreed:.0%} of the labels: the fewer, the less its objections mean",
         ]
+        if not self.means_something:
+            lines.append(
+                f"  that is not surely better than always naming the commonest class ({self.num_guessed:,} of "
+                f"{self.num_covered:,}), so the table means nothing yet: train a better model first"
+            )
         if self.num_uncovered:
             lines.append(
                 f"{self.num_uncovered:,} clips not reviewed: they are in train, so the model has learnt their labels; "
                 "a cross-validation over folds covers every clip"
             )
         lines += [f"table: {self.table}", *(f"picture: {path}" for path in self.pictures)]
-        if self.suspects:
+        if self.suspects and self.means_something:
             lines.append("next: look at the clips, correct the column label, and give the table to the packer:")
             lines += [f"  python -m packer relabel {pack} --labels {self.table}" for pack in self.shards]
         return "\n".join(lines)
@@ -98,7 +113,7 @@ def review(config: ReviewConfig) -> Review:
     """Reviews the labels of a run, or of a cross-validation, and writes the table and the picture.
 
     Raises:
-        UsageError: The run cannot be found or read.
+        UsageError: The run cannot be found or read, or the table is there with other content.
         OSError: The storage fails.
     """
     folder = find_folder(config.run, config.runs)
@@ -106,18 +121,28 @@ def review(config: ReviewConfig) -> Review:
     covered = list(_covered(runs).values())
     suspects = _suspects(covered, runs[0].class_names)
     table = resolve(config.out) if config.out else folder / "review.csv"
-    with write_atomically(table) as file:
-        file.write(review_table(suspects).encode())
+    _write_table(table, review_table(suspects))
     sources = {source for run in runs for source in _rows(run, None)["source"].to_pylist()}
     return Review(
         suspects=suspects,
         num_covered=len(covered),
         num_right=sum(int(one.probabilities_K.argmax()) == one.label for one in covered),
+        num_guessed=max(Counter(one.label for one in covered).values(), default=0),
         num_uncovered=len(sources) - len(covered),
         table=table,
         pictures=_draw(table, folder.name, suspects[: config.shown]),
         shards=tuple(dict.fromkeys(str(run.spec.shards) for run in runs)),
     )
+
+
+def _write_table(path: Path, text: str) -> None:
+    """Writes the table, but never over one that somebody may have corrected by hand."""
+    if path.exists() and path.read_bytes() != text.encode():
+        raise UsageError(
+            f"{path} is there already with other content, perhaps your corrections: rename it, or give another --out"
+        )
+    with write_atomically(path) as file:
+        file.write(text.encode())
 
 
 def review_table(suspects: Sequence[Suspect]) -> str:

@@ -73,6 +73,8 @@ class Promotion:
     """Its figure on the present val split; None: it cannot be compared."""
     obstacle: str = ""
     """Why it cannot be compared, such as "it has other classes"."""
+    is_measured_anew: bool = False
+    """Whether `former_value` was measured just now, because the champion knew another val split or metric."""
 
 
 @dataclass(frozen=True)
@@ -211,7 +213,7 @@ class Registry:
         better = contract.val_metric > value
         if better:
             self.client.set_registered_model_alias(self.name, CHAMPION, version)
-        return Promotion(better, champion, value)
+        return Promotion(better, champion, value, is_measured_anew=not same_measure)
 
     def promote(self, version: str) -> str:
         """Moves the champion's alias to a version and returns a sentence that names the version before.

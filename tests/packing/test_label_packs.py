@@ -258,8 +258,8 @@ def test_files_of_equal_stems_and_copies_stay_in_one_split(data: Path, tmp_path:
     ("options", "sentence"),
     [
         (["--split.method=labels"], "split.method labels is for labels from a file: give --labels PATH too"),
-        (["--labels-background=x"], "labels_background is for labels from a file"),
-        (["--labels-format=kinetics"], "labels_format is for labels from a file"),
+        (["--labels-background=x"], "--labels-background is for labels from a file"),
+        (["--labels-format=kinetics"], "--labels-format is for labels from a file"),
         (["--labels=x.csv", "--split.method=folders"], "labels name the classes"),
         (["--labels=x.csv", "--labels-frame-rate=fast"], "must be a number above 0"),
         (["--labels=x.csv", "--split.method=csv"], "lists must name the folder or file"),

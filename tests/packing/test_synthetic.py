@@ -103,5 +103,5 @@ def test_classes_come_in_pairs_that_are_each_other_played_backwards() -> None:
 def test_wrong_option_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path), "--side-px", "33"]) == 2
     assert capsys.readouterr().err == (
-        "python -m packer.synthetic: side_px: Input should be a multiple of 2 (got '33')\n"
+        "python -m packer.synthetic: --side-px: Input should be a multiple of 2 (got '33')\n"
     )

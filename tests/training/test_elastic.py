@@ -29,13 +29,15 @@ pytestmark = MLFLOW_WARNINGS
 
 Phases = list[tuple[int, int]]
 """World size and steps of each start of the workers."""
+TO_THE_END = NUM_STEPS + 1
+"""One start more than there are steps: it makes up for the last evaluation, which was stopped too."""
 IN_ONE_GO = 0
 """Instead of a number of steps, each of which is a start of its own."""
 PLANS: dict[str, Phases] = {
-    "one": [(1, NUM_STEPS)],
-    "two": [(2, NUM_STEPS)],
-    "resized": [(2, 5), (1, 5), (2, NUM_STEPS)],
-    "staged-one": [(1, NUM_STEPS)],
+    "one": [(1, TO_THE_END)],
+    "two": [(2, TO_THE_END)],
+    "resized": [(2, 5), (1, 5), (2, TO_THE_END)],
+    "staged-one": [(1, TO_THE_END)],
     "staged-two": [(2, IN_ONE_GO)],
     "staged-resized": [(2, 5), (1, 5), (2, IN_ONE_GO)],
 }
@@ -121,5 +123,5 @@ def test_the_fewest_and_the_most_workers_make_a_range() -> None:
     for min_workers, num_workers, wanted in ((1, 4, (1, 4)), (4, 4, (4, 4)), (2, 1, (2, 2))):
         assert worker_range(min_workers, num_workers) == wanted
     arguments = ["--min-workers", "3", "--num-workers", "2"]
-    with pytest.raises(UsageError, match=r"min_workers \(3\) must be at most num_workers \(2\)"):
+    with pytest.raises(UsageError, match=r"--min-workers \(3\) must be at most --num-workers \(2\)"):
         parse(TrainConfig, arguments, prog="trainer", description="", env_prefix="CLIPSTREAM_TRAIN_")

@@ -43,7 +43,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     folder = tmp_path_factory.mktemp("page")
     uri = store_uri(folder)
     create_store(uri)
-    client = MlflowClient(uri)
+    client = MlflowClient(uri, registry_uri=uri)  # MLflow's own default may be that of another test
     client.create_experiment("clipstream", artifact_location=(folder / "artifacts").as_uri())
     run_id = open_run(uri, TrainConfig(run="nightly"), folder / "artifacts")
     log = RunLog(uri, run_id)

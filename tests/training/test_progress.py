@@ -84,7 +84,7 @@ def test_older_checkpoints_lack_the_newest_entries() -> None:
 
 def test_a_checkpoint_from_before_probabilities_were_kept_gives_the_predictions() -> None:
     progress = Progress()
-    progress.end_epoch(evaluation(3, 0.5), "top1")
+    progress.end_epoch(evaluation(3, 0.5), "top1", 1, EpochSums())
     state = progress.state()
     del state["best_probabilities"]
     again = Progress.from_state(state, num_classes=2).best_evaluation

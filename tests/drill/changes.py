@@ -22,7 +22,9 @@ SWAP_SECONDS = 10.0
 P99_FACTOR, WORST_FACTOR = 1.5, 2.0
 """How much slower answers may be while versions are swapped than while none is."""
 OVERLOAD_FACTOR = 4.0
-REFUSAL_SECONDS = 0.1
+REFUSAL_SHARE = 0.1
+"""How long refusals may take, as a share of what accepted requests take in a queue that is just full: by the same
+machine in the same minute, which a limit in seconds is not (0.12 to 0.22 s where answers take 2.4 s)."""
 
 
 def swap(project: Project) -> Row:
@@ -78,7 +80,7 @@ def overload(project: Project) -> Row:
         full,
         None,
         *refused_well(load.failed, {"overloaded"}),
-        *check(not late <= REFUSAL_SECONDS, f"p99 of the refusals is {late:.3f} s"),
+        *check(not late <= REFUSAL_SHARE * full.percentile(99), f"p99 of the refusals is {late:.3f} s"),
         *check(slow, "what was accepted took longer"),
         *check(after != 200, "it does not answer afterwards"),
     )

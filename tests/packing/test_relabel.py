@@ -210,7 +210,9 @@ def test_a_table_of_segments_gives_the_pack_of_that_table(tmp_path: Path, capsys
     assert_alike(target, fresh)
     assert run("inspect", target, "--sheet", tmp_path / "sheet.html") == 0
     assert "segments  12 of 9 files" in capsys.readouterr().out
-    assert "--labels-frame-rate: must be" in refused(["relabel", target, "--labels", fixed, "--labels-frame-rate=-1"], capsys)
+    assert "--labels-frame-rate: must" in refused(
+        ["relabel", target, "--labels", fixed, "--labels-frame-rate=-1"], capsys
+    )
     assert "none.csv" in refused(["relabel", target, "--labels", tmp_path / "none.csv"], capsys)
 
 

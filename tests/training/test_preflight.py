@@ -142,7 +142,7 @@ assert not {"torch", "ray", "mlflow", "matplotlib"} & sys.modules.keys()
     for line, part in zip(
         lines,
         [
-            "--num-workers (9) must be at most --global-batch (8), one clip each: give --num-workers 8 or --global-batch",
+            "--num-workers (9) must be at most --global-batch (8), one clip each: give --num-workers 8 or",
             "holds one class (a)",
             "is not the index of this pack",
             f"the MLflow server at {store} does not answer (",

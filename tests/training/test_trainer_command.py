@@ -229,8 +229,11 @@ def test_promote_says_when_the_registry_does_not_answer(
         (["--epochs", "0"], r"epochs: Input should be greater than or equal to 1 \(got '0'\)"),
         (["--num-workers", "9"], r"--num-workers \(9\) must be at most --global-batch \(8\)"),
         (["--model.backbone", "vgg"], r"model.backbone \(vgg\) is not known: choose one of narrow, convnext_base"),
-        (["--model.freeze-epochs", "2"], r"--model.freeze-epochs \(2\) would keep random weights: choose other weights"),
-        (["--model.backbone", "r3d_18", "--model.differences"], r"--model.differences .* --model.backbone r3d_18 lacks"),
+        (["--model.freeze-epochs", "2"], r"--model.freeze-epochs \(2\) would keep random weights: choose other"),
+        (
+            ["--model.backbone", "r3d_18", "--model.differences"],
+            r"--model.differences .* --model.backbone r3d_18 lacks",
+        ),
         (["--view.num-frames", "5"], r"--view.num-frames \(5\) must be at most 4, the frames of a clip in .*packed"),
         (["--model.weights", "absent.pt"], r"model.weights \(.*absent.pt\) does not exist"),
         (["--model.weights", "imagenet"], r"does not exist for --model.backbone narrow: give --model.weights none"),

@@ -85,10 +85,10 @@ def format_relabelling(result: RelabelResult, is_dry_run: bool) -> str:
         *_lacking_lines(class_names, counts),
         *_contradiction_lines(decision.plan),
         f"shards    {num_shards} of {len(decision.plan.shards)} with other labels or class indices, under new names",
-        "dry run   nothing was written" if is_dry_run else f"took      {result.seconds:.1f} s; no video was read",
         "next      copy the pack first if runs that were trained on it are to be explained or reviewed later"
         if is_dry_run
         else "next      train again: runs of the pack before can no longer be explained or reviewed",
+        "dry run   nothing was written" if is_dry_run else f"took      {result.seconds:.1f} s; no video was read",
     ]
     return "\n".join(lines)
 

@@ -21,6 +21,7 @@ from tests.support.waiting import until
 from trainer.__main__ import main
 from trainer.driver.run_folder import locked
 from trainer.evaluation.model_card import as_description
+from trainer.tracking.pages import run_page
 from trainer.tracking.registry import Registry
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1800), *MLFLOW_WARNINGS]
@@ -75,8 +76,8 @@ def test_the_log_says_what_ran_and_reads_well(plain: Project, first_log: str) ->
     assert re.search(r"\nrun first is done: epoch [12] of 2 was the best, val macro_f1 [0-9.]+\n", first_log)
     assert re.search(r"\ntest accuracy: [0-9.]+% of \d clips, 95% interval [0-9.]+% to [0-9.]+%; always ", first_log)
     assert "registered clipstream version 1: it is @champion, as the first one" in lines
-    page = f"http://127.0.0.1:5000/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
-    assert lines[-2] == f"look: mlflow ui --backend-store-uri sqlite:///{plain.home / 'mlflow.db'}, then {page}"
+    page = run_page(f"sqlite:///{plain.home}/mlflow.db", run.info.experiment_id, run.info.run_id)
+    assert lines[-2] == f"look: python -m trainer ui, then {page}"
     assert lines[-1] == "serve @champion: python -m serve"
     assert len(lines) < 20
     assert "\x1b" not in first_log

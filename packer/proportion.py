@@ -19,4 +19,5 @@ def wilson_interval(share: float, num_clips: int) -> tuple[float, float]:
     square = z * z / num_clips
     centre = (share + square / 2) / (1 + square)
     half = z * math.sqrt(share * (1 - share) / num_clips + square / (4 * num_clips)) / (1 + square)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # The share lies within its interval, but rounding may put an end beyond it.
+    return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))

@@ -53,10 +53,7 @@ class LocalRay:
         Raises:
             StartError: It did not start.
         """
-        try:
-            _start_ray(self._command)
-        except Exception as error:  # Ray raises plain ones, for instance if the machine is too busy
-            raise StartError(f"Ray did not start ({error}): its logs are in /tmp/ray/session_latest/logs") from error
+        _start_ray(self._command)
 
     def deploy(self) -> None:
         """Starts the application, and returns when it runs, or when it is to end.
@@ -130,13 +127,16 @@ def _start_ray(command: ServeCommand) -> None:
     # Filters, because Ray Serve sets the level of its logger anew.
     logging.getLogger("ray.serve").addFilter(lambda record: record.levelno >= logging.WARNING)
     logging.getLogger("ray._private.worker").addFilter(lambda record: "SIGTERM handler" not in record.getMessage())
-    ray.init(
-        address="local",
-        include_dashboard=False,
-        num_cpus=max(os.cpu_count() or 1, command.max_replicas * command.cpus_per_replica),
-        logging_level=logging.WARNING,
-        _metrics_export_port=command.metrics_port,
-    )
+    try:
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            num_cpus=max(os.cpu_count() or 1, command.max_replicas * command.cpus_per_replica),
+            logging_level=logging.WARNING,
+            _metrics_export_port=command.metrics_port,
+        )
+    except Exception as error:  # Ray raises this very class if it is not up after 30 s
+        raise StartError(f"Ray did not start ({error}): its logs are in /tmp/ray/session_latest/logs") from error
 
 
 def _deploy(command: ServeCommand) -> None:

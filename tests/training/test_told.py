@@ -123,11 +123,10 @@ def test_top5_is_shown_of_many_classes_only() -> None:
     assert line.count("top1") == 1
 
 
-def test_lines_within_an_epoch_come_only_if_it_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lines_within_an_epoch_come_only_if_it_takes_long() -> None:
     now = [100.0]
-    monkeypatch.setattr("time.monotonic", lambda: now[0])
     stream = io.StringIO()
-    lines = EpochLines(CONFIG, 2, 56, stream)
+    lines = EpochLines(CONFIG, 2, 56, stream, clock=lambda: now[0])
     for seconds, position in ((5, 0.02), (35, 0.05), (40, 0.12), (45, 0.3), (69, 0.39), (71, 0.4)):
         now[0] = 100.0 + seconds
         lines.show(Stepped(1, position, 0.5, 4.0))

@@ -4,6 +4,7 @@ import os
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from typing import TextIO
 
 from configs.train import TrainConfig
@@ -25,15 +26,24 @@ class EpochLines:
         num_classes: K.
         num_samples: Clips of the train split.
         stream: Where the lines go; best epochs are coloured if it is a terminal and NO_COLOR is not set.
+        clock: Seconds from any moment on.
     """
 
-    def __init__(self, config: TrainConfig, num_classes: int, num_samples: int, stream: TextIO | None = None) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        num_classes: int,
+        num_samples: int,
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._config = config
         self._num_classes = num_classes
         self._num_samples = num_samples
         self._stream = stream or sys.stdout
         self._seconds: list[float] = []
-        self._wrote_at_seconds = time.monotonic()
+        self._clock = clock
+        self._wrote_at_seconds = clock()
         self._wrote_at_epoch = 0.0
 
     def show(self, event: Event) -> None:
@@ -46,11 +56,11 @@ class EpochLines:
             self._write(self._stepped(event), event.epoch)
 
     def _write(self, line: str, epoch: float) -> None:
-        self._wrote_at_seconds, self._wrote_at_epoch = time.monotonic(), epoch
+        self._wrote_at_seconds, self._wrote_at_epoch = self._clock(), epoch
         print(line, file=self._stream, flush=True)
 
     def _is_due(self, event: Stepped) -> bool:
-        is_long = time.monotonic() - self._wrote_at_seconds >= LONG_SECONDS
+        is_long = self._clock() - self._wrote_at_seconds >= LONG_SECONDS
         return is_long and event.epoch - self._wrote_at_epoch >= 0.1
 
     def _began(self, event: Began) -> str:
